@@ -1,0 +1,352 @@
+"""The laws of the house, read off the sources with `ast`: imports, state, and what is never caught.
+
+Each law is a function from a source to its complaints, and is shown to fail on small bad sources.
+"""
+
+import ast
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import pytest
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+PACKAGE: Final = "llmgateway"
+
+# A module imports only modules that stand before it.
+ORDER: Final = (
+    "errors", "log",
+    "wire", "headers",
+    "tree", "source", "values", "settings", "references", "config",
+    "keys", "discovery",
+    "fleet", "router",
+    "exchange", "upstream", "health", "downstream", "proxy",
+    "app", "demo", "commands",
+)  # fmt: skip
+PURE: Final = frozenset(ORDER[: ORDER.index("fleet")])
+OUTSIDE_PURE: Final = frozenset({"asyncio", "aiohttp", "socket", "ssl", "uvloop"})
+FIRST_WITH_AIOHTTP: Final = "upstream"
+
+MUTABLE_LITERALS: Final = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)
+MUTABLE_CALLS: Final = frozenset(
+    {"list", "dict", "set", "bytearray", "defaultdict", "deque", "OrderedDict", "Counter", "count"}
+    | {"WeakKeyDictionary", "WeakValueDictionary", "WeakSet", "Event", "Lock", "Queue", "Semaphore"}
+)
+MUTATORS: Final = frozenset(
+    {"append", "appendleft", "extend", "insert", "add", "update", "setdefault"}
+    | {"pop", "popitem", "popleft", "remove", "discard", "clear", "sort", "reverse"}
+)
+MOCKS: Final = frozenset({"unittest.mock", "mock", "pytest_mock"})
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A parsed file; `module` is its name inside the package, `__init__` for the package itself."""
+
+    module: str
+    tree: ast.Module
+
+
+Law: TypeAlias = Callable[[Source], Iterator[str]]
+
+
+# --- What a module may import ---------------------------------------------------------------------
+
+
+def imported_names(source: Source) -> Iterator[tuple[int, str]]:
+    """Yield (line, dotted name) of every import, wherever it stands; relative ones made absolute."""
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(filter(None, [PACKAGE if node.level else "", node.module]))
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+
+
+def is_or_is_in(name: str, module: str) -> bool:
+    """`llmgateway.keys.Key` is in `llmgateway.keys` and in `llmgateway`."""
+    return f"{name}.".startswith(f"{module}.")
+
+
+def rank(module: str) -> int:
+    """The place in ORDER; the package itself stands before all of them."""
+    return -1 if module == "__init__" else ORDER.index(module)
+
+
+def a_module_imports_only_modules_listed_before_it(source: Source) -> Iterator[str]:
+    if source.module != "__init__" and source.module not in ORDER:
+        yield f"1: {source.module} is missing from ORDER: give it its place"
+        return
+    for line, name in imported_names(source):
+        if not is_or_is_in(name, PACKAGE):
+            continue
+        inner = name.removeprefix(PACKAGE).removeprefix(".").split(".")[0]
+        target = "__init__" if inner.startswith("__") else inner
+        if target not in ("__init__", *ORDER):
+            yield f"{line}: imports {name}: import one listed module at a time"
+        elif rank(target) >= max(rank(source.module), 0):
+            yield f"{line}: imports {target}, which does not stand before {source.module}"
+
+
+def aiohttp_begins_at_upstream(source: Source) -> Iterator[str]:
+    if source.module in ORDER[ORDER.index(FIRST_WITH_AIOHTTP) :]:
+        return
+    for line, name in imported_names(source):
+        if is_or_is_in(name, "aiohttp"):
+            yield f"{line}: imports {name}; aiohttp is for {FIRST_WITH_AIOHTTP} and what follows it"
+
+
+def a_pure_module_knows_no_event_loop_and_no_network(source: Source) -> Iterator[str]:
+    if source.module not in PURE:
+        return
+    for line, name in imported_names(source):
+        if name.split(".")[0] in OUTSIDE_PURE:
+            yield f"{line}: imports {name}; {source.module} is pure"
+
+
+def the_package_never_imports_the_front_door(source: Source) -> Iterator[str]:
+    for line, name in imported_names(source):
+        if is_or_is_in(name, "gateway"):
+            yield f"{line}: imports {name}; gateway.py knows the package, not the other way round"
+
+
+def imports_are_written_out(source: Source) -> Iterator[str]:
+    """An import by a computed name, or of everything, would walk past the other laws."""
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Call) and last_name(node.func) in {"__import__", "import_module"}:
+            yield f"{node.lineno}: imports by a computed name"
+        elif isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names):
+            yield f"{node.lineno}: imports *"
+
+
+# --- Where state may live -------------------------------------------------------------------------
+
+
+def last_name(node: ast.expr) -> str:
+    """`deque` for both `deque` and `collections.deque`; empty for anything else."""
+    match node:
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return name
+    return ""
+
+
+def is_mutable(value: ast.expr | None) -> bool:
+    if isinstance(value, ast.Call):
+        return last_name(value.func) in MUTABLE_CALLS
+    return isinstance(value, MUTABLE_LITERALS)
+
+
+def module_level(tree: ast.Module) -> Iterator[ast.stmt]:
+    """Yield the statements that run on import: those in `if` and `try` too, but not in functions."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.stmt):
+                yield child
+            if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.expr)):
+                waiting.append(child)
+
+
+def mutable_globals(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yield (line, name) of what is bound on import to something that can change."""
+    for node in module_level(tree):
+        match node:
+            case ast.Assign(targets=targets, value=value) if is_mutable(value):
+                yield from ((node.lineno, target.id) for target in targets if isinstance(target, ast.Name))
+            case ast.AnnAssign(target=ast.Name(id=name), value=value) if is_mutable(value):
+                yield node.lineno, name
+
+
+def changed_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield (line, name) wherever the thing behind a name changes in place: `x[1] = 2`, `x.add(1)`."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Subscript(value=ast.Name(id=name), ctx=ast.Store() | ast.Del()):
+                yield node.lineno, name
+            case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr=attr)) if attr in MUTATORS:
+                yield node.lineno, name
+            case ast.AugAssign(target=ast.Name(id=name)):
+                yield node.lineno, name
+
+
+def a_module_holds_no_state(source: Source) -> Iterator[str]:
+    """Tables are welcome: in UPPER_CASE, and never changed. Two gateways can run in one process."""
+    tables = {name: line for line, name in mutable_globals(source.tree)}
+    for name, line in tables.items():
+        if not name.isupper() and name != "__all__":
+            yield f"{line}: {name} can change and is the module's; give it an owner, or make it a CONSTANT"
+    for line, name in changed_names(source.tree):
+        if name in tables:
+            yield f"{line}: changes {name}, which belongs to the module; give it an owner"
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Global):
+            yield f"{node.lineno}: global {', '.join(node.names)}"
+
+
+# --- What is never caught, and what every file has ------------------------------------------------
+
+
+def catches_everything(kind: ast.expr | None) -> bool:
+    if isinstance(kind, ast.Tuple):
+        return any(catches_everything(one) for one in kind.elts)
+    return kind is not None and last_name(kind) in {"Exception", "BaseException"}
+
+
+def does_nothing(body: list[ast.stmt]) -> bool:
+    return all(
+        isinstance(node, (ast.Pass, ast.Continue))
+        or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+        for node in body
+    )
+
+
+def no_failure_is_swallowed_whole(source: Source) -> Iterator[str]:
+    for node in ast.walk(source.tree):
+        match node:
+            case ast.ExceptHandler(type=None):
+                yield f"{node.lineno}: a bare except takes cancellation too; name what you expect"
+            case ast.ExceptHandler(type=kind, body=body) if catches_everything(kind) and does_nothing(body):
+                yield f"{node.lineno}: swallows every failure; name what you expect, or log it"
+            case ast.Call(func=func, args=args) if last_name(func) == "suppress":
+                if any(catches_everything(kind) for kind in args):
+                    yield f"{node.lineno}: suppresses every failure; name what you expect"
+
+
+def a_test_mocks_nothing(source: Source) -> Iterator[str]:
+    for line, name in imported_names(source):
+        if any(is_or_is_in(name, mock) for mock in MOCKS):
+            yield f"{line}: imports {name}; script a small real provider instead"
+
+
+def a_file_opens_with_its_promise(source: Source) -> Iterator[str]:
+    if not (ast.get_docstring(source.tree) or "").strip():
+        yield "1: has no docstring: say in one sentence what the file is for"
+
+
+# --- The laws, held against the sources -----------------------------------------------------------
+
+IMPORTS: Final[tuple[Law, ...]] = (
+    a_module_imports_only_modules_listed_before_it,
+    aiohttp_begins_at_upstream,
+    a_pure_module_knows_no_event_loop_and_no_network,
+    the_package_never_imports_the_front_door,
+    imports_are_written_out,
+)
+PROGRAM: Final[tuple[Law, ...]] = (
+    a_module_holds_no_state,
+    no_failure_is_swallowed_whole,
+    a_file_opens_with_its_promise,
+)
+TESTS: Final[tuple[Law, ...]] = (a_test_mocks_nothing, no_failure_is_swallowed_whole)
+
+MODULES: Final = tuple(sorted((ROOT / PACKAGE).rglob("*.py")))
+FRONT_DOOR: Final = tuple(ROOT.glob("gateway.py"))
+TEST_FILES: Final = tuple(sorted((ROOT / "tests").rglob("*.py")))
+CASES: Final = (
+    *((law, path) for law in (*IMPORTS, *PROGRAM) for path in MODULES),
+    *((law, path) for law in PROGRAM for path in FRONT_DOOR),
+    *((law, path) for law in TESTS for path in TEST_FILES),
+)
+
+
+def case_id(value: object) -> str:
+    return value.stem if isinstance(value, Path) else str(getattr(value, "__name__", value))
+
+
+def read(path: Path) -> Source:
+    relative = path.relative_to(ROOT / PACKAGE) if path in MODULES else path.relative_to(ROOT)
+    tree = ast.parse(path.read_text("utf-8"), filename=str(path))
+    return Source(".".join(relative.with_suffix("").parts), tree)
+
+
+@pytest.mark.parametrize(("law", "path"), CASES, ids=case_id)
+def test_the_law_holds(law: Law, path: Path) -> None:
+    complaints = [f"{path.relative_to(ROOT)}:{complaint}" for complaint in law(read(path))]
+    assert not complaints, "\n".join(complaints)
+
+
+def test_there_is_something_to_hold_the_laws_against() -> None:
+    assert {"__init__", "errors"} <= {path.stem for path in MODULES}
+
+
+# --- Each law can fail ----------------------------------------------------------------------------
+
+BAD: Final[tuple[tuple[Law, str, str], ...]] = (
+    (a_module_imports_only_modules_listed_before_it, "keys", "from llmgateway.router import choose"),
+    (a_module_imports_only_modules_listed_before_it, "keys", "from llmgateway import router"),
+    (a_module_imports_only_modules_listed_before_it, "keys", "import llmgateway.router as r"),
+    (a_module_imports_only_modules_listed_before_it, "keys", "from .router import choose"),
+    (a_module_imports_only_modules_listed_before_it, "keys", "from . import router"),
+    (a_module_imports_only_modules_listed_before_it, "keys", "from llmgateway import keys"),
+    (a_module_imports_only_modules_listed_before_it, "keys", "def late():\n    from llmgateway import app"),
+    (a_module_imports_only_modules_listed_before_it, "keys", "if TYPE_CHECKING:\n    from .app import App"),
+    (a_module_imports_only_modules_listed_before_it, "keys", "import llmgateway"),
+    (a_module_imports_only_modules_listed_before_it, "keys", "from llmgateway import unheard_of"),
+    (a_module_imports_only_modules_listed_before_it, "__init__", "from llmgateway import errors"),
+    (a_module_imports_only_modules_listed_before_it, "unheard_of", ""),
+    (a_module_imports_only_modules_listed_before_it, "sub.keys", ""),
+    (aiohttp_begins_at_upstream, "router", "import aiohttp"),
+    (aiohttp_begins_at_upstream, "fleet", "def late():\n    from aiohttp.web import Response"),
+    (aiohttp_begins_at_upstream, "unheard_of", "import aiohttp"),
+    (a_pure_module_knows_no_event_loop_and_no_network, "wire", "import asyncio"),
+    (a_pure_module_knows_no_event_loop_and_no_network, "keys", "from asyncio.tasks import sleep"),
+    (a_pure_module_knows_no_event_loop_and_no_network, "config", "if TYPE_CHECKING:\n    import ssl"),
+    (the_package_never_imports_the_front_door, "commands", "import gateway"),
+    (the_package_never_imports_the_front_door, "app", "def late():\n    from gateway import main"),
+    (imports_are_written_out, "app", "importlib.import_module(name)"),
+    (imports_are_written_out, "app", "__import__('llmgateway.app')"),
+    (imports_are_written_out, "app", "from llmgateway.errors import *"),
+    (a_module_holds_no_state, "app", "sessions = {}"),
+    (a_module_holds_no_state, "app", "sessions: dict[str, int] = {}"),
+    (a_module_holds_no_state, "app", "if True:\n    seen = collections.deque()"),
+    (a_module_holds_no_state, "app", "try:\n    pass\nexcept ImportError:\n    seen = [x for x in y]"),
+    (a_module_holds_no_state, "app", "SEEN = set()\ndef see(x):\n    SEEN.add(x)"),
+    (a_module_holds_no_state, "app", "SEEN: Final = {}\ndef see(x):\n    SEEN[x] = 1"),
+    (a_module_holds_no_state, "app", "SEEN = {1: 2}\ndef see(x):\n    del SEEN[x]"),
+    (a_module_holds_no_state, "app", "total = 0\ndef more():\n    global total\n    total += 1"),
+    (no_failure_is_swallowed_whole, "app", "try:\n    pass\nexcept:\n    raise"),
+    (no_failure_is_swallowed_whole, "app", "try:\n    pass\nexcept Exception:\n    pass"),
+    (no_failure_is_swallowed_whole, "app", "try:\n    pass\nexcept (OSError, BaseException):\n    ..."),
+    (no_failure_is_swallowed_whole, "app", "for x in y:\n try:\n  pass\n except Exception:\n  continue"),
+    (no_failure_is_swallowed_whole, "app", "with contextlib.suppress(Exception):\n    f()"),
+    (a_test_mocks_nothing, "tests.test_x", "from unittest.mock import AsyncMock"),
+    (a_test_mocks_nothing, "tests.test_x", "from unittest import mock"),
+    (a_test_mocks_nothing, "tests.test_x", "import unittest.mock"),
+    (a_file_opens_with_its_promise, "app", "import os"),
+    (a_file_opens_with_its_promise, "app", "'  '"),
+)
+GOOD: Final = '''"""An upstream that keeps every law."""
+import asyncio
+import aiohttp
+import unittest
+from llmgateway import __version__, errors
+from llmgateway.fleet import Fleet
+from .wire import ENDPOINTS
+__all__ = ["relay"]
+HOP_BY_HOP: Final = {"connection", "te"}
+TABLE = {name: 1 for name in HOP_BY_HOP}
+request_id = ContextVar("request_id")
+def relay(seen):
+    seen[1] = 2
+    local = []
+    local.append(1)
+    try:
+        pass
+    except OSError:
+        pass
+    except Exception:
+        log.exception("failed")
+'''
+
+
+@pytest.mark.parametrize(("law", "module", "text"), BAD, ids=case_id)
+def test_the_law_catches(law: Law, module: str, text: str) -> None:
+    assert list(law(Source(module, ast.parse(text))))
+
+
+@pytest.mark.parametrize("law", sorted({*IMPORTS, *PROGRAM, *TESTS}, key=case_id), ids=case_id)
+def test_the_law_can_fail_and_can_be_kept(law: Law) -> None:
+    assert law in {bad for bad, _, _ in BAD}
+    assert not list(law(Source("upstream", ast.parse(GOOD))))

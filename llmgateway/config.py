@@ -1,0 +1,220 @@
+"""YAML -> Config, or all its problems, each with file, line and path.
+
+Problems of the text (`source`), of shape (`settings`) and of meaning (`references`) are reported together.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from llmgateway import references
+from llmgateway.references import KEY, Steps
+from llmgateway.settings import (
+    Config,
+    HealthConfig,
+    KeyConfig,
+    KeyEntry,
+    LogConfig,
+    ProviderConfig,
+    Section,
+    ServerConfig,
+    TimeoutsConfig,
+    UserConfig,
+)
+from llmgateway.source import MAX_BYTES, Document, read
+from llmgateway.tree import (
+    ConfigError,
+    Mark,
+    Node,
+    Problem,
+    Scalar,
+    Series,
+    Table,
+    from_python,
+    in_order,
+    joined,
+    quoted,
+)
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "HealthConfig",
+    "KeyConfig",
+    "Loaded",
+    "LogConfig",
+    "Problem",
+    "ProviderConfig",
+    "ServerConfig",
+    "TimeoutsConfig",
+    "UserConfig",
+    "build",
+    "load",
+    "parse",
+    "schema",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A usable config, and what is doubtful about it."""
+
+    config: Config
+    warnings: tuple[Problem, ...] = ()
+
+
+def load(path: Path, environ: Mapping[str, str]) -> Loaded:
+    """Read the config file. Raises ConfigError, for a file that cannot be read as well."""
+    try:
+        with path.open("rb") as opened:
+            source = opened.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as exc:
+        why = getattr(exc, "strerror", None) or str(exc)
+        raise ConfigError(
+            [Problem(str(path), 1, 1, "", f"the file cannot be read ({why}); name another with -c")]
+        ) from None
+    return parse(source, file=str(path), environ=environ)
+
+
+def parse(text: str | bytes, *, file: str, environ: Mapping[str, str], now: float | None = None) -> Loaded:
+    """Read a config from YAML text; `now` is epoch seconds. Raises ConfigError."""
+    document = read(text, file=file, environ=environ)
+    if document.root is None:
+        raise ConfigError(document.problems)
+    config = _config(document.root, document, file)
+    doubts = references.doubts(config, now=time.time() if now is None else now)
+    return Loaded(config, in_order(_problem(file, document.root, path, message) for path, message in doubts))
+
+
+def build(tree: Mapping[str, Any]) -> Config:
+    """Make a Config out of plain Python values in the form of the file. Raises ConfigError."""
+    root = from_python(tree)
+    assert isinstance(root, Table)
+    return _config(root, Document(root), "<built-in>")
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of the file, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
+
+
+def _config(root: Table, document: Document, file: str) -> Config:
+    problems = list(document.problems)
+    problems += [_problem(file, root, path, message) for path, message in references.complaints(root)]
+    try:
+        config = Config.model_validate(_plain(root))
+    except ValidationError as exc:
+        problems += _of_shape(exc, root, file)
+        raise ConfigError(problems) from None
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _plain(node: Node) -> Any:
+    """The tree as pydantic wants it: dicts and lists, with Scalars as leaves."""
+    match node:
+        case Table():
+            return {key: _plain(entry.value) for key, entry in node.entries.items()}
+        case Series():
+            return list(map(_plain, node.items))
+        case Scalar():
+            return None if node.null else node
+
+
+# --- pydantic's errors, in our words --------------------------------------------------------------
+
+# Where each model stands in the file; * is any name or number.
+_SECTIONS: Final[Sequence[tuple[tuple[str, ...], type[Section]]]] = (
+    ((), Config),
+    (("server",), ServerConfig),
+    (("users", "*"), UserConfig),
+    (("users", "*", "keys", "*"), KeyEntry),
+    (("providers", "*"), ProviderConfig),
+    (("providers", "*", "timeouts"), TimeoutsConfig),
+    (("health",), HealthConfig),
+    (("log",), LogConfig),
+)
+
+
+def _of_shape(exc: ValidationError, root: Table, file: str) -> Iterator[Problem]:
+    for error in exc.errors(include_url=False, include_input=False):
+        kind, path = error["type"], error["loc"]
+        if kind == "reported":
+            continue
+        if kind == "extra_forbidden":
+            yield _unknown_key(file, root, path)
+        elif kind == "missing":
+            yield _problem(file, root, path, f"`{path[-1]}` is missing; write one here")
+        elif kind == "literal_error":
+            yield _problem(file, root, path, _no_choice(root, path, error["ctx"]["expected"]))
+        else:
+            yield _problem(file, root, path, error["msg"])
+
+
+def _no_choice(root: Table, path: Steps, expected: str) -> str:
+    node = _locate(root, path).node
+    written = quoted(node) if isinstance(node, Scalar) else "this value"
+    return f"{written} is not one of the choices; write {expected}"
+
+
+def _unknown_key(file: str, root: Table, path: Steps) -> Problem:
+    model = _model_at(path[:-1])
+    known = list(model.model_fields)
+    place = _locate(root, (*path, KEY))
+    nearest = get_close_matches(str(path[-1]), known, 1)
+    hint = f"did you mean `{nearest[0]}`?" if nearest else f"known here: {', '.join(known)}"
+    if model is KeyEntry and path[-1] == "sha256":
+        hint = "write the hash without a space after the colon, sha256:..."
+    shown_path = (
+        place.path if nearest or model is not KeyEntry else joined(path[:-1])
+    )  # it may be a key out of place
+    return Problem(file, place.mark.line, place.mark.column, shown_path, f"unknown key; {hint}")
+
+
+def _model_at(path: Steps) -> type[Section]:
+    for pattern, model in _SECTIONS:
+        if len(pattern) == len(path) and all(a in ("*", b) for a, b in zip(pattern, path, strict=True)):
+            return model
+    raise AssertionError(f"no model at {path}")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    path: str
+    mark: Mark
+    node: Node | None
+
+
+def _problem(file: str, root: Table, path: Steps, message: str) -> Problem:
+    place = _locate(root, path)
+    return Problem(file, place.mark.line, place.mark.column, place.path, message)
+
+
+def _locate(root: Table, path: Steps) -> Place:
+    """Find a place in the file; where the file ends before the path does, it is what stands there."""
+    node: Node | None = root
+    mark = key_mark = root.mark
+    walked: list[int | str] = []
+    for step in path:
+        if isinstance(node, Table) and step in node.entries:
+            entry = node.entries[str(step)]
+            node, mark, key_mark = entry.value, entry.value.mark, entry.key_mark
+        elif step == KEY:
+            return Place(joined(walked), key_mark, None)
+        elif isinstance(node, Series) and isinstance(step, int):
+            node = node.items[step]
+            mark = node.mark
+        elif isinstance(node, Scalar) and not node.null:
+            break  # written in one word, such as a key
+        else:
+            node = None
+        walked.append(step)
+    return Place(joined(walked), mark, node)

@@ -1,0 +1,97 @@
+"""Every failure a caller can see, and every way a provider can fail us.
+
+Two trees, and one border between them:
+
+    GatewayError            what a client is told: a kind (status and type), a message, sometimes Retry-After
+    ProviderFailed          what one provider did to one exchange; becomes a 502 only when no other candidate
+    is left ProviderUnreachable   no connection: refused, no route, no such name, TLS ProviderTimedOut
+    which wait ran out: connect, first_byte or idle ProviderBroke         the connection ended, or stopped
+    making sense, before the answer did ProviderErrored       it answered 5xx ProviderRefused       it
+    answered 401 or 403: the gateway's own credentials are wrong
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Final, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorKind:
+    """A row of the error table: the HTTP status and the machine-readable type."""
+
+    status: int
+    type: str
+
+
+INVALID_REQUEST: Final = ErrorKind(400, "invalid_request")
+INVALID_API_KEY: Final = ErrorKind(401, "invalid_api_key")
+MODEL_NOT_ALLOWED: Final = ErrorKind(403, "model_not_allowed")
+NO_PROVIDER: Final = ErrorKind(404, "no_provider")
+NOT_FOUND: Final = ErrorKind(404, "not_found")
+METHOD_NOT_ALLOWED: Final = ErrorKind(405, "method_not_allowed")
+REQUEST_TIMEOUT: Final = ErrorKind(408, "request_timeout")
+REQUEST_TOO_LARGE: Final = ErrorKind(413, "request_too_large")
+INTERNAL_ERROR: Final = ErrorKind(500, "internal_error")
+UPSTREAM_ERROR: Final = ErrorKind(502, "upstream_error")
+DRAINING: Final = ErrorKind(503, "draining")
+
+
+class GatewayError(Exception):
+    """A failure to be told to the client, in words that name the trouble.
+
+    `headers` are extra response headers as (name, value) pairs, such as Retry-After or Allow.
+    """
+
+    def __init__(self, kind: ErrorKind, message: str, headers: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.headers = headers
+
+
+class ProviderFailed(Exception):
+    """One exchange with one provider did not bring an answer that can be passed on.
+
+    `message` is for people, names the provider, and holds no credentials; `reason` is a word for logs and
+    metrics.
+    """
+
+    reason: ClassVar[str] = "failed"
+
+    def __init__(self, provider: str, trouble: str) -> None:
+        self.provider = provider
+        self.message = f"Provider '{provider}' {trouble}"
+        super().__init__(self.message)
+
+
+class ProviderUnreachable(ProviderFailed):
+    """No connection could be made."""
+
+    reason = "unreachable"
+
+
+class ProviderTimedOut(ProviderFailed):
+    """One of the three waits ran out. None of them is a limit on the whole answer."""
+
+    reason = "timeout"
+
+    def __init__(self, provider: str, wait: Literal["connect", "first_byte", "idle"], limit_s: float) -> None:
+        super().__init__(provider, f"timed out: {wait} timeout after {limit_s:g} s.")
+        self.wait = wait
+
+
+class ProviderBroke(ProviderFailed):
+    """The answer ended before its framing did, or was not HTTP."""
+
+    reason = "broken"
+
+
+class ProviderErrored(ProviderFailed):
+    """The provider answered 5xx."""
+
+    reason = "error_status"
+
+
+class ProviderRefused(ProviderFailed):
+    """The provider does not accept the credentials that the gateway holds for it."""
+
+    reason = "refused"

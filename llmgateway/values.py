@@ -1,0 +1,361 @@
+"""Read the single values of the config: durations, sizes, moments, URLs, keys, headers.
+
+Each function takes the text as it is written and gives the value, or raises ValueError with the end of a
+sentence: what is wrong and what to write instead. How the sentence begins is the caller's choice. No message
+quotes the text, because it may be a secret.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+from hashlib import sha256
+from ipaddress import IPv6Address, ip_address
+from math import isfinite
+from typing import Final
+from urllib.parse import SplitResult, urlsplit
+
+from llmgateway import wire
+
+_WHOLE: Final = re.compile(r"[+-]?(0|[1-9][0-9]{0,17})")
+_NUMBER: Final = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
+_DURATION: Final = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h|d))+")
+_DURATION_PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
+_SECONDS: Final = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+_LONGEST_S: Final = 365 * 86400.0
+
+_SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)")
+_BYTES: Final = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+}
+
+_DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_DATETIME: Final = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]([0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,6})?)?) ?(.*)"
+)
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
+_HOST: Final = re.compile(r"(?!-)[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
+_URL_PATH: Final = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")
+_EXTRA_PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@-]+)+")
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VISIBLE: Final = re.compile(r"[\x21-\x7e]+")
+_FIELD_VALUE: Final = re.compile(r"(?:[\x21-\x7e](?:[\x20-\x7e\t]*[\x21-\x7e])?)?")
+_HASH: Final = re.compile(r"sha256:([0-9a-fA-F]{64})", re.IGNORECASE)
+
+EVERYONE: Final = "everyone"  # in `share`; nobody may be called that
+KEY_LENGTH: Final = 8
+
+# What people copy out of a curl line; the base URL ends before it.
+ENDPOINTS: Final = (*(endpoint.path.removeprefix("/v1") for endpoint in wire.ENDPOINTS), "/models")
+_OLLAMA: Final = ("/api", "/api/chat", "/api/generate", "/api/tags", "/api/embed")
+_OWN_PATHS: Final = ("/healthz", "/readyz", "/metrics", "/gateway", "/v1/models")
+
+# RFC 9110 7.6.1, and the headers that frame or route a message.
+_NOT_OURS_TO_SET: Final = frozenset(
+    {
+        "connection",
+        "content-length",
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+
+
+def whole(text: str) -> int:
+    if not _WHOLE.fullmatch(text):
+        raise ValueError("is not a whole number; write one in digits, such as 3")
+    return int(text)
+
+
+def port(text: str) -> int:
+    value = whole(text)
+    if not 0 <= value <= 65535:
+        raise ValueError("is not a port; write 1 to 65535, or 0 for any free one")
+    return value
+
+
+def count(text: str) -> int:
+    value = whole(text)
+    if value < 1:
+        raise ValueError("is too small; write 1 or more")
+    return value
+
+
+def weight(text: str) -> float:
+    value = float(text) if _NUMBER.fullmatch(text) else 0.0
+    if not (value > 0 and isfinite(value)):
+        raise ValueError("is not a number above 0; write one such as 1, 2 or 0.5")
+    return value
+
+
+def duration(text: str) -> float:
+    """Seconds, from `1h30m` or from a plain number."""
+    if _NUMBER.fullmatch(text):
+        seconds = float(text)
+    elif _DURATION.fullmatch(text):
+        seconds = _sum_of_parts(_DURATION_PART.findall(text))
+    else:
+        raise ValueError("is not a duration; write 500ms, 10s, 15m, 2h, 1d, 1h30m or a number of seconds")
+    if seconds < 0:
+        raise ValueError("is negative; write a duration such as 10s")
+    if seconds > _LONGEST_S:
+        raise ValueError("is too long; write 365d or less")
+    return seconds
+
+
+def _sum_of_parts(parts: list[tuple[str, str]]) -> float:
+    units = [unit for _, unit in parts]
+    if units != sorted(set(units), key=list(_SECONDS).index):
+        raise ValueError("names its units twice or out of order; write the largest first, such as 1h30m")
+    return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+
+
+def positive_duration(text: str) -> float:
+    seconds = duration(text)
+    if seconds == 0:
+        raise ValueError("leaves no time at all; write a duration above 0, such as 10s")
+    return seconds
+
+
+def size(text: str) -> int:
+    """Bytes, at least one, from `100MB` (decimal), `64KiB` (binary) or a plain number."""
+    found = _SIZE.fullmatch(text)
+    unit = _BYTES.get(found[2].lower()) if found else None
+    if found is None or unit is None:
+        raise ValueError("is not a size; write 100MB, 64KiB, 2GB or a number of bytes")
+    size_bytes = float(found[1]) * unit
+    if not 1 <= size_bytes <= 2**53:
+        raise ValueError("is not a size that makes sense; write at least 1 byte, such as 100MB")
+    if not size_bytes.is_integer():
+        raise ValueError("is not a whole number of bytes; write 100MB, 64KiB or a number of bytes")
+    return int(size_bytes)
+
+
+def moment(text: str) -> float:
+    """Epoch seconds; a date alone is the end of that day in UTC, a time without a zone is in UTC."""
+    try:
+        if _DATE.fullmatch(text):
+            return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() + 86400
+        if found := _DATETIME.fullmatch(text):
+            when = datetime.fromisoformat(f"{found[1]}T{found[2]}{found[3].upper()}")
+            return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError("is not a date; write 2027-06-30, or a moment such as 2027-06-30T18:00:00Z")
+
+
+def name(text: str) -> str:
+    """What a user, group, provider or key is called."""
+    if not _NAME.fullmatch(text):
+        raise ValueError("is not a usable name; write 1 to 64 of: letters a-z A-Z, digits, and - _ . @")
+    return text
+
+
+def free_name(text: str) -> str:
+    if name(text) == EVERYONE:
+        raise ValueError("is reserved: in `share` it means all users; choose another name")
+    return text
+
+
+def model(text: str) -> str:
+    if not text or text != text.strip() or not text.isprintable() or len(text) > 256:
+        raise ValueError("is not a model name; write it as the server lists it, without spaces around it")
+    return text
+
+
+def host(text: str) -> str:
+    """An address or a host name to listen on."""
+    if "/" in text:
+        raise ValueError(
+            "is not an address to listen on; write it without http:// and path, such as 127.0.0.1"
+        )
+    if text == "*":
+        raise ValueError(
+            "is not an address; write 0.0.0.0 for every IPv4 address of this machine, or :: for IPv6 too"
+        )
+    if ":" in text and not _is_ipv6(text.strip("[]")):
+        raise ValueError(
+            "is not an address to listen on; write only the address here and the number under `port`"
+        )
+    if ":" in text:
+        return text.strip("[]")
+    if not _is_host(text):
+        raise ValueError("is not an address to listen on; write 127.0.0.1, 0.0.0.0, :: or a host name")
+    return text
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        IPv6Address(text)
+    except ValueError:
+        return False
+    return text.isprintable()
+
+
+def _is_host(text: str) -> bool:
+    if not _HOST.fullmatch(text) or len(text) > 253:
+        return False
+    if not text.rstrip(".").rpartition(".")[2].isdigit():
+        return True
+    try:  # RFC 3986: what ends in a number is an IPv4 address or a mistake
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def base_url(text: str) -> str:
+    """scheme://host[:port]/path without a slash at the end; a bare origin means /v1."""
+    parts = _split(text)
+    _check_origin(parts)
+    if "?" in text or "#" in text:
+        raise ValueError(
+            "has a part after ? or #; write the base URL only, such as http://192.168.1.10:8000/v1"
+        )
+    path = _base_path(parts.path)
+    return f"{parts.scheme}://{parts.netloc.lower()}{path}"
+
+
+def _split(text: str) -> SplitResult:
+    example = "such as http://192.168.1.10:8000/v1"
+    if not _VISIBLE.fullmatch(text):
+        raise ValueError(
+            f"is empty or has spaces, control or non-ASCII characters in it; write a URL {example}"
+        )
+    if "://" not in text:
+        raise ValueError(f"has no http:// in front; write the whole URL, {example}")
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        raise ValueError(f"has no valid host; write a URL {example}") from None
+    if parts.scheme not in ("http", "https"):
+        raise ValueError(f"is neither http:// nor https://; write a URL {example}")
+    return parts
+
+
+def _check_origin(parts: SplitResult) -> None:
+    if "@" in parts.netloc:
+        raise ValueError(
+            "has a user or password in it; write the credentials under `api_key` or `headers` instead"
+        )
+    found = re.fullmatch(r"(\[[^\]]*\]|[^:\[\]]*)(?::([0-9]*))?", parts.netloc)
+    if found is None or (found[2] is not None and not _is_port(found[2])):
+        raise ValueError(
+            "has no valid port; write 1 to 65535 after the host, such as http://192.168.1.10:8000/v1"
+        )
+    if not found[1]:
+        raise ValueError("has no host; write one, such as http://192.168.1.10:8000/v1")
+    if not (_is_ipv6(found[1][1:-1]) if found[1].startswith("[") else _is_host(found[1])):
+        raise ValueError(
+            "has no valid host; write a host name or an IP address, such as http://192.168.1.10:8000/v1"
+        )
+
+
+def _is_port(digits: str) -> bool:
+    return len(digits) <= 5 and digits.isdigit() and 1 <= int(digits) <= 65535
+
+
+def _base_path(written: str) -> str:
+    path = written.rstrip("/")
+    if not _URL_PATH.fullmatch(path) or "//" in path or {".", ".."} & set(path.split("/")):
+        raise ValueError(
+            "has an unusual path; write the base URL without // . .. and odd characters, ending in /v1"
+        )
+    if path.endswith(_OLLAMA):
+        raise ValueError("is Ollama's own API; write the OpenAI one, such as http://192.168.1.10:11434/v1")
+    if found := next((each for each in ENDPOINTS if path.endswith(each)), None):
+        raise ValueError(
+            f"ends in {found}; write the base URL without that, such as http://192.168.1.10:8000/v1"
+        )
+    return path or "/v1"
+
+
+def extra_path(text: str) -> str:
+    if not text.startswith("/"):
+        raise ValueError("does not begin with /; write a path such as /v1/tokenize")
+    if not _EXTRA_PATH.fullmatch(text) or {".", ".."} & set(text.split("/")):
+        raise ValueError(
+            "is not a plain path; write it without // .. ? # % spaces or a / at the end, as /v1/tokenize"
+        )
+    if any(text == own or text.startswith(f"{own}/") for own in _OWN_PATHS):
+        raise ValueError("is answered by the gateway itself; choose another path")
+    if text.removeprefix("/v1") in ENDPOINTS:
+        raise ValueError("is forwarded anyway; leave it out")
+    return text
+
+
+def header_name(text: str) -> str:
+    if not _TOKEN.fullmatch(text):
+        raise ValueError("is not a header name; write letters, digits and -, such as X-Team")
+    if text.lower() in _NOT_OURS_TO_SET:
+        raise ValueError("belongs to the connection, which the gateway makes itself; leave it out")
+    return text
+
+
+def header_value(text: str) -> str:
+    if not _FIELD_VALUE.fullmatch(text):
+        raise ValueError(
+            "is not a header value; write ASCII characters, no line breaks, no spaces at the ends"
+        )
+    return text
+
+
+def api_key(text: str) -> str:
+    if not text:
+        raise ValueError("is empty; write the key this server wants, or leave the line out")
+    if not _VISIBLE.fullmatch(text):
+        raise ValueError(
+            "has spaces, control or non-ASCII characters in it; write the key as the server has it"
+        )
+    return text
+
+
+def hash_digest(text: str) -> bytes:
+    """The 32 bytes of `sha256:<64 hex digits>`."""
+    found = _HASH.fullmatch(text)
+    if found is None:
+        raise ValueError(
+            "is not a hash; write sha256: and 64 hex digits, as `python gateway.py key USER` prints it"
+        )
+    return bytes.fromhex(found[1])
+
+
+def key_digest(text: str) -> bytes:
+    """The SHA-256 of a key that is written as it is."""
+    if is_hash(text):
+        raise ValueError("is a hash, not a key; write it under `hash` instead")
+    if not _VISIBLE.fullmatch(text):
+        raise ValueError(
+            "is empty or has spaces, control or non-ASCII signs in it; `python gateway.py key USER` makes one"
+        )
+    if len(text) < KEY_LENGTH:
+        raise ValueError(
+            f"has fewer than {KEY_LENGTH} characters; `python gateway.py key USER` makes a good one"
+        )
+    return sha256(text.encode()).digest()
+
+
+def is_hash(text: str) -> bool:
+    return text[:7].lower() == "sha256:"
+
+
+def digest_reader(text: str) -> Callable[[str], bytes]:
+    """How to read a key that is one word: as the hash it claims to be, or as itself."""
+    return hash_digest if is_hash(text) else key_digest

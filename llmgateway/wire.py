@@ -1,0 +1,271 @@
+"""What we know of the APIs: the endpoint table, the model and stream flag in a body, model lists, error
+shapes.
+
+Bytes in, values out. A request body is only ever looked at: what is read from it here is never written back.
+"""
+
+import codecs
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.message import Message
+from typing import Final, Literal, assert_never
+
+import msgspec
+import orjson
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser
+
+from llmgateway.errors import INVALID_REQUEST, GatewayError
+
+Dialect = Literal["openai", "anthropic"]
+BodyKind = Literal["json", "multipart"]
+Body = bytes | bytearray
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A row of the table of what is forwarded."""
+
+    path: str
+    body: BodyKind = "json"
+    dialect: Dialect = "openai"
+
+
+ENDPOINTS: Final[tuple[Endpoint, ...]] = (
+    Endpoint("/v1/chat/completions"),
+    Endpoint("/v1/completions"),
+    Endpoint("/v1/embeddings"),
+    Endpoint("/v1/responses"),
+    Endpoint("/v1/rerank"),
+    Endpoint("/v1/score"),
+    Endpoint("/v1/audio/speech"),
+    Endpoint("/v1/images/generations"),
+    Endpoint("/v1/moderations"),
+    Endpoint("/v1/audio/transcriptions", body="multipart"),
+    Endpoint("/v1/audio/translations", body="multipart"),
+    Endpoint("/v1/images/edits", body="multipart"),
+    Endpoint("/v1/messages", dialect="anthropic"),
+    Endpoint("/v1/messages/count_tokens", dialect="anthropic"),
+)
+
+
+def dialect_of(path: str) -> Dialect:
+    """Name the API whose error shape a caller of `path` expects, also where the path itself is wrong."""
+    return "anthropic" if path == "/v1/messages" or path.startswith("/v1/messages/") else "openai"
+
+
+# --- what a request says -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Peek:
+    """What routing needs to know of a request body."""
+
+    model: str
+    streams: bool
+
+
+class _Envelope(msgspec.Struct):
+    """The two fields we read; msgspec checks and skips the rest without building it, so memory stays flat."""
+
+    model: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    stream: msgspec.Raw = msgspec.Raw(b"false")
+
+
+_ENVELOPE: Final = msgspec.json.Decoder(_Envelope)
+_MODEL: Final = msgspec.json.Decoder(str)
+_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_NAME_CHARACTERS: Final = 1_000  # longer than any name a server advertises
+_UTF8_STEP_BYTES: Final = 1 << 16
+
+
+def _bad(message: str) -> GatewayError:
+    return GatewayError(INVALID_REQUEST, message)
+
+
+def peek(body: Body, kind: BodyKind, content_type: str) -> Peek:
+    """Read model and stream flag off a request body.
+
+    Raises GatewayError (400) in words that name the trouble. `content_type` matters for multipart only.
+    """
+    return peek_json(body) if kind == "json" else peek_multipart(body, content_type)
+
+
+def peek_json(body: Body) -> Peek:
+    """Read a JSON body; of a key that stands twice the last one counts, as it does for most servers."""
+    if not body:
+        raise _bad("The request body is empty; a JSON object with a 'model' is needed.")
+    _check_utf8(body)
+    try:
+        envelope = _decode(body)
+    except RecursionError:
+        raise _bad("The request body is nested too deeply.") from None
+    except msgspec.ValidationError:
+        raise _bad("The request body must be a JSON object.") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise _bad(f"The request body is not valid JSON: {_json_trouble(exc)}.") from None
+    return Peek(_model_name(envelope.model), bytes(envelope.stream) == b"true")
+
+
+def _decode(body: Body) -> _Envelope:
+    """Parse the body; half an emoji, as JavaScript cuts it, is JSON all the same and no business of ours."""
+    try:
+        return _ENVELOPE.decode(body)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        if not _SURROGATE.search(body):
+            raise
+        return _ENVELOPE.decode(_SURROGATE.sub(rb"\\ufffd", body))
+
+
+def _json_trouble(exc: Exception) -> str:
+    """Say where, never what: the position is kept, the content is not quoted."""
+    if isinstance(exc, UnicodeDecodeError):
+        return "a string is not UTF-8"
+    return str(exc).removeprefix("JSON is malformed: ").lower()
+
+
+def _check_utf8(body: Body) -> None:
+    """Refuse what is not UTF-8, a slice at a time: decoding it whole could take four times its size."""
+    if body.isascii():
+        return
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    view = memoryview(body)
+    try:
+        for start in range(0, len(body), _UTF8_STEP_BYTES):
+            decoder.decode(
+                view[start : start + _UTF8_STEP_BYTES], final=start + _UTF8_STEP_BYTES >= len(body)
+            )
+    except UnicodeDecodeError:
+        raise _bad("The request body is not valid UTF-8.") from None
+
+
+def _model_name(raw: msgspec.Raw | msgspec.UnsetType) -> str:
+    if isinstance(raw, msgspec.UnsetType):
+        raise _bad("The request has no 'model'.")
+    try:
+        model = _MODEL.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise _bad("'model' must be a string.") from None
+    return _checked_model(model)
+
+
+def _checked_model(model: str) -> str:
+    if not model:
+        raise _bad("'model' must not be empty.")
+    if len(model) > _NAME_CHARACTERS:
+        raise _bad("'model' is too long to be the name of a model.")
+    return model
+
+
+_FORM_FIELD_BYTES: Final = 4_096  # of the fields we read; files and prompts are skipped
+
+
+class _FormFields:
+    """Collects the small fields named `model` and `stream` from a multipart body, and skips the rest."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, bytes] = {}
+        self.ended = False
+        self._header = self._value = b""
+        self._name: str | None = None
+
+    def callbacks(self) -> dict[str, Callable[..., None]]:
+        return {
+            "on_part_begin": self._part_begin,
+            "on_header_field": self._header_field,
+            "on_header_value": self._header_value,
+            "on_header_end": self._header_end,
+            "on_part_data": self._part_data,
+            "on_end": self._end,
+        }
+
+    def _part_begin(self) -> None:
+        self._name = None
+        self._header = self._value = b""
+
+    def _header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header += data[start:end]
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _header_end(self) -> None:
+        if self._header.lower() == b"content-disposition":
+            name = _parameter(self._value.decode("utf-8", "replace"), "name")
+            self._name = name if name in ("model", "stream") else None
+            if self._name:
+                self.values[self._name] = b""
+        self._header = self._value = b""
+
+    def _part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._name and len(self.values[self._name]) < _FORM_FIELD_BYTES:
+            self.values[self._name] += data[start : min(end, start + _FORM_FIELD_BYTES)]
+
+    def _end(self) -> None:
+        self.ended = True
+
+
+def _parameter(header: str, name: str) -> str | None:
+    message = Message()
+    message["content-disposition"] = header
+    value = message.get_param(name, header="content-disposition")
+    return value if isinstance(value, str) else None
+
+
+def peek_multipart(body: Body, content_type: str) -> Peek:
+    """Read a multipart/form-data body; files in it are skipped, not copied."""
+    header = Message()
+    header["content-type"] = content_type
+    boundary = header.get_boundary()
+    if header.get_content_type() != "multipart/form-data" or not boundary:
+        raise _bad("This endpoint takes multipart/form-data with a boundary.")
+    fields = _FormFields()
+    try:
+        parser = MultipartParser(boundary.encode("utf-8"), fields.callbacks())  # type: ignore[arg-type]
+        view = memoryview(body)
+        for start in range(0, len(body), _UTF8_STEP_BYTES):
+            parser.write(bytes(view[start : start + _UTF8_STEP_BYTES]))
+    except (FormParserError, UnicodeEncodeError):
+        raise _bad("The request body is not valid multipart/form-data.") from None
+    if not fields.ended:
+        raise _bad("The multipart body ends before its last boundary.")
+    if "model" not in fields.values:
+        raise _bad("The form has no field 'model'.")
+    try:
+        model = fields.values["model"].decode()
+    except UnicodeDecodeError:
+        raise _bad("The field 'model' is not valid UTF-8.") from None
+    return Peek(_checked_model(model), fields.values.get("stream", b"").strip().lower() == b"true")
+
+
+# --- what an error looks like -------------------------------------------------------------------------------
+
+
+def error_body(error: GatewayError, dialect: Dialect, request_id: str) -> bytes:
+    """Render the envelope that clients of this API know."""
+    message = error.message.encode("utf-8", "replace").decode()  # a name from a path need not be Unicode
+    return orjson.dumps(_error(error.kind.type, message, dialect, request_id))
+
+
+def error_event(error: GatewayError, dialect: Dialect, request_id: str) -> bytes:
+    """Render the last event of a stream that broke."""
+    name = b"event: error\n" if dialect == "anthropic" else b""
+    return name + b"data: " + error_body(error, dialect, request_id) + b"\n\n"
+
+
+def _error(kind: str, message: str, dialect: Dialect, request_id: str) -> dict[str, object]:
+    match dialect:
+        case "openai":
+            return {"error": {"message": message, "type": kind, "param": None, "code": kind}}
+        case "anthropic":
+            return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
+        case _:
+            assert_never(dialect)
+
+
+def at_event_boundary(tail: bytes) -> bool:
+    """Tell from its last bytes whether an SSE stream stands between events (or has not begun)."""
+    return not tail or tail.endswith((b"\n\n", b"\n\r\n", b"\r\r"))

@@ -1,0 +1,200 @@
+"""The example config is the manual: valid as it stands, complete, and accepted by the schema for editors."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from llmgateway.config import Config, Loaded, parse, schema
+from llmgateway.settings import (
+    HealthConfig,
+    KeyEntry,
+    LogConfig,
+    ProviderConfig,
+    Section,
+    ServerConfig,
+    TimeoutsConfig,
+    UserConfig,
+)
+
+EXAMPLE = Path(__file__).resolve().parent.parent / "config.example.yaml"
+TEXT = EXAMPLE.read_text(encoding="utf-8")
+MODELS: tuple[type[Section], ...] = (
+    *(Config, ServerConfig, UserConfig, KeyEntry),
+    *(ProviderConfig, TimeoutsConfig, HealthConfig, LogConfig),
+)
+
+
+def uncommented(text: str) -> str:
+    """The commented example of a whole provider as YAML, with its users."""
+    block = re.search(r"^# providers:\n(#.*\n)+", text, re.MULTILINE)
+    assert block is not None
+    lines = (line.removeprefix("# ") for line in block[0].splitlines())
+    return "\n".join([*lines, "users: {bob: {}}", "groups: {family: [bob]}"])
+
+
+def read(text: str, **environ: str) -> Loaded:
+    return parse(text, file=EXAMPLE.name, environ=environ, now=1_800_000_000.0)
+
+
+def test_the_example_is_valid_without_an_environment_and_has_no_warnings() -> None:
+    assert read(TEXT).warnings == ()
+
+
+def test_it_begins_with_two_providers_and_one_user_which_alone_are_a_config() -> None:
+    first_screen = TEXT.split("# That is a complete config.")[0]
+    assert len(first_screen.splitlines()) <= 24
+    loaded = read(first_screen)
+    assert (len(loaded.config.providers), len(loaded.config.users), loaded.warnings) == (2, 1, ())
+
+
+def test_the_commented_provider_is_valid_and_complete() -> None:
+    text = uncommented(TEXT)
+    assert read(text, OFFICE_GPU_KEY="a-key").config.providers["office-gpu"].api_key == "a-key"
+    written = yaml.safe_load(text)["providers"]["office-gpu"]
+    assert set(written) == set(ProviderConfig.model_fields)
+    assert set(written["timeouts"]) == set(TimeoutsConfig.model_fields)
+
+
+def test_the_list_of_models_is_complete() -> None:
+    assert {model.__name__ for model in MODELS} == {*schema()["$defs"], "Config"}
+
+
+@pytest.mark.parametrize(
+    ("model", "name"), [(model, name) for model in MODELS for name in model.model_fields], ids=str
+)
+def test_every_setting_is_named(model: type[Section], name: str) -> None:
+    assert re.search(rf"^[ #-]*{name}:( |$)", TEXT, re.MULTILINE), f"{model.__name__}.{name} is not explained"
+
+
+SIMPLE = [
+    (model, name, info.default)
+    for model in (ServerConfig, HealthConfig, LogConfig, TimeoutsConfig)
+    for name, info in model.model_fields.items()
+    if name != "extra_paths"
+]
+
+
+@pytest.mark.parametrize(("model", "name", "default"), SIMPLE, ids=str)
+def test_the_default_that_it_tells_is_the_default(model: type[Section], name: str, default: object) -> None:
+    explained = re.search(rf"((?:^ *#.*\n)*)^[ #]*{name}: .*", TEXT[_start(model) :], re.MULTILINE)
+    assert explained is not None
+    told = re.findall(r"Default: ([^ \n]*[^ \n.,])", explained[0])
+    assert told
+    assert getattr(model.model_validate({name: _value(told[-1])}), name) == default
+
+
+def _start(model: type[Section]) -> int:
+    words = {
+        ServerConfig: "\nserver:",
+        HealthConfig: "\nhealth:",
+        LogConfig: "\nlog:",
+        TimeoutsConfig: "timeouts:",
+    }
+    return TEXT.index(words[model])
+
+
+def _value(text: str) -> object:
+    return int(text) if text.isdigit() else text
+
+
+# --- The schema accepts what the file accepts -----------------------------------------------------
+
+TYPES = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "null": (type(None),),
+    "array": (list,),
+    "object": (dict,),
+}
+
+
+def is_of(value: object, type_name: str) -> bool:
+    if isinstance(value, bool) and type_name != "boolean":
+        return False
+    return isinstance(value, TYPES[type_name])
+
+
+def complaints(value: Any, rule: dict[str, Any], root: dict[str, Any], path: str = "") -> Iterator[str]:
+    """The part of JSON Schema that ours uses."""
+    if "$ref" in rule:
+        yield from complaints(value, root["$defs"][rule["$ref"].rpartition("/")[2]], root, path)
+    if "anyOf" in rule and all(any(complaints(value, each, root)) for each in rule["anyOf"]):
+        yield f"{path}: none of {rule['anyOf']}"
+    types = rule.get("type", [])
+    if types and not any(is_of(value, each) for each in ([types] if isinstance(types, str) else types)):
+        yield f"{path}: not {types}"
+    if "enum" in rule and value not in rule["enum"]:
+        yield f"{path}: not in {rule['enum']}"
+    if "pattern" in rule and isinstance(value, str) and not re.search(rule["pattern"], value):
+        yield f"{path}: not like {rule['pattern']}"
+    if isinstance(value, (int, float)) and not rule.get("minimum", value) <= value <= rule.get(
+        "maximum", value
+    ):
+        yield f"{path}: out of range"
+    if isinstance(value, list) and "items" in rule:
+        for item in value:
+            yield from complaints(item, rule["items"], root, f"{path}[]")
+    if isinstance(value, dict):
+        yield from complaints_about_keys(value, rule, root, path)
+
+
+def complaints_about_keys(
+    value: dict[str, Any], rule: dict[str, Any], root: dict[str, Any], path: str
+) -> Iterator[str]:
+    yield from (f"{path}: {name} is missing" for name in rule.get("required", []) if name not in value)
+    for name, item in value.items():
+        inner = rule.get("properties", {}).get(name, rule.get("additionalProperties", {}))
+        if inner is False:
+            yield f"{path}: {name} is unknown"
+        else:
+            yield from complaints(item, inner, root, f"{path}.{name}")
+
+
+def of_editors(text: str) -> list[str]:
+    rules = schema()
+    return list(complaints(_json(yaml.safe_load(text)), rules, rules))
+
+
+def _json(value: Any) -> Any:
+    """As editors see it: JSON has no dates."""
+    return json.loads(json.dumps(value, default=str))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TEXT,
+        uncommented(TEXT),
+        "server:\nusers:\nproviders:\nhealth:\nlog:\ngroups:\n",
+        "users:\n  alice:\n",
+        "providers: {a: {url: http://a, models: [1.5, on], timeouts: {idle: 3}}}",
+        "server: {port: '${PORT}', max_body: 100, drain_timeout: 1.5}",
+        "log: {level: '${LEVEL:-info}'}",
+        "users: {a: {keys: [a-plain-key, {key: a-plain-key2}]}}",
+    ],
+)
+def test_the_schema_accepts_what_the_file_accepts(text: str) -> None:
+    read(text, OFFICE_GPU_KEY="x", PORT="80")
+    assert of_editors(text) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "prot: 1",
+        "server: {port: x}",
+        "server: {port: 70000}",
+        "providers: {a: {}}",
+        "log: {level: loud}",
+        "users: [a]",
+    ],
+)
+def test_the_schema_refuses_what_the_file_refuses(text: str) -> None:
+    assert of_editors(text)

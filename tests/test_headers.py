@@ -1,0 +1,209 @@
+"""Which header fields pass through the gateway, in which direction, and which end in it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmgateway.headers import Field, answer_head, keep_alive_limits, request_lines, value_of
+
+HOP_BY_HOP = (
+    "Connection: x-nothing",
+    "Keep-Alive: timeout=5",
+    "Proxy-Authenticate: Basic",
+    "Proxy-Authorization: Basic eA==",
+    "Proxy-Connection: keep-alive",
+    "TE: trailers",
+    "Trailer: X-Sum",
+    "Transfer-Encoding: chunked",
+    "Upgrade: h2c",
+)
+TOKENS = st.sampled_from(["a", "b", "x-c", "Connection"])
+
+
+def fields_of(*lines: str) -> list[Field]:
+    pairs = (line.partition(":") for line in lines)
+    return [(name.encode(), value.strip().encode("latin-1")) for name, _, value in pairs]
+
+
+def sent_on(*lines: str, replaced: frozenset[bytes] = frozenset()) -> list[str]:
+    """The header lines that a provider gets, without the request id that the gateway adds."""
+    *passed, own = (
+        request_lines(fields_of(*lines), request_id="id-1", replaced=replaced)
+        .decode("latin-1")
+        .splitlines(True)
+    )
+    assert own == "X-Request-Id: id-1\r\n"
+    assert all(line.endswith("\r\n") for line in passed)
+    return [line.removesuffix("\r\n") for line in passed]
+
+
+def returned(*lines: str) -> list[str]:
+    """The header lines that a client gets of a provider's."""
+    return answer_head(fields_of(*lines)).lines.decode("latin-1").split("\r\n")[:-1]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *HOP_BY_HOP,
+        "Authorization: Bearer sk-alice",
+        "X-Api-Key: sk-alice",
+        "Host: gateway",
+        "Content-Length: 12",
+        "Expect: 100-continue",
+        "X-Request-Id: theirs",
+    ],
+)
+def test_what_ends_at_the_gateway_never_reaches_a_provider(line: str) -> None:
+    name, _, value = line.partition(":")
+    for spelling in (name, name.lower(), name.upper()):
+        assert sent_on("A: 1", f"{spelling}:{value}", "B: 2") == ["A: 1", "B: 2"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *HOP_BY_HOP,
+        "Content-Length: 12",
+        "X-Request-Id: theirs",
+        "X-Gateway-Provider: forged",
+        "X-Gateway-Error: forged",
+    ],
+)
+def test_what_the_gateway_says_itself_never_comes_from_a_provider(line: str) -> None:
+    name, _, value = line.partition(":")
+    for spelling in (name, name.lower(), name.upper()):
+        assert returned("A: 1", f"{spelling}:{value}", "B: 2") == ["A: 1", "B: 2"]
+
+
+PASSING = (
+    "content-TYPE: application/json",
+    "Accept: */*",
+    "Accept-Encoding: gzip",
+    "Content-Encoding: gzip",
+    "Cookie: a=1",
+    "Cookie: b=2",
+    "Empty:",
+    "X-Odd: caf\xe9 \xff\x80",
+    "OpenAI-Organization: o",
+)
+
+
+def test_everything_else_passes_in_its_order_spelling_and_bytes() -> None:
+    as_sent = [line.replace("Empty:", "Empty: ") for line in PASSING]
+    assert sent_on(*PASSING) == as_sent
+    assert returned(*PASSING) == as_sent
+
+
+@pytest.mark.parametrize(
+    "connection",
+    ["close, X-Private", "x-private", "X-PRIVATE , keep-alive", ",,x-private,", "keep-alive,\tx-private\t"],
+)
+def test_a_field_that_connection_names_ends_here_both_ways(connection: str) -> None:
+    lines = ("X-Private: 1", "X-Public: 2", f"coNNection: {connection}")
+    assert sent_on(*lines) == returned(*lines) == ["X-Public: 2"]
+
+
+def test_each_of_several_connection_fields_counts() -> None:
+    lines = ("Connection: a", "A: 1", "B: 2", "C: 3", "Connection: b")
+    assert sent_on(*lines) == returned(*lines) == ["C: 3"]
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(TOKENS, TOKENS)))
+def test_no_field_that_connection_names_ever_passes(pairs: list[tuple[str, str]]) -> None:
+    lines = [f"{name}: {value}" for name, value in pairs]
+    named = {"connection"} | {value.lower() for name, value in pairs if name == "Connection"}
+    passing = [line for line in lines if line.partition(":")[0].lower() not in named]
+    assert sent_on(*lines) == returned(*lines) == passing
+
+
+def test_what_the_config_sets_for_a_provider_replaces_what_the_client_sent() -> None:
+    replaced = frozenset({b"x-extra", b"user-agent"})
+    assert sent_on("X-Extra: theirs", "USER-AGENT: curl", "A: 1", replaced=replaced) == ["A: 1"]
+
+
+def test_an_event_stream_is_not_held_back_by_proxies_in_between() -> None:
+    head = answer_head(fields_of("Content-Type: text/event-stream; charset=utf-8"))
+    assert head.is_sse
+    assert head.lines.endswith(b"X-Accel-Buffering: no\r\nCache-Control: no-cache\r\n")
+
+
+def test_what_a_provider_says_about_caching_its_stream_stays() -> None:
+    lines = ("Content-Type: text/event-stream", "cache-control: no-store", "X-ACCEL-Buffering: yes")
+    assert returned(*lines) == list(lines)
+
+
+@pytest.mark.parametrize(
+    ("lines", "is_sse"),
+    [
+        (("Content-Type: TEXT/Event-Stream",), True),
+        (("content-type: application/json",), False),
+        (("Content-Type: text/plain; x=text/event-stream",), False),
+        (("Content-Type: text/event-stream", "Content-Encoding: gzip"), False),
+        ((), False),
+    ],
+)
+def test_only_an_uncompressed_event_stream_may_be_added_to(lines: tuple[str, ...], is_sse: bool) -> None:
+    assert answer_head(fields_of(*lines)).is_sse is is_sse
+
+
+@pytest.mark.parametrize(
+    ("lines", "length"),
+    [
+        ((), None),
+        (("content-length: 0",), 0),
+        (("Content-Length: 12",), 12),
+        (("Content-Length: " + "0" * 5_000 + "12",), 12),
+    ],
+)
+def test_the_length_of_an_answer_is_known_if_it_was_told(lines: tuple[str, ...], length: int | None) -> None:
+    assert answer_head(fields_of(*lines)).content_length == length
+
+
+@pytest.mark.parametrize(
+    ("value", "limits"),
+    [
+        ("timeout=5, max=100", (5.0, 100)),
+        ("TIMEOUT=5,MAX=100", (5.0, 100)),
+        (" max = 7 , timeout = 60 ", (60.0, 7)),
+        ("timeout=0", (0.0, None)),
+        ("max=1", (None, 1)),
+        ("timeout=-5", (None, None)),
+        ("timeout=1.5", (None, None)),
+        ("timeout=\xb2", (None, None)),
+        ("timeout", (None, None)),
+        ("=5", (None, None)),
+        ("timeout=5=6; max=3", (None, None)),
+        ("", (None, None)),
+        (",,,", (None, None)),
+        ("\xff\xfe", (None, None)),
+    ],
+)
+def test_the_limits_of_a_kept_connection_are_read(
+    value: str, limits: tuple[float | None, int | None]
+) -> None:
+    assert keep_alive_limits(fields_of(f"Keep-Alive: {value}")) == limits
+
+
+def test_a_connection_of_which_nothing_is_said_has_no_limits() -> None:
+    assert keep_alive_limits([]) == (None, None)
+
+
+@pytest.mark.parametrize("digits", [400, 5_000])
+def test_absurd_limits_of_a_kept_connection_do_not_fail(digits: int) -> None:
+    keep_alive_limits(fields_of(f"Keep-Alive: timeout={'9' * digits}, max={'9' * digits}"))
+
+
+@settings(deadline=None)
+@given(st.binary())
+def test_any_keep_alive_field_can_be_read(value: bytes) -> None:
+    keep_alive_limits([(b"keep-alive", value)])
+
+
+def test_the_first_value_of_a_field_is_found_by_its_lower_case_name() -> None:
+    fields = fields_of("A: 1", "X-Twice: first", "x-twice: second")
+    assert value_of(fields, b"x-twice") == b"first"
+    assert value_of(fields, b"x-never") is None

@@ -1,0 +1,355 @@
+"""What is read off request bodies and model lists, and what errors look like: bytes in, values out."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from llmgateway.errors import INVALID_REQUEST, UPSTREAM_ERROR, GatewayError
+from llmgateway.wire import (
+    ENDPOINTS,
+    Peek,
+    at_event_boundary,
+    dialect_of,
+    error_body,
+    error_event,
+    peek,
+    peek_json,
+    peek_multipart,
+)
+
+SLICE_BYTES = 1 << 16
+unhurried = settings(deadline=None)
+
+
+def refusal(body: bytes | bytearray, content_type: str | None = None) -> str:
+    """The words of the 400 that this body gets."""
+    with pytest.raises(GatewayError) as caught:
+        peek_json(body) if content_type is None else peek_multipart(body, content_type)
+    assert caught.value.kind == INVALID_REQUEST
+    return caught.value.message
+
+
+# --- JSON bodies -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "is empty"),
+        (b"nonsense", "not valid JSON"),
+        (b"[]", "must be a JSON object"),
+        (b'[{"model": "m"}]', "must be a JSON object"),
+        (b'"model"', "must be a JSON object"),
+        (b"null", "must be a JSON object"),
+        (b"{}", "has no 'model'"),
+        (b'{"Model": "m"}', "has no 'model'"),
+        (b'{"options": {"model": "m"}}', "has no 'model'"),
+        (b'{"model": 3}', "must be a string"),
+        (b'{"model": null}', "must be a string"),
+        (b'{"model": {"model": "m"}}', "must be a string"),
+        (b'{"model": ""}', "must not be empty"),
+        (b'{"model": "%b"}' % (b"m" * 1_001), "too long"),
+        (b'{"model": "\xff"}', "not valid UTF-8"),
+        (b'{"model": "m", "skipped": "\xff"}', "not valid UTF-8"),
+        (b'{"model": "m", "\xff": 1}', "not valid UTF-8"),
+        (b'{"model": "m", "skipped": "\xed\xa0\x80"}', "not valid UTF-8"),
+        (b'{"model": "m", "skipped": "\xc3', "not valid UTF-8"),
+        (b'{"model": "m"', "not valid JSON"),
+        (b'{"model": "m"} x', "not valid JSON"),
+        (b'{"model": "m"}{"model": "n"}', "not valid JSON"),
+        (b'{"model": "m",}', "not valid JSON"),
+        (b'{"model": "m", "n": NaN}', "not valid JSON"),
+        (b'{"model": "m", "n": -Infinity}', "not valid JSON"),
+        (b'{"model": "m", "n": 01}', "not valid JSON"),
+        (b"{'model': 'm'}", "not valid JSON"),
+        (b'\xef\xbb\xbf{"model": "m"}', "not valid JSON"),
+        (b"[" * 200_000, "must be a JSON object"),
+        (b'{"model": "m", "deep": ' + b"[" * 200_000, "nested too deeply"),
+        (b'{"model": "m", "deep": ' + b'{"a":' * 200_000, "nested too deeply"),
+        (b'{"model": ' + b"[" * 200_000, "nested too deeply"),
+    ],
+    ids=lambda value: repr(value[:30]) if isinstance(value, bytes) else "",
+)
+def test_a_body_that_cannot_be_routed_is_refused_in_words_that_name_the_trouble(
+    body: bytes, words: str
+) -> None:
+    assert words in refusal(body)
+    assert words in refusal(bytearray(body))
+
+
+@pytest.mark.parametrize(
+    ("body", "model"),
+    [
+        (b'{"model": "m"}', "m"),
+        (b' \r\n\t{"model":"m"}\n ', "m"),
+        (b'{"model": "%b"}' % (b"m" * 1_000), "m" * 1_000),
+        (b'{"mod\\u0065l": "\\u006d"}', "m"),
+        (b'{"model": "a\\"b\\\\\\/\\n"}', 'a"b\\/\n'),
+        (b'{"model": "\\ud83d\\ude00"}', "😀"),
+        ('{"model": "Qwen/größe 😀"}'.encode(), "Qwen/größe 😀"),
+        (b'{"model": "m", "n": %b, "e": 1e999999, "f": -0.0}' % (b"9" * 10_000), "m"),
+        (b'{"a": {"model": "x"}, "model": "m", "b": [{"model": "y"}]}', "m"),
+        (b'{"model": "first", "model": "last"}', "last"),
+        (b'{"model": 3, "model": "last"}', "last"),
+        (b'{"messages": "\\"model\\": \\"x\\"", "model": "m"}', "m"),
+    ],
+)
+def test_the_model_is_read_as_the_provider_will_read_it(body: bytes, model: str) -> None:
+    assert peek_json(body) == peek_json(bytearray(body)) == Peek(model, streams=False)
+
+
+@pytest.mark.parametrize(
+    ("value", "streams"),
+    [
+        ("true", True),
+        (" true ", True),
+        ("false", False),
+        ('"true"', False),
+        ("1", False),
+        ("null", False),
+        ("[true]", False),
+    ],
+)
+def test_only_true_asks_for_a_stream(value: str, streams: bool) -> None:
+    assert peek_json(f'{{"model": "m", "stream":{value}}}'.encode()).streams is streams
+
+
+@pytest.mark.parametrize("length", [2, 3, 4])
+@pytest.mark.parametrize("cut", range(5))
+def test_characters_and_bad_bytes_at_the_edge_of_a_slice_are_told_apart(length: int, cut: int) -> None:
+    character = {2: "é", 3: "€", 4: "😀"}[length].encode()
+    start = b'{"model": "m", "x": "'
+    before = start + b"a" * (SLICE_BYTES - len(start) - cut)
+    assert peek_json(before + character + b'"}') == Peek("m", streams=False)
+    assert "UTF-8" in refusal(before + character[:-1] + b'"}')
+
+
+def test_bad_utf_8_is_found_in_the_last_slice() -> None:
+    start = b'{"model": "m", "x": "\xc3\xa9'
+    for size in (SLICE_BYTES - 1, SLICE_BYTES, SLICE_BYTES + 1, 3 * SLICE_BYTES):
+        assert "UTF-8" in refusal(start + b"a" * (size - len(start) - 1) + b"\xc3")
+
+
+@pytest.mark.parametrize("filler", [b"[],", b"1,", b'"\xc3\xa9",'])
+def test_peeking_at_a_large_body_takes_no_memory(filler: bytes) -> None:
+    body = b'{"model": "m", "x": [' + filler * (30_000_000 // len(filler)) + b"0]}"
+    tracemalloc.start()
+    try:
+        assert peek_json(body) == Peek("m", streams=False)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 3_000_000
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+@unhurried
+@given(st.dictionaries(st.text(), JSON), st.text(min_size=1), st.booleans(), st.booleans())
+def test_any_object_with_a_model_is_understood(
+    extra: dict[str, Any], model: str, streams: bool, ascii_only: bool
+) -> None:
+    body = json.dumps({**extra, "model": model, "stream": streams}, ensure_ascii=ascii_only).encode()
+    assert peek_json(body) == Peek(model, streams)
+
+
+@unhurried
+@given(st.binary() | st.binary().map(lambda middle: b'{"model": "m", "x": ' + middle + b"}"))
+def test_any_bytes_are_peeked_at_or_refused(body: bytes) -> None:
+    try:
+        assert peek_json(body).model
+    except GatewayError as error:
+        assert error.kind == INVALID_REQUEST
+
+
+# --- multipart bodies --------------------------------------------------------------------------------
+
+FORM = "multipart/form-data; boundary=XX"
+
+
+def part(name: str, value: bytes, *, more: str = "") -> bytes:
+    return b'--XX\r\nContent-Disposition: form-data; name="%b"%b\r\n\r\n%b\r\n' % (
+        name.encode(),
+        more.encode(),
+        value,
+    )
+
+
+FILE = part("file", b"\x00\xffRIFF\r\n--X\r\n" * 1_000, more='; filename="a.wav"\r\nContent-Type: audio/wav')
+MODEL = part("model", b"whisper-1")
+END = b"--XX--\r\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (MODEL + FILE + END, Peek("whisper-1", False)),
+        (FILE + MODEL + END, Peek("whisper-1", False)),
+        (FILE + part("stream", b"true") + MODEL + END, Peek("whisper-1", True)),
+        (MODEL + part("stream", b" True\n") + END, Peek("whisper-1", True)),
+        (MODEL + part("stream", b"1") + END, Peek("whisper-1", False)),
+        (part("model", b"first") + part("model", b"last") + END, Peek("last", False)),
+        (
+            part("prompt", part("model", b"nested").replace(b"--XX", b"--YY")) + MODEL + END,
+            Peek("whisper-1", False),
+        ),
+        (part("model", "größe".encode()) + END, Peek("größe", False)),
+        (MODEL + END + b"epilogue", Peek("whisper-1", False)),
+        (b"--XX\r\ncontent-disposition: form-data; name=model\r\n\r\nm\r\n" + END, Peek("m", False)),
+        (
+            b'--XX\r\nContent-Type: text/plain\r\nContent-Disposition:form-data;name="model"\r\n\r\nm\r\n'
+            + END,
+            Peek("m", False),
+        ),
+    ],
+    ids=lambda value: repr(value[-60:]) if isinstance(value, bytes) else "",
+)
+def test_a_form_says_its_model_wherever_it_stands(body: bytes, expected: Peek) -> None:
+    assert peek_multipart(body, FORM) == peek_multipart(bytearray(body), FORM) == expected
+    assert peek(body, "multipart", FORM) == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "words"),
+    [
+        (MODEL + END, "", "multipart/form-data with a boundary"),
+        (MODEL + END, "multipart/form-data", "with a boundary"),
+        (MODEL + END, 'multipart/form-data; boundary=""', "with a boundary"),
+        (MODEL + END, "multipart/mixed; boundary=XX", "multipart/form-data"),
+        (b'{"model": "m"}', "application/json", "multipart/form-data"),
+        (MODEL + END, "multipart/form-data; boundary=\udcff", "not valid multipart"),
+        (b"", FORM, "before its last boundary"),
+        (MODEL, FORM, "before its last boundary"),
+        ((MODEL + END)[:-4], FORM, "before its last boundary"),
+        (b"nonsense", FORM, "not valid multipart"),
+        (MODEL.replace(b"XX", b"YY"), FORM, "not valid multipart"),
+        (END, FORM, "no field 'model'"),
+        (FILE + END, FORM, "no field 'model'"),
+        (part("models", b"m") + END, FORM, "no field 'model'"),
+        (b"--XX\r\nContent-Type: text/plain\r\n\r\nm\r\n" + END, FORM, "no field 'model'"),
+        (b"--XX\r\nContent-Disposition: \xff\xfe;;;=\r\n\r\nm\r\n" + END, FORM, "no field 'model'"),
+        (
+            b"--XX\r\nContent-Disposition: form-data; name*=x''model\r\n\r\nm\r\n" + END,
+            FORM,
+            "no field 'model'",
+        ),
+        (part("model", b"") + END, FORM, "must not be empty"),
+        (part("model", b"m" * 1_001) + END, FORM, "too long"),
+        (part("model", b"m" * 1_000_000) + END, FORM, "too long"),
+        (part("model", b"\xff") + END, FORM, "not valid UTF-8"),
+    ],
+    ids=lambda value: repr(value[-40:]) if isinstance(value, bytes) else "",
+)
+def test_a_form_that_cannot_be_routed_is_refused_in_words(body: bytes, content_type: str, words: str) -> None:
+    assert words in refusal(body, content_type)
+
+
+def test_a_form_cut_anywhere_is_refused() -> None:
+    whole = MODEL + part("file", b"RIFF") + END
+    for size in range(len(whole) - len("\r\n")):
+        refusal(whole[:size], FORM)
+
+
+def test_files_in_a_form_are_skipped_not_copied() -> None:
+    body = part("file", b"\x00" * 30_000_000) + MODEL + END
+    tracemalloc.start()
+    try:
+        assert peek_multipart(body, FORM).model == "whisper-1"
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+@pytest.mark.timeout(10)
+def test_an_endless_part_header_is_refused_quickly() -> None:
+    body = b"--XX\r\nContent-Disposition: " + b"x" * 50_000_000 + b"\r\n\r\nm\r\n" + END
+    refusal(body, FORM)
+
+
+@unhurried
+@given(
+    st.binary()
+    | st.lists(st.sampled_from([MODEL, END, b"--XX", b"\r\n", b"model", b'; name="', b"\xff", b":"])).map(
+        b"".join
+    ),
+    st.just(FORM) | st.text() | st.text().map(lambda text: "multipart/form-data; boundary=" + text),
+)
+@example(b"", "multipart/form-data; boundary*=nosuch''XX")
+@example(b"", "multipart/form-data; boundary*0*=utf-8''%ff; boundary*2=x")
+@example(MODEL + END, "multipart/form-data; boundary=" + "X" * 10_000)
+def test_any_form_is_peeked_at_or_refused(body: bytes, content_type: str) -> None:
+    try:
+        assert peek_multipart(body, content_type).model
+    except GatewayError as error:
+        assert error.kind == INVALID_REQUEST
+
+
+# --- errors ----------------------------------------------------------------------------------------------
+
+BROKE = GatewayError(UPSTREAM_ERROR, 'Provider "größe" broke\n')
+
+
+def test_an_error_has_the_envelope_of_its_dialect() -> None:
+    assert json.loads(error_body(BROKE, "openai", "id-1")) == {
+        "error": {
+            "message": BROKE.message,
+            "type": "upstream_error",
+            "param": None,
+            "code": "upstream_error",
+        }
+    }
+    assert json.loads(error_body(BROKE, "anthropic", "id-1")) == {
+        "type": "error",
+        "error": {"type": "upstream_error", "message": BROKE.message},
+        "request_id": "id-1",
+    }
+
+
+def test_an_error_at_the_end_of_a_stream_is_one_event() -> None:
+    openai = error_event(BROKE, "openai", "id-1")
+    anthropic = error_event(BROKE, "anthropic", "id-1")
+    assert openai == b"data: " + error_body(BROKE, "openai", "id-1") + b"\n\n"
+    assert anthropic == b"event: error\ndata: " + error_body(BROKE, "anthropic", "id-1") + b"\n\n"
+    assert openai.count(b"\n") == 2
+
+
+@pytest.mark.parametrize("ending", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
+def test_only_after_an_empty_line_does_a_stream_stand_between_events(ending: bytes) -> None:
+    stream = (b"event: a" + ending + b"data: {}" + ending * 2) * 2 + b": ping" + ending * 2
+    ends = [size for size in range(len(stream) + 1) if stream[:size].endswith(ending * 2)]
+    for size in range(len(stream) + 1):
+        for tail_bytes in (4, 7, len(stream)):
+            expected = size == 0 or size in ends
+            assert at_event_boundary(stream[:size][-tail_bytes:]) is expected, stream[:size]
+
+
+@pytest.mark.parametrize(
+    ("path", "dialect"),
+    [
+        ("/v1/messages", "anthropic"),
+        ("/v1/messages/count_tokens", "anthropic"),
+        ("/v1/messages/nowhere", "anthropic"),
+        ("/v1/messagesx", "openai"),
+        ("/v1/chat/completions", "openai"),
+        ("/", "openai"),
+    ],
+)
+def test_a_path_tells_its_dialect(path: str, dialect: str) -> None:
+    assert dialect_of(path) == dialect
+
+
+def test_the_table_of_endpoints_is_consistent() -> None:
+    assert len({endpoint.path for endpoint in ENDPOINTS}) == len(ENDPOINTS) == 14
+    assert all(endpoint.dialect == dialect_of(endpoint.path) for endpoint in ENDPOINTS)

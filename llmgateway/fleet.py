@@ -1,0 +1,155 @@
+"""The providers, their health and their models.
+
+State that lives, owned by the one event loop. A provider's state changes only in `observe` and
+`refuse_credentials`, from facts that others gathered; nothing here touches the network. The last known models
+stay with a provider through a blip.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+from llmgateway.config import Config, HealthConfig, ProviderConfig
+from llmgateway.discovery import Model
+from llmgateway.keys import Caller
+from llmgateway.log import Events
+
+events = Events("fleet")
+
+
+class State(Enum):
+    """What is known of a provider."""
+
+    UNKNOWN = "unknown"
+    ONLINE = "online"
+    WARMING = "warming"
+    OFFLINE = "offline"
+    MISCONFIGURED = "misconfigured"
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What one look at a provider found: a state, the reason in words, and the models if it told them."""
+
+    state: State
+    reason: str = ""
+    models: Mapping[str, Model] | None = None
+
+
+# A server may leave its model list open and ask for a key only when work is to be done; without this pause
+# the next good probe would send it the next request at once.
+REFUSAL_PAUSE_S: Final = 60.0
+
+
+@dataclass(eq=False)
+class Provider:
+    """One LLM server, as it is now."""
+
+    name: str
+    config: ProviderConfig
+    health: HealthConfig
+    state: State = State.UNKNOWN
+    reason: str = "not asked yet"
+    models: Mapping[str, Model] = field(default_factory=dict)
+    in_flight: int = 0
+    _streak: int = 0  # probes in a row that spoke against the present state
+    _refused_until: float = 0.0
+
+    @property
+    def online(self) -> bool:
+        """True if requests may be sent to it."""
+        return self.state is State.ONLINE
+
+    @property
+    def secrets(self) -> list[str]:
+        """What this provider is told and nobody else may read, should it repeat it in a message."""
+        key = self.config.api_key
+        return [*([key] if key else []), *filter(None, self.config.headers.values())]
+
+    def usable_by(self, caller: Caller) -> bool:
+        """Tell whether this caller may know of it: their own, shared with them or a group of theirs, or
+        everybody's.
+        """
+        config = self.config
+        if config.owner is None or config.owner == caller.user:
+            return True
+        return any(
+            name == "everyone" or name == caller.user or name in caller.groups for name in config.share
+        )
+
+    @contextmanager
+    def lease(self) -> Iterator[None]:
+        """Count one request as in flight."""
+        self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+
+    def observe(self, probe: Probe, *, now: float) -> None:
+        """Take one probe into account: `fall` failures in a row mean offline, `rise` successes mean online
+        again.
+        """
+        if probe.models is not None:
+            self.models = probe.models
+        if probe.state is State.ONLINE and now < self._refused_until:
+            return
+        if self._believes(probe.state):
+            self._become(probe.state, probe.reason)
+
+    def refuse_credentials(self, reason: str, *, now: float) -> None:
+        """Take a 401 or 403 of real traffic into account; good probes do not count for a minute."""
+        self._refused_until = now + REFUSAL_PAUSE_S
+        self._become(State.MISCONFIGURED, reason)
+
+    def warm(self, reason: str) -> None:
+        """Take a "Loading model" answer of real traffic into account."""
+        self._become(State.WARMING, reason)
+
+    def _believes(self, seen: State) -> bool:
+        """Decide whether this sighting, with those before it, is enough to change the state."""
+        if seen is self.state:
+            self._streak = 0
+            return True
+        self._streak += 1
+        match (self.state, seen):
+            case (State.ONLINE | State.WARMING, State.OFFLINE):
+                return self._streak >= self.health.fall
+            case (State.OFFLINE | State.MISCONFIGURED, State.ONLINE):
+                return self._streak >= self.health.rise
+            case _:
+                return True
+
+    def _become(self, state: State, reason: str) -> None:
+        if state is not self.state:
+            self._streak = 0
+            report = events.info if state in (State.ONLINE, State.WARMING) else events.warning
+            report(f"provider is {state.value}", provider=self.name, reason=reason, models=len(self.models))
+        self.state, self.reason = state, reason
+
+
+class Fleet:
+    """All providers of the gateway, in the order of the config file."""
+
+    def __init__(self, config: Config) -> None:
+        self.providers = {
+            name: Provider(name, entry, config.health) for name, entry in config.providers.items()
+        }
+
+    def usable_by(self, caller: Caller) -> list[Provider]:
+        """Give the online providers that this caller may use, in the order of the config file."""
+        candidates = [p for p in self.providers.values() if p.online and p.usable_by(caller)]
+        if caller.route == "only_own":
+            return [p for p in candidates if p.config.owner == caller.user]
+        return candidates
+
+    def models_for(self, caller: Caller) -> dict[str, tuple[Model, str]]:
+        """Give each model that this caller can use now, with the name of its first provider."""
+        found: dict[str, tuple[Model, str]] = {}
+        for provider in self.usable_by(caller):
+            for name, model in provider.models.items():
+                if caller.may_use(name):
+                    found.setdefault(name, (model, provider.name))
+        return found

@@ -1,0 +1,255 @@
+"""The front door: read the arguments, wire the object graph by hand, run."""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from pathlib import Path
+from random import Random
+from typing import Any
+
+try:
+    from llmgateway import __version__, commands, log
+except ModuleNotFoundError as missing:
+    sys.exit(f"{missing.name} is not installed. Start with scripts/run, which sets up what is needed.")
+from llmgateway.app import App
+from llmgateway.config import Config, build
+from llmgateway.demo import MODEL, demo_provider
+from llmgateway.downstream import ClientServer, Patience
+from llmgateway.fleet import Fleet
+from llmgateway.health import Watch
+from llmgateway.keys import KeyRing, mint
+from llmgateway.proxy import Proxy
+from llmgateway.upstream import Upstream
+
+events = log.Events("gateway")
+
+DEFAULT_CONFIG = Path("config.yaml")
+BACKLOG = 1024
+LAST_WORDS_S = 1.0  # for handlers that were cut off to write what they have to say
+
+
+class Gateway:
+    """A running gateway: `async with Gateway(config) as gateway`.
+
+    Leaving stops it at once; `drain` first to be kind.
+    """
+
+    def __init__(self, config: Config, patience: Patience | None = None) -> None:
+        self.config = config
+        self._patience = patience or Patience()
+        self.fleet = Fleet(config)
+        self.port = 0
+        self._upstream = Upstream()
+        self._watch = Watch(self.fleet, self._upstream, Random())
+        proxy = Proxy(self.fleet, self._upstream, self._watch, Random())
+        self._app = App(config.server, KeyRing(config.users, config.groups), self.fleet, self._watch, proxy)
+        self._stack = AsyncExitStack()
+
+    @property
+    def ready(self) -> asyncio.Event:
+        """Set once every provider has been looked at."""
+        return self._watch.first_round
+
+    @property
+    def url(self) -> str:
+        """Where it listens, as a URL."""
+        host = self.config.server.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    async def __aenter__(self) -> "Gateway":
+        """Listen and start to look at the providers. Raises OSError if the address can't be had."""
+        server = ClientServer(self._app.handle, self._patience)
+        loop = asyncio.get_running_loop()
+        listener = await loop.create_server(
+            server, self.config.server.host, self.config.server.port, backlog=BACKLOG
+        )
+        self.port = listener.sockets[0].getsockname()[1]
+        # Steps of the end, the last one first: cut what is in flight, close its connections, stop looking,
+        # stop listening.
+        self._stack.callback(listener.close)
+        self._stack.callback(self._upstream.close)
+        await self._stack.enter_async_context(self._watch)
+        self._stack.push_async_callback(server.shutdown, LAST_WORDS_S)
+        self._stack.callback(self._app.cut_off)
+        events.info(f"listening on {self.url}", version=__version__, providers=len(self.fleet.providers))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def drain(self) -> None:
+        """Take no new calls; wait for those in flight, for `drain_timeout` at most."""
+        self._app.draining = True
+        await self._app.quiet(self.config.server.drain_timeout)
+
+
+async def serve(config: Config, greeting: str = "") -> int:
+    """Run until a signal: the first one drains, a second one ends it at once. Gives the exit code."""
+    loop = asyncio.get_running_loop()
+    signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signals.put_nowait, number)
+    try:
+        async with Gateway(config) as gateway:
+            if greeting:
+                print(greeting.format(url=gateway.url), flush=True)
+            name = (await signals.get()).name
+            events.info("draining", signal=name, limit_s=config.server.drain_timeout)
+            async with asyncio.TaskGroup() as group:
+                draining = group.create_task(gateway.drain())
+                impatience = group.create_task(_at_once(signals, draining))
+                await asyncio.wait([draining])
+                impatience.cancel()
+            events.info("stopping", in_time=not draining.cancelled())
+            return 1 if draining.cancelled() else 0
+    except OSError as exc:
+        server = config.server
+        commands.say(f"cannot listen on {server.host}:{server.port}: {_words(exc)}.")
+        return 1
+
+
+async def _at_once(signals: asyncio.Queue[signal.Signals], draining: asyncio.Task[None]) -> None:
+    await signals.get()
+    draining.cancel()
+
+
+def _words(exc: OSError) -> str:
+    match exc:
+        case OSError(errno=98 | 48):
+            return "another program listens there; stop it, or choose another port with --port"
+        case PermissionError():
+            return "the system does not allow it; ports below 1024 need privileges"
+        case OSError(errno=int(number)) if number > 0:
+            return os.strerror(number).lower()
+        case _:
+            return "there is no such address on this machine"
+
+
+async def serve_without_config(port: int | None) -> int:
+    """Serve what is found on this machine, or else a demo, to this machine only, with a key for this run."""
+    key = mint()
+    async with AsyncExitStack() as stack:
+        providers, model = await commands.find_servers()
+        found = ", ".join(providers)
+        if not providers:
+            providers, model = {"demo": {"url": await stack.enter_async_context(demo_provider())}}, MODEL
+        server = {} if port is None else {"port": port}
+        tree = {"server": server, "users": {"you": {"keys": [key]}}, "providers": providers}
+        return await serve(build(tree), _greeting(key, found, model or "MODEL"))
+
+
+def _greeting(key: str, found: str, model: str) -> str:
+    """Say what is served and how to try it; `{url}` is filled in once the port is known."""
+    auth = f"-H 'Authorization: Bearer {key}'"
+    messages = '[{{"role": "user", "content": "Hello"}}]'
+    body = f'{{{{"model": "{model}", "stream": true, "messages": {messages}}}}}'
+    chat = f"curl -N {auth} -H 'Content-Type: application/json' -d '{body}' {{url}}/v1/chat/completions"
+    lines = [
+        f"There is no {DEFAULT_CONFIG}; " + (f"found here: {found}." if found else "serving a demo model.")
+    ]
+    if found:
+        lines += ["What can be used:", "", f"  curl {auth} {{url}}/v1/models", ""]
+    lines += ["Try it:", "", f"  {chat}", ""]
+    return "\n".join((*lines, "config.example.yaml is the manual of every setting; copy it to config.yaml."))
+
+
+def run(path: Path | None, host: str | None, port: int | None) -> int:
+    """Run the gateway with the config file, or without one if none was named and none is there."""
+    if path is None and not DEFAULT_CONFIG.exists():
+        if host is not None:
+            commands.say("--host needs a config file: without one the gateway serves this machine only.")
+            return 2
+        log.configure(level="info", form="text")
+        return _run(serve_without_config(port))
+    loaded = commands.read_config(path or DEFAULT_CONFIG, os.environ)
+    if loaded is None:
+        return 1
+    config = loaded.config
+    given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    config = config.model_copy(update={"server": config.server.model_copy(update=given)})
+    log.configure(level=config.log.level, form=config.log.format)
+    return _run(serve(config))
+
+
+def _run(main: Coroutine[Any, Any, int]) -> int:
+    """Run on uvloop where it is installed."""
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(main)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise ValueError
+    return port
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    anywhere = argparse.ArgumentParser(add_help=False)
+    anywhere.add_argument(
+        "-c",
+        "--config",
+        type=Path,
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="the config file (config.yaml)",
+    )
+    listening = argparse.ArgumentParser(add_help=False)
+    listening.add_argument(
+        "--host", default=argparse.SUPPRESS, help="listen on this address instead of the config's"
+    )
+    listening.add_argument(
+        "--port",
+        type=_port,
+        default=argparse.SUPPRESS,
+        help="listen on this port instead of the config's; 0: any free",
+    )
+    parser = argparse.ArgumentParser(
+        prog="gateway.py",
+        description="A self-hosted gateway for home and small-office LLM servers.",
+        parents=[anywhere, listening],
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    names = parser.add_subparsers(dest="command", metavar="COMMAND")
+    names.add_parser("run", parents=[anywhere, listening], help="run the gateway (also without a command)")
+    check = names.add_parser("check", parents=[anywhere], help="validate the config file")
+    check.add_argument("--probe", action="store_true", help="ask every provider and show what it would serve")
+    key = names.add_parser("key", parents=[anywhere], help="make a new API key")
+    key.add_argument("user", metavar="USER")
+    names.add_parser("schema", parents=[anywhere], help="print the JSON Schema of the config file")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; gives the exit code. Wrong usage ends the process with 2."""
+    given = _arguments(argv)
+    config: Path | None = getattr(given, "config", None)
+    match given.command:
+        case "check":
+            return commands.check(config or DEFAULT_CONFIG, os.environ, with_probe=given.probe)
+        case "key":
+            return commands.show_key(given.user)
+        case "schema":
+            return commands.show_schema()
+        case _:
+            return run(config, getattr(given, "host", None), getattr(given, "port", None))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except BrokenPipeError:  # `gateway.py schema | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

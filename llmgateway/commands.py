@@ -1,0 +1,109 @@
+"""The commands beside running: check, key, schema; and the search for LLM servers when there is no config
+file.
+
+Each gives the process's exit code: 0 good, 1 the config or the check failed.
+"""
+
+import asyncio
+import json
+import sys
+from collections.abc import Mapping, Sized
+from pathlib import Path
+from typing import Any, Final
+
+from llmgateway.config import Config, ConfigError, Loaded, build, load, schema
+from llmgateway.fleet import Fleet, Probe, Provider, State
+from llmgateway.health import probe
+from llmgateway.keys import digest, mint
+from llmgateway.upstream import Upstream
+
+WELL_KNOWN: Final[Mapping[str, int]] = {
+    "ollama": 11434,
+    "llama-cpp": 8080,
+    "llama-cpp-9931": 9931,  # the default of newer releases
+    "lm-studio": 1234,
+    "vllm": 8000,
+}
+_SEARCH_S: Final = 1.0
+
+
+def say(text: str) -> None:
+    """Tell a person something that is not a result: it goes to standard error."""
+    print(text, file=sys.stderr)
+
+
+def read_config(path: Path, environ: Mapping[str, str]) -> Loaded | None:
+    """Load the file; tells what is wrong with it and gives None if it can't be used."""
+    try:
+        loaded = load(path, environ)
+    except ConfigError as error:
+        say(str(error))
+        return None
+    for warning in loaded.warnings:
+        say(f"{warning} (warning)")
+    return loaded
+
+
+def check(path: Path, environ: Mapping[str, str], *, with_probe: bool) -> int:
+    """Validate the config file; with a probe, ask every provider what it would serve."""
+    loaded = read_config(path, environ)
+    if loaded is None:
+        return 1
+    config = loaded.config
+    print(f"{path}: good: {_count(config.users, 'user')}, {_count(config.providers, 'provider')}")
+    return asyncio.run(_show_providers(config)) if with_probe else 0
+
+
+def _count(things: Sized, name: str) -> str:
+    return f"{len(things)} {name}" if len(things) == 1 else f"{len(things)} {name}s"
+
+
+async def _show_providers(config: Config) -> int:
+    seen = await look_at_all(config)
+    for provider, result in seen:
+        reason = f": {result.reason}" if result.reason else ""
+        print(f"{provider.name}  {provider.config.url}  {result.state.value}{reason}")
+        for name, model in sorted((result.models or {}).items()):
+            context = f"  (context {model.context_length})" if model.context_length else ""
+            print(f"    {name}{context}")
+        if result.state is State.ONLINE and not result.models:
+            print("    (no models)")
+    return 0 if all(result.state is State.ONLINE for _, result in seen) else 1
+
+
+async def look_at_all(config: Config) -> list[tuple[Provider, Probe]]:
+    """Probe every provider of a configuration once, all at the same time."""
+    upstream = Upstream()
+    providers = list(Fleet(config).providers.values())
+    try:
+        results = await asyncio.gather(*(probe(upstream, provider) for provider in providers))
+    finally:
+        upstream.close()
+    return list(zip(providers, results, strict=True))
+
+
+def show_key(user: str) -> int:
+    """Mint a key, show it once, and the line that makes the gateway know it."""
+    key = mint()
+    print(f"API key for {user} (shown once, keep it safe):\n\n    {key}\n")
+    print("Below `users:` in config.yaml:\n")
+    name = user if user.isidentifier() else json.dumps(user)
+    print(f"  {name}:\n    keys:\n      - sha256:{digest(key).hex()}")
+    return 0
+
+
+def show_schema() -> int:
+    """Print the JSON Schema of the config file, for editors."""
+    print(json.dumps(schema(), indent=2))
+    return 0
+
+
+async def find_servers() -> tuple[dict[str, Any], str]:
+    """Look for LLM servers on this machine's well-known ports.
+
+    Gives the `providers` of a config, and the id of a model that one of them serves ("" if there is none).
+    """
+    providers = {name: {"url": f"http://127.0.0.1:{port}/v1"} for name, port in WELL_KNOWN.items()}
+    seen = await look_at_all(build({"providers": providers, "health": {"timeout": _SEARCH_S}}))
+    found = {p.name: providers[p.name] for p, result in seen if result.state in (State.ONLINE, State.WARMING)}
+    return found, next((model for _, result in seen for model in result.models or ()), "")

@@ -1,0 +1,412 @@
+"""The way back to a client: one request's body in, its answer out, straight to the transport.
+
+The one module that touches what aiohttp does not promise: `web.Server` makes plain `RequestHandler`s, so a
+subclass of both is needed to render malformed requests in our envelope, to limit how long a head may take,
+and to learn when a client reads too slowly. An answer is written to the transport by `Client`, and aiohttp is
+handed a response that is already sent. tests/test_downstream.py fails when an aiohttp release changes any of
+it.
+"""
+
+import asyncio
+import secrets
+import socket
+import struct
+import time
+from dataclasses import dataclass
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Any, Final, Protocol, cast
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.web_protocol import RequestHandler, RequestPayloadError
+
+from llmgateway.errors import INVALID_REQUEST, REQUEST_TIMEOUT, REQUEST_TOO_LARGE, GatewayError
+from llmgateway.headers import AnswerHead
+from llmgateway.log import Events
+from llmgateway.wire import Body, Dialect, at_event_boundary, error_body, error_event
+
+events = Events("downstream")
+
+MAX_HEAD_BYTES: Final = 64 * 1024
+MAX_LINE_BYTES: Final = 16 * 1024
+
+_REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
+_JSON: Final = b"Content-Type: application/json\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a client may take, in seconds."""
+
+    head_s: float = 10.0
+    """For a request's head, from its first byte."""
+    keep_alive_s: float = 75.0
+    """For the next request on a connection."""
+    pause_s: float = 30.0
+    """Between two pieces of a request's body."""
+    body_s: float = 600.0
+    """For a request's body."""
+    stall_s: float = 600.0
+    """For reading anything of what waits for it."""
+
+
+class Flow(Protocol):
+    """What can be held back while a client does not read."""
+
+    def pause(self) -> None:
+        """Stop feeding the client."""
+
+    def resume(self) -> None:
+        """Go on."""
+
+
+class Sent(web.StreamResponse):
+    """Tells aiohttp that the answer is written already, and whether the connection may be used again."""
+
+    def __init__(self, connection: "ClientConnection", *, keep_alive: bool) -> None:
+        super().__init__()
+        self._connection = connection
+        self._keep_alive = keep_alive
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Do nothing."""
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Wait until most of it has left: the next request of a client that does not read has to wait."""
+        await self._connection.drained()
+
+
+class Client:
+    """One request of a client and the one answer it gets. It is the sink of an exchange's bytes."""
+
+    def __init__(self, request: web.BaseRequest, request_id: str, dialect: Dialect) -> None:
+        self.request_id = request_id
+        self.dialect: Dialect = dialect
+        self.status = 0
+        """What was answered; 0 before that."""
+        self.ended = False
+        self.bytes_out = 0
+        self._request = request
+        self._connection = cast(ClientConnection, request.protocol)
+        self._transport = request.transport
+        # aiohttp's parser takes the trailers of a chunked body for fields of the next request.
+        self._keep_alive = request.keep_alive and "transfer-encoding" not in request.headers
+        self._head: bytes | None = None
+        self._chunked = self._sse = self._until_close = False
+        self._tail = b""
+
+    @property
+    def started(self) -> bool:
+        """True once bytes of an answer are on their way, so that the status cannot change any more."""
+        return self.status != 0
+
+    # -- the request
+
+    async def read_body(self, limit_bytes: int) -> Body:
+        """Read the request's body whole, up to a size and within limits of time.
+
+        Raises GatewayError (400, 408, 413).
+        """
+        request = self._request
+        declared = request.headers.get("content-length")
+        if declared is not None and int(declared.lstrip("0") or 0) > limit_bytes:
+            raise _too_large(limit_bytes)
+        if not request.content.is_eof():
+            self._invite_body()
+            self._connection.check_framing()
+        try:
+            async with asyncio.timeout(self._connection.patience.body_s):
+                return await self._gather(limit_bytes)
+        except TimeoutError:
+            raise GatewayError(
+                REQUEST_TIMEOUT, "The client took too long to send the request's body."
+            ) from None
+        except (RequestPayloadError, HttpProcessingError):
+            self._keep_alive = False
+            raise GatewayError(
+                INVALID_REQUEST, "The request's body is not framed as HTTP wants it."
+            ) from None
+
+    async def _gather(self, limit_bytes: int) -> Body:
+        content = self._request.content
+        body = bytearray()
+        while True:
+            if content.is_eof():
+                piece = content.read_nowait()
+            else:
+                async with asyncio.timeout(self._connection.patience.pause_s):
+                    piece = await content.readany()
+            if (
+                broken := content.exception()
+            ) is not None:  # a piece may come before the break, in one packet
+                raise broken
+            if not body and content.at_eof():
+                return self._within(piece, limit_bytes)
+            body += piece
+            self._within(body, limit_bytes)
+            if content.at_eof():
+                return body
+
+    def _within(self, body: Body, limit_bytes: int) -> Body:
+        if len(body) > limit_bytes:
+            raise _too_large(limit_bytes)
+        return body
+
+    def _invite_body(self) -> None:
+        """Answer `Expect: 100-continue`: the key is good, the body is wanted."""
+        if self._expects() and self._transport is not None:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _expects(self) -> bool:
+        return self._request.headers.get(
+            "expect", ""
+        ).lower() == "100-continue" and self._request.version >= (1, 1)
+
+    # -- the answer
+
+    def respond(self, status: int, body: bytes, lines: bytes = _JSON) -> None:
+        """Send a whole answer of the gateway's own."""
+        if not self._request.content.is_eof():
+            self._keep_alive = (
+                False  # the rest of the body is not wanted; it would be taken for the next request
+            )
+        self.begin(status, b"", AnswerHead(lines, len(body)))
+        self.feed(body if self._request.method != "HEAD" else b"", final=True)
+
+    def fail(self, error: GatewayError) -> None:
+        """Tell an error: as a response, as a stream's last event, or by cutting what can't be mended."""
+        if self.ended:
+            return
+        if not self.started:
+            lines = [
+                f"x-gateway-error: {error.kind.type}",
+                *(f"{name}: {value}" for name, value in error.headers),
+            ]
+            body = error_body(error, self.dialect, self.request_id)
+            self.respond(error.kind.status, body, _JSON + "".join(f"{line}\r\n" for line in lines).encode())
+        elif self._sse:
+            gap = b"" if at_event_boundary(self._tail) else b"\n\n"
+            self.feed(gap + error_event(error, self.dialect, self.request_id), final=True)
+        else:
+            self._cut()
+
+    def begin(self, status: int, reason: bytes, head: AnswerHead, provider: str | None = None) -> None:
+        """Prepare the head of an answer; it leaves with the first bytes fed."""
+        self.status = status
+        self._sse = head.is_sse
+        lines = [b"HTTP/1.1 %d %b\r\n" % (status, reason or _REASONS.get(status, b"")), head.lines]
+        if not head.dated:
+            lines.append(b"Date: %b\r\n" % formatdate(time.time(), usegmt=True).encode())
+        lines.append(f"x-request-id: {self.request_id}\r\n".encode())
+        if provider is not None:
+            lines.append(f"x-gateway-provider: {provider}\r\n".encode())
+        lines.append(self._framing(status, None if head.is_sse else head.content_length))
+        if not self._keep_alive:
+            lines.append(b"Connection: close\r\n")
+        elif self._request.version < (1, 1):
+            lines.append(b"Connection: keep-alive\r\n")
+        self._head = b"".join((*lines, b"\r\n"))
+
+    def _framing(self, status: int, length: int | None) -> bytes:
+        """Choose how the end of the body is told (RFC 9112 6): by length, by chunks, or to HTTP/1.0 by
+        closing.
+        """
+        if status in (204, 304):
+            return b""
+        if length is not None:
+            return b"Content-Length: %d\r\n" % length
+        if self._request.version >= (1, 1):
+            self._chunked = True
+            return b"Transfer-Encoding: chunked\r\n"
+        self._until_close = True
+        self._keep_alive = False
+        return b""
+
+    def feed(self, data: bytes, *, final: bool) -> None:
+        """Write a piece of the body, at once. What a client that has left would have got is dropped."""
+        if self.ended:
+            return
+        self.ended = final
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        self.bytes_out += len(data)
+        if self._sse:
+            self._tail = data[-4:] if len(data) >= 4 else (self._tail + data)[-4:]
+        if self._chunked:
+            if data:
+                data = b"%x\r\n%b\r\n" % (len(data), data)
+            if final:
+                data += b"0\r\n\r\n"
+        if self._head is not None:
+            data, self._head = self._head + data, None
+        if data:
+            transport.write(data)
+
+    def _cut(self) -> None:
+        """End an answer so that nobody takes it for a whole one: no proper end, and no keep-alive."""
+        self.ended = True
+        self._keep_alive = False
+        if self._until_close and self._transport is not None:
+            # Closing is how this client is told that all is well; only a reset says that it is not.
+            sock = self._transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._transport.abort()
+
+    def close_after(self) -> None:
+        """Do not use the connection again after this answer."""
+        self._keep_alive = False
+
+    def hold(self, flow: Flow | None) -> None:
+        """Name what to hold back while the client does not read; None when it is over."""
+        self._connection.flow = flow
+
+    def finished(self) -> web.StreamResponse:
+        """Give aiohttp what it wants a handler to return."""
+        keep_alive = self._keep_alive and self.ended
+        if self._expects() and not self._request.content.is_eof() and self._transport is not None:
+            self._transport.close()  # it was told not to send the body: nothing will come to wait for
+        return Sent(self._connection, keep_alive=keep_alive)
+
+
+def _too_large(limit_bytes: int) -> GatewayError:
+    return GatewayError(REQUEST_TOO_LARGE, f"The request's body is over the limit of {limit_bytes} bytes.")
+
+
+class ClientConnection(RequestHandler):
+    """A client's connection, with the limits and the manners that aiohttp leaves to us."""
+
+    __slots__ = ("_head_timer", "_stall_timer", "flow", "patience")
+
+    def __init__(
+        self, manager: web.Server, *, loop: asyncio.AbstractEventLoop, patience: Patience, **settings: Any
+    ) -> None:
+        super().__init__(manager, loop=loop, keepalive_timeout=patience.keep_alive_s, **settings)
+        self.patience = patience
+        self.flow: Flow | None = None
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came; a head that has begun must be complete in time."""
+        super().data_received(data)
+        self.check_framing()
+        waits_for_head = not self._request_count or (self._waiter is not None and not self._waiter.done())
+        if not waits_for_head and self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+        elif waits_for_head and self._head_timer is None and data:
+            self._head_timer = self._loop.call_later(self.patience.head_s, self._head_took_too_long)
+
+    def check_framing(self) -> None:
+        """Tell a request whose body stopped making sense; aiohttp would let it wait for more.
+
+        Nothing can be parsed behind an unfinished body but an error.
+        """
+        if not self._messages or self._current_request is None:
+            return
+        content = self._current_request.content
+        if not content.is_eof():
+            content.set_exception(RequestPayloadError("broken framing"))
+            content.feed_eof()  # or aiohttp would linger for the rest
+
+    def _head_took_too_long(self) -> None:
+        if self.transport is not None:
+            error = GatewayError(
+                REQUEST_TIMEOUT, f"The request's head took longer than {self.patience.head_s:g} s."
+            )
+            self.transport.write(_plain_error(error))
+        self.force_close()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what was not HTTP, in the envelope; what was sent is neither quoted nor logged: it may hold
+        a key.
+        """
+        events.info("malformed request", trouble=type(exc).__name__ if exc else "unknown")
+        too_long = isinstance(exc, LineTooLong)
+        words = f"has a line over {MAX_LINE_BYTES} bytes" if too_long else "is not valid HTTP/1.1"
+        if self.transport is not None:
+            self.transport.write(_plain_error(GatewayError(INVALID_REQUEST, f"The request {words}.")))
+        return Sent(self, keep_alive=False)
+
+    def pause_writing(self) -> None:
+        """Hold the provider back: the client does not read as fast as it writes."""
+        super().pause_writing()
+        self._stall_timer = self._loop.call_later(self.patience.stall_s, self._stalled)
+        if self.flow is not None:
+            self.flow.pause()
+
+    def resume_writing(self) -> None:
+        """Let the provider go on."""
+        super().resume_writing()
+        self._stop_stall_timer()
+        if self.flow is not None:
+            self.flow.resume()
+
+    async def drained(self) -> None:
+        """Wait until the client has read most of what was written. Raises ConnectionError when it leaves."""
+        if self._paused:
+            await self._drain_helper()
+
+    def _stalled(self) -> None:
+        events.info("client stopped reading", limit_s=self.patience.stall_s)
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _stop_stall_timer(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Forget the connection; its handler is cancelled."""
+        self.flow = None
+        self._stop_stall_timer()
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+        super().connection_lost(exc)
+
+
+def _plain_error(error: GatewayError) -> bytes:
+    """Render an error for a connection on which no request was understood."""
+    request_id = secrets.token_hex(12)
+    body = error_body(error, "openai", request_id)
+    head = (
+        f"HTTP/1.1 {error.kind.status} {HTTPStatus(error.kind.status).phrase}\r\n"
+        f"Content-Type: application/json\r\nx-gateway-error: {error.kind.type}\r\n"
+        f"x-request-id: {request_id}\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+class ClientServer(web.Server):
+    """aiohttp's low-level server, making our connections. A client that hangs up cancels its handler."""
+
+    def __init__(self, handler: Any, patience: Patience) -> None:
+        super().__init__(
+            handler,
+            handler_cancellation=True,
+            access_log=None,
+            auto_decompress=False,
+            patience=patience,
+            max_line_size=MAX_LINE_BYTES,
+            max_field_size=MAX_LINE_BYTES,
+        )
+
+    def __call__(self) -> RequestHandler:
+        """Make the protocol of a new connection."""
+        return ClientConnection(self, loop=self._loop, **self._kwargs)
+
+
+def head_size(request: web.BaseRequest) -> int:
+    """Count the bytes of a request's head."""
+    fields = sum(len(name) + len(value) + 4 for name, value in request.raw_headers)
+    return len(request.raw_path) + fields

@@ -1,0 +1,398 @@
+"""One HTTP/1.1 connection to a provider, and the one exchange it carries at a time.
+
+The response head is parsed by llhttp (through httptools), strictly; the body is handed on piece by piece,
+synchronously, from `data_received` to a sink, so that no task wakes for a chunk. Rules:
+
+- The answer is not shown before its first body byte (or its end) is there: until then a failure can go to
+  another provider.
+- What had arrived before a connection broke is delivered before the break is told.
+- Bounded: the head, bytes that bring no body, what is buffered before a sink is there. A sink that is full
+  pauses the socket.
+- A connection is used again only after a complete answer, a complete request, and nothing unasked behind it.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, Protocol, cast
+
+import httptools
+
+from llmgateway.errors import ProviderBroke, ProviderFailed, ProviderTimedOut
+from llmgateway.headers import Field, keep_alive_limits, value_of
+from llmgateway.wire import Body
+
+MAX_HEAD_BYTES: Final = 64 * 1024
+MAX_INTERIM_ANSWERS: Final = 16
+BUFFER_BYTES: Final = 64 * 1024
+DEFAULT_IDLE_S: Final = 4.0  # uvicorn (vLLM) and llama.cpp close after 5 s; most do not say so
+MAX_IDLE_S: Final = 60.0
+
+
+class Sink(Protocol):
+    """Takes the body of an answer; never blocks, never raises."""
+
+    def feed(self, data: bytes, *, final: bool) -> None:
+        """Take the next piece; `final` is True once, with the last bytes or with none."""
+
+
+class Exchange:
+    """One request's answer, from its first byte to its last. Cut it and its connection is closed at once."""
+
+    def __init__(self, provider: str, connection: "Connection") -> None:
+        self.provider = provider
+        self.status = 0
+        self.reason = b""
+        self.fields: list[Field] = []
+        self.complete = False
+        self.untouched = True
+        """True until a byte of the answer came."""
+        self.last_byte = 0.0
+        """When the last body byte came, on the loop's clock; 0 before the first."""
+        self.failure: ProviderFailed | None = None
+        self._loop = asyncio.get_running_loop()
+        self._connection: Connection | None = connection
+        self._buffer: list[bytes] = []
+        self._buffered = 0
+        self._buffer_limit = BUFFER_BYTES
+        self._sink: Sink | None = None
+        self._wake: asyncio.Future[None] | None = None
+
+    # -- for the task that wants the answer
+
+    async def first_byte(self, limit_s: float) -> None:
+        """Wait for the head and the first body byte. Raises ProviderFailed."""
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._until(lambda: self.complete or self._buffered > 0)
+        except TimeoutError:
+            self._fail(ProviderTimedOut(self.provider, "first_byte", limit_s))
+            if self.failure is not None:
+                raise self.failure from None
+
+    async def read(self, limit_bytes: int, limit_s: float) -> tuple[bytes, bool]:
+        """Read the body up to a size and a time; gives what came and whether that is all.
+
+        What was read can still be relayed.
+        """
+        self._buffer_limit = limit_bytes
+        self.resume()
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._until(lambda: self.complete or self._buffered > limit_bytes)
+        except (TimeoutError, ProviderFailed):
+            pass  # the caller gets what is there; a relay would raise the failure again
+        return b"".join(self._buffer), self.complete
+
+    async def relay(self, sink: Sink, idle_s: float) -> None:
+        """Hand the body to the sink until it ends.
+
+        Raises ProviderFailed, after all that had arrived was handed on.
+        """
+        self._sink = sink
+        early, self._buffer, self._buffered = b"".join(self._buffer), [], 0
+        self.resume()
+        if early or self.complete:
+            sink.feed(early, final=self.complete)
+        watch = _Watch(self, idle_s)
+        try:
+            await self._until(lambda: self.complete)
+        finally:
+            watch.stop()
+
+    def pause(self) -> None:
+        """Stop reading from the provider: the sink is full."""
+        if self._connection is not None:
+            self._connection.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self._connection is not None and self._connection.resume_reading():
+            self.last_byte = self._loop.time()  # the provider was not silent, it was not heard
+
+    @property
+    def paused(self) -> bool:
+        """True while the sink holds the provider back."""
+        return self._connection is not None and self._connection.reading_paused
+
+    def cut(self) -> None:
+        """End the exchange at once.
+
+        A complete one has given its connection back already and stays untouched.
+        """
+        if self._connection is not None:
+            self._connection.abort()
+            self._connection = None
+
+    async def _until(self, reached: Callable[[], bool]) -> None:
+        while not reached():
+            if self.failure is not None:
+                raise self.failure
+            self._wake = self._loop.create_future()
+            await self._wake
+
+    # -- for the connection
+
+    def received(self, data: bytes, *, complete: bool) -> None:
+        """Take body bytes that just came, and perhaps the end; the connection is already somebody else's
+        then.
+        """
+        if complete:
+            self.complete = True
+            self._connection = None
+        if data:
+            self.last_byte = self._loop.time()
+        if self._sink is not None:
+            self._sink.feed(data, final=complete)
+            if complete:
+                self._notify()
+            return
+        if data:
+            self._buffer.append(data)
+            self._buffered += len(data)
+            if self._buffered > self._buffer_limit:
+                self.pause()
+        self._notify()
+
+    def broke(self, trouble: str) -> None:
+        """Learn that no more of this answer will come."""
+        self._fail(ProviderBroke(self.provider, trouble))
+
+    def idled(self, limit_s: float) -> None:
+        """Learn that the provider has been silent for too long."""
+        self._fail(ProviderTimedOut(self.provider, "idle", limit_s))
+
+    def _fail(self, failure: ProviderFailed) -> None:
+        if self.failure is None and not self.complete:
+            self.failure = failure
+            self.cut()
+            self._notify()
+
+    def _notify(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+
+class _Watch:
+    """Ends an exchange whose provider says nothing for too long; one timer, however many bytes pass."""
+
+    def __init__(self, exchange: Exchange, idle_s: float) -> None:
+        self._exchange = exchange
+        self._idle_s = idle_s
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(idle_s, self._look)
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        due = (now if self._exchange.paused else self._exchange.last_byte) + self._idle_s
+        if now >= due:
+            self._exchange.idled(self._idle_s)
+        else:
+            self._timer = self._loop.call_at(due, self._look)
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+
+class Connection(asyncio.Protocol):
+    """One connection; belongs to an exchange, or is idle in its owner's pool."""
+
+    def __init__(
+        self, on_idle: Callable[["Connection"], None], on_lost: Callable[["Connection"], None]
+    ) -> None:
+        self.exchange: Exchange | None = None
+        self.idle_until = 0.0
+        self.reading_paused = False
+        self._on_idle = on_idle
+        self._on_lost = on_lost
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._served = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._status = 0
+        self._reason = b""
+        self._fields: list[Field] = []
+        self._head_bytes = 0
+        self._interim = 0
+        self._head_done = False
+        self._until_eof = False
+        self._pieces: list[bytes] = []
+        self._complete = False
+        self._keep_alive = False
+        self._fault = ""
+        self._barren_bytes = 0
+
+    # -- for the pool and the exchange
+
+    @property
+    def usable(self) -> bool:
+        """True while the other side has not hung up."""
+        return self._transport is not None and not self._transport.is_closing()
+
+    def send(self, exchange: Exchange, head: bytes, body: Body) -> None:
+        """Start an exchange: write the request. The connection must be idle or new."""
+        self._reset()
+        if self._transport is None:
+            exchange.broke("closed the connection at once.")
+            return
+        self.exchange = exchange
+        self._served += 1
+        if len(body) <= BUFFER_BYTES:
+            self._transport.write(head + body)
+        else:
+            self._transport.write(head)
+            self._transport.write(body)
+
+    def pause_reading(self) -> None:
+        """Stop reading until `resume_reading`."""
+        if self._transport is not None and not self.reading_paused:
+            self.reading_paused = True
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> bool:
+        """Read on; tells whether reading had been paused."""
+        if self._transport is None or not self.reading_paused:
+            return False
+        self.reading_paused = False
+        self._transport.resume_reading()
+        return True
+
+    def abort(self) -> None:
+        """Close at once; what was not sent yet is dropped."""
+        self.exchange = None
+        if self._transport is not None:
+            self._transport.abort()
+
+    # -- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Remember the transport."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End what was under way: a body that is delimited by the close is complete then, any other is
+        broken.
+        """
+        self._transport = None
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            if self._until_eof and exc is None:
+                exchange.received(b"", complete=True)
+            else:
+                exchange.broke("closed the connection before its answer was complete.")
+        self._on_lost(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came, hand the body on, then see whether the answer ended or went wrong."""
+        exchange = self.exchange
+        if exchange is None:
+            self.abort()  # bytes that nobody asked for
+            return
+        exchange.untouched = False
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
+            self._fault = self._fault or str(exc)
+        pieces = self._pieces
+        if pieces:
+            self._pieces = []
+            self._barren_bytes = 0
+        else:
+            self._count_barren(len(data))
+        self._deliver(exchange, pieces[0] if len(pieces) == 1 else b"".join(pieces))
+
+    def _count_barren(self, size: int) -> None:
+        """Bound what brings no body: interim answers, trailers, chunk extensions, a head that never ends."""
+        self._barren_bytes += size
+        if self._barren_bytes > MAX_HEAD_BYTES and not self._complete:
+            self._fault = self._fault or "too many bytes without content"
+
+    def _deliver(self, exchange: Exchange, data: bytes) -> None:
+        if self._head_done and not exchange.status:
+            exchange.status, exchange.reason, exchange.fields = self._status, self._reason, self._fields
+        if self._complete:
+            self._leave(exchange)
+            exchange.received(data, complete=True)
+        elif data:
+            exchange.received(data, complete=False)
+        if self._fault and not self._complete:
+            exchange.broke(f"sent an answer that is not valid HTTP ({self._fault}).")
+
+    def _leave(self, exchange: Exchange) -> None:
+        """Part from a complete exchange: back to the pool if the connection can serve again, else close."""
+        self.exchange = None
+        assert self._transport is not None
+        idle_s, most = keep_alive_limits(exchange.fields)
+        request_sent = self._transport.get_write_buffer_size() == 0
+        reusable = (
+            self._keep_alive and request_sent and not self._fault and (most is None or self._served < most)
+        )
+        if not reusable or self._transport.is_closing():
+            self._transport.abort()
+            return
+        self.resume_reading()
+        life_s = DEFAULT_IDLE_S if idle_s is None else min(idle_s - 1.0, MAX_IDLE_S)
+        self.idle_until = asyncio.get_running_loop().time() + life_s
+        self._on_idle(self)
+
+    # -- httptools
+
+    def on_message_begin(self) -> None:
+        """Refuse a second answer."""
+        if self._complete:
+            self._fault = "data behind the answer"
+
+    def on_status(self, reason: bytes) -> None:
+        """Keep the reason phrase, if it is one."""
+        if not self._head_done:
+            self._reason = reason if reason.isascii() and reason.decode("ascii").isprintable() else b""
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header field; those behind the body (trailers) end here."""
+        if self._head_done:
+            return
+        self._head_bytes += len(name) + len(value) + 4
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._fault = "the head is too large"
+            return
+        self._fields.append((name, value.rstrip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        """Judge the head: status and version must be known ones, the framing must be one we can follow."""
+        if self._complete or self._fault:
+            return
+        self._status = self._parser.get_status_code()
+        if 100 <= self._status < 200:
+            return
+        version = self._parser.get_http_version()
+        codings = [value.lower() for name, value in self._fields if name.lower() == b"transfer-encoding"]
+        length = value_of(self._fields, b"content-length")
+        if version not in ("1.1", "1.0"):
+            self._fault = "not HTTP/1.1"
+        elif not 200 <= self._status <= 599:
+            self._fault = "no such status"
+        elif any(coding != b"chunked" for coding in codings) or (codings and version == "1.0"):
+            self._fault = "an unknown transfer coding"
+        else:
+            self._head_done = True
+            self._until_eof = not codings and length is None and self._status not in (204, 304)
+
+    def on_body(self, piece: bytes) -> None:
+        """Keep a piece until the whole packet is parsed."""
+        if not self._complete and self._head_done and not self._fault:
+            self._pieces.append(piece)
+
+    def on_message_complete(self) -> None:
+        """End the answer, or forget an interim one."""
+        if self._fault:
+            return
+        if self._head_done:
+            if not self._complete:
+                self._keep_alive = self._parser.should_keep_alive()
+                self._complete = True
+            return
+        self._interim += 1
+        self._fields, self._reason = [], b""
+        if self._status == 101 or self._interim > MAX_INTERIM_ANSWERS:
+            self._fault = "an interim answer that was not asked for"

@@ -1,0 +1,161 @@
+"""Probes and model discovery.
+
+A probe is `GET {url}/models`, never a completion: that would load models and burn power. Each provider is
+watched by a task of its own, so that a hung one delays nobody. A provider that is streaming is alive whatever
+a probe says.
+"""
+
+import asyncio
+import time
+from random import Random
+from typing import Final
+
+from llmgateway.discovery import (
+    Model,
+    NotAnLLMServer,
+    details_for,
+    is_loading,
+    parse_models,
+    quote,
+    read_details,
+)
+from llmgateway.errors import ProviderFailed
+from llmgateway.fleet import Fleet, Probe, Provider, State
+from llmgateway.log import Events
+from llmgateway.upstream import Upstream
+
+events = Events("health")
+
+_LIST_BYTES: Final = 8 << 20
+_DETAILS_BYTES: Final = 1 << 20
+_JITTER: Final = 0.1
+_LEAST_PAUSE_S: Final = 1.0  # between probes that failing traffic asks for
+
+
+async def probe(upstream: Upstream, provider: Provider) -> Probe:
+    """Look at a provider once, for at most `health.timeout`."""
+    limit_s = provider.health.timeout
+    try:
+        async with asyncio.timeout(limit_s):
+            return await _look(upstream, provider)
+    except TimeoutError:
+        return Probe(State.OFFLINE, f"no answer to a probe within {limit_s:g} s")
+    except ProviderFailed as failure:
+        return Probe(State.OFFLINE, failure.message)
+
+
+async def _look(upstream: Upstream, provider: Provider) -> Probe:
+    status, body = await upstream.get(provider, "/v1/models", _LIST_BYTES)
+    if status in (401, 403):
+        return Probe(State.MISCONFIGURED, _refusal(provider, status))
+    if is_loading(status, body):
+        return Probe(State.WARMING, "it is loading its model")
+    if status >= 500:
+        return Probe(State.OFFLINE, f"it answers {status}: {quote(body, provider.secrets)}")
+    if provider.config.models is not None:
+        return Probe(State.ONLINE, "", _listed(provider, status, body))
+    if status != 200:
+        return Probe(
+            State.MISCONFIGURED, f"not an LLM API: GET {provider.config.url}/models answers {status}"
+        )
+    try:
+        models = parse_models(body)
+    except NotAnLLMServer as exc:
+        return Probe(State.MISCONFIGURED, f"not an LLM API: {exc}")
+    return await _with_details(upstream, provider, models, body)
+
+
+def _refusal(provider: Provider, status: int) -> str:
+    if provider.config.api_key is None:
+        return f"it wants an api_key, and the config has none ({status})"
+    return f"it refuses the api_key in the config ({status})"
+
+
+def _listed(provider: Provider, status: int, body: bytes) -> dict[str, Model]:
+    """Give the models that the config names, with what the server says of them if it says anything."""
+    try:
+        told = parse_models(body) if status == 200 else {}
+    except NotAnLLMServer:
+        told = {}
+    return {name: told.get(name, Model(name)) for name in provider.config.models or ()}
+
+
+async def _with_details(
+    upstream: Upstream, provider: Provider, models: dict[str, Model], body: bytes
+) -> Probe:
+    """Ask for what only this kind of server tells. llama.cpp leaves its model list open but not this: a key
+    that is refused
+    here would be refused for real requests as well."""
+    details = details_for(body)
+    if details is None:
+        return Probe(State.ONLINE, "", models)
+    try:
+        async with asyncio.timeout(provider.health.timeout / 2):
+            status, body = await upstream.get(provider, details.path, _DETAILS_BYTES)
+    except (ProviderFailed, TimeoutError):
+        return Probe(State.ONLINE, "", models)
+    if status in (401, 403):
+        return Probe(State.MISCONFIGURED, _refusal(provider, status), models)
+    return Probe(State.ONLINE, "", read_details(details, models, body) if status == 200 else models)
+
+
+class Watch:
+    """Keeps the fleet's picture of its providers current. Use as `async with`; tasks end with it."""
+
+    def __init__(self, fleet: Fleet, upstream: Upstream, chance: Random) -> None:
+        self.first_round = asyncio.Event()
+        """Set once every provider has been looked at."""
+        self._fleet = fleet
+        self._upstream = upstream
+        self._chance = chance
+        self._asked: dict[str, asyncio.Event] = {name: asyncio.Event() for name in fleet.providers}
+        self._unseen = set(fleet.providers)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> "Watch":
+        self._tasks = [asyncio.create_task(self._keep_watch(p)) for p in self._fleet.providers.values()]
+        if not self._unseen:
+            self.first_round.set()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def look_now(self, provider: Provider) -> None:
+        """Ask for a probe without waiting for its turn: real traffic could not reach the provider."""
+        self._asked[provider.name].set()
+
+    async def _keep_watch(self, provider: Provider) -> None:
+        while True:
+            try:
+                await self._look(provider)
+            except Exception:
+                events.exception("probe failed", provider=provider.name)
+            self._unseen.discard(provider.name)
+            if not self._unseen:
+                self.first_round.set()
+            await self._pause(provider)
+
+    async def _look(self, provider: Provider) -> None:
+        seen = await probe(self._upstream, provider)
+        lately = asyncio.get_running_loop().time() - max(provider.health.interval, provider.health.timeout)
+        if seen.state is State.OFFLINE and self._upstream.last_byte(provider) > lately:
+            events.debug("probe failed while streaming", provider=provider.name, reason=seen.reason)
+            seen = Probe(State.ONLINE)
+        provider.observe(seen, now=time.monotonic())
+        self._upstream.sweep(provider)
+
+    async def _pause(self, provider: Provider) -> None:
+        """Wait for the next turn, or for somebody who asks; never less than a second, however many ask."""
+        interval_s = provider.health.interval * (1 + _JITTER * (2 * self._chance.random() - 1))
+        asked = self._asked[provider.name]
+        least_s = min(_LEAST_PAUSE_S, interval_s)
+        await asyncio.sleep(least_s)
+        try:
+            async with asyncio.timeout(interval_s - least_s):
+                await asked.wait()
+        except TimeoutError:
+            pass
+        asked.clear()

@@ -1,0 +1,251 @@
+"""Exchanges with providers: a pool of connections for each, and what goes wrong on the way there.
+
+Foreign exceptions are translated here, and only here. A request that met a connection which the provider had
+just closed is sent once more on a fresh one, if no byte of an answer came; nothing else is ever sent twice by
+this module.
+"""
+
+import asyncio
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+from llmgateway.config import ProviderConfig
+from llmgateway.errors import ProviderFailed, ProviderTimedOut, ProviderUnreachable
+from llmgateway.exchange import Connection, Exchange
+from llmgateway.fleet import Provider
+from llmgateway.headers import Field, request_lines
+from llmgateway.wire import Body
+
+MAX_IDLE_CONNECTIONS: Final = 1024
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """A request on its way to whichever provider takes it.
+
+    `path` is the gateway's own (from the endpoint table), `query` what followed `?`, `fields` what the client
+    sent. `body` is dropped once an answer is relayed: it may be large, and the answer may take an hour.
+    """
+
+    path: str
+    query: str
+    fields: tuple[Field, ...]
+    request_id: str
+    body: Body
+
+
+class Address:
+    """Where a provider is, and what never changes about requests to it."""
+
+    def __init__(self, config: ProviderConfig) -> None:
+        parts = urlsplit(config.url)
+        assert parts.hostname is not None
+        self.host = parts.hostname
+        self.secure = parts.scheme == "https"
+        self.port = parts.port or (443 if self.secure else 80)
+        self._base = parts.path
+        self.replaced = frozenset(name.lower().encode() for name in config.headers)
+        lines = [f"Host: {parts.netloc}"] if b"host" not in self.replaced else []
+        if config.api_key is not None:
+            lines.append(f"Authorization: Bearer {config.api_key}")
+        lines += [f"{name}: {value}" for name, value in config.headers.items()]
+        self.lines = "".join(f"{line}\r\n" for line in lines).encode()
+
+    def target(self, path: str) -> str:
+        """Place an endpoint below the provider's base URL if it is one of `/v1`, else below its origin."""
+        return self._base + path.removeprefix("/v1") if path.startswith("/v1/") else path
+
+
+class Pool:
+    """The connections to one provider."""
+
+    def __init__(self, provider: Provider, address: Address, tls: ssl.SSLContext | None) -> None:
+        self.address = address
+        self._provider = provider
+        self._tls = tls
+        self._idle: list[Connection] = []
+        self._all: set[Connection] = set()
+
+    async def open(self, head: bytes, body: Body) -> Exchange:
+        """Send a request and wait for the first byte of its answer. Raises ProviderFailed."""
+        connection = self._take()
+        while True:
+            fresh = connection is None
+            if connection is None:
+                connection = await self._connect()
+            exchange = Exchange(self._provider.name, connection)
+            connection.send(exchange, head, body)
+            try:
+                await exchange.first_byte(self._provider.config.timeouts.first_byte)
+            except ProviderTimedOut:
+                raise
+            except ProviderFailed:
+                if fresh or not exchange.untouched:
+                    raise
+                self.close_idle()  # its neighbours are as old
+                connection = None
+                continue
+            except BaseException:
+                exchange.cut()
+                raise
+            return exchange
+
+    def _take(self) -> Connection | None:
+        now = asyncio.get_running_loop().time()
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable and now < connection.idle_until:
+                return connection
+            connection.abort()
+        return None
+
+    async def _connect(self) -> Connection:
+        limit_s = self._provider.config.timeouts.connect
+        name = self._provider.name
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(limit_s):
+                _, connection = await loop.create_connection(
+                    lambda: Connection(self._went_idle, self._all.discard),
+                    self.address.host,
+                    self.address.port,
+                    ssl=self._tls,
+                )
+        except TimeoutError:
+            raise ProviderTimedOut(name, "connect", limit_s) from None
+        except (OSError, UnicodeError) as exc:
+            raise ProviderUnreachable(name, f"is unreachable: {_words(exc)}.") from exc
+        self._all.add(connection)
+        return connection
+
+    def _went_idle(self, connection: Connection) -> None:
+        if len(self._idle) < MAX_IDLE_CONNECTIONS:
+            self._idle.append(connection)
+        else:
+            connection.abort()
+
+    def last_byte(self) -> float:
+        """Tell when an answer that is still under way last brought a byte (loop's clock); 0 if none has."""
+        return max((c.exchange.last_byte for c in self._all if c.exchange is not None), default=0.0)
+
+    def sweep(self) -> None:
+        """Close connections that have been idle for too long."""
+        now = asyncio.get_running_loop().time()
+        expired = [c for c in self._idle if not c.usable or c.idle_until <= now]
+        self._idle = [c for c in self._idle if c not in expired]
+        for connection in expired:
+            connection.abort()
+
+    def close_idle(self) -> None:
+        """Close all connections that are idle."""
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.abort()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.close_idle()
+        for connection in list(self._all):
+            connection.abort()
+
+
+def _words(exc: Exception) -> str:
+    """Say in words why no connection came about."""
+    match exc:
+        case ssl.SSLCertVerificationError():
+            return f"its TLS certificate is not accepted ({exc.verify_message})"
+        case ssl.SSLError():
+            return f"TLS failed ({exc.reason or 'no details'})"
+        case socket.gaierror() | UnicodeError():
+            return "its host name cannot be resolved"
+        case ConnectionRefusedError():
+            return "connection refused"
+        case OSError(errno=int(number)):
+            return os.strerror(number).lower()
+        case _ if "refused" in str(exc) or "Errno 111" in str(exc):
+            return "connection refused"  # several addresses were tried, each refused
+        case _:
+            return "no connection"
+
+
+class Upstream:
+    """The way to all providers."""
+
+    def __init__(self) -> None:
+        self._pools: dict[Provider, Pool] = {}
+        self._tls: ssl.SSLContext | None = None
+
+    def pool(self, provider: Provider) -> Pool:
+        """Give the provider's pool."""
+        pool = self._pools.get(provider)
+        if pool is None:
+            address = Address(provider.config)
+            if address.secure and self._tls is None:
+                self._tls = (
+                    ssl.create_default_context()
+                )  # reads the system's certificates: only if somebody needs them
+            pool = self._pools[provider] = Pool(provider, address, self._tls if address.secure else None)
+        return pool
+
+    @asynccontextmanager
+    async def exchange(self, provider: Provider, request: Outgoing) -> AsyncIterator[Exchange]:
+        """Send a request; inside, the first byte of the answer is there. Leaving early ends the provider's
+        work at once.
+
+        Raises ProviderFailed.
+        """
+        pool = self.pool(provider)
+        address = pool.address
+        target = address.target(request.path) + (f"?{request.query}" if request.query else "")
+        head = b"".join(
+            (
+                f"POST {target} HTTP/1.1\r\n".encode(),
+                address.lines,
+                request_lines(request.fields, request_id=request.request_id, replaced=address.replaced),
+                b"Content-Length: %d\r\n\r\n" % len(request.body),
+            )
+        )
+        exchange = await pool.open(head, request.body)
+        try:
+            yield exchange
+        finally:
+            exchange.cut()
+
+    async def get(self, provider: Provider, path: str, limit_bytes: int) -> tuple[int, bytes]:
+        """Fetch a small page: status and body, cut at `limit_bytes`.
+
+        The caller limits the time. Raises ProviderFailed.
+        """
+        pool = self.pool(provider)
+        head = f"GET {pool.address.target(path)} HTTP/1.1\r\n".encode() + pool.address.lines
+        exchange = await pool.open(
+            head + b"Accept: application/json\r\nAccept-Encoding: identity\r\n\r\n", b""
+        )
+        try:
+            body, _ = await exchange.read(limit_bytes, provider.config.timeouts.idle)
+            if exchange.failure is not None:
+                raise exchange.failure
+            return exchange.status, body
+        finally:
+            exchange.cut()
+
+    def last_byte(self, provider: Provider) -> float:
+        """Tell when an answer of this provider that is still under way last brought a byte (loop's clock); 0
+        if none.
+        """
+        return self.pool(provider).last_byte()
+
+    def sweep(self, provider: Provider) -> None:
+        """Close the provider's connections that have been idle for too long."""
+        self.pool(provider).sweep()
+
+    def close(self) -> None:
+        """Close all connections to all providers."""
+        for pool in self._pools.values():
+            pool.close()

@@ -1,0 +1,123 @@
+"""Fixtures of all journeys: real gateways, programs, providers, llama.cpp; and a check that nothing leaks."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+import yaml
+
+from tests.fake_provider import FakeProvider
+from tests.journey import KEY, eventually, settings
+from tests.llamacpp.fixtures import llama_embeddings, llama_endless, llama_keyed, llama_models, llama_server
+from tests.program import Program, running
+
+if TYPE_CHECKING:
+    from gateway import Gateway
+
+__all__ = ["llama_embeddings", "llama_endless", "llama_keyed", "llama_models", "llama_server"]
+
+ProviderFor = Callable[..., Awaitable[FakeProvider]]
+GatewayFor = Callable[..., Awaitable["Gateway"]]
+ProgramFor = Callable[..., Awaitable[Program]]
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run the tests on the event loop that the program itself runs on."""
+    try:
+        import uvloop
+    except ImportError:
+        return {"asyncio": asyncio.new_event_loop}
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture
+async def nothing_leaks() -> AsyncIterator[None]:
+    """Fail when a journey leaves a task or an unclosed transport behind."""
+    before = asyncio.all_tasks()
+    yield
+
+    def left() -> set[asyncio.Task[Any]]:
+        return {task for task in asyncio.all_tasks() - before if task is not asyncio.current_task()}
+
+    await eventually(lambda: not left(), 2, saying=f"tasks are left behind: {left()}")
+    gc.collect(1)  # an unclosed transport warns when it is collected
+
+
+@pytest.fixture
+async def provider_for(nothing_leaks: None) -> AsyncIterator[ProviderFor]:
+    """Start fake providers: `await provider_for("rig", models=["m"], weight=2)`."""
+    async with AsyncExitStack() as stack:
+
+        async def start(name: str = "rig", **options: Any) -> FakeProvider:
+            return await stack.enter_async_context(FakeProvider(name, **options))
+
+        yield start
+
+
+@pytest.fixture
+async def provider(provider_for: ProviderFor) -> FakeProvider:
+    """One fake provider, `rig`, that serves the model `m`."""
+    return await provider_for()
+
+
+@pytest.fixture
+async def gateway_for(nothing_leaks: None) -> AsyncIterator[GatewayFor]:
+    """Start gateways: `await gateway_for(provider, other, server={"max_body": "1MB"})`, ready to serve.
+
+    At the end they close, and must have closed every connection to the providers.
+    """
+    from gateway import Gateway
+    from llmgateway.config import build
+
+    known: list[FakeProvider] = []
+    async with AsyncExitStack() as stack:
+
+        async def start(*providers: FakeProvider, **sections: Any) -> Gateway:
+            known.extend(providers)
+            gateway = await stack.enter_async_context(Gateway(build(settings(*providers, **sections))))
+            async with asyncio.timeout(10):
+                await gateway.ready.wait()
+            return gateway
+
+        yield start
+    await eventually(lambda: not _open_connections(known), 2, saying="connections to providers are left open")
+
+
+@pytest.fixture
+async def http(nothing_leaks: None) -> AsyncIterator[aiohttp.ClientSession]:
+    """An HTTP client that carries alice's key and shows bodies as they came."""
+    async with aiohttp.ClientSession(
+        headers={"Authorization": f"Bearer {KEY}"},
+        timeout=aiohttp.ClientTimeout(total=20),
+        auto_decompress=False,
+    ) as session:
+        yield session
+
+
+@pytest.fixture
+async def program_for(nothing_leaks: None, tmp_path: Path) -> AsyncIterator[ProgramFor]:
+    """Start the real program on a config: `program = await program_for(provider)`; `await program.url()`.
+
+    Takes what `settings` takes. For other command lines use `tests.program.running`.
+    """
+    async with AsyncExitStack() as stack:
+
+        async def start(*providers: FakeProvider, **sections: Any) -> Program:
+            file = tmp_path / "config.yaml"
+            file.write_text(yaml.safe_dump(settings(*providers, **sections)))
+            program = await stack.enter_async_context(running("-c", str(file), "--port", "0", cwd=tmp_path))
+            await program.url()
+            return program
+
+        yield start
+
+
+def _open_connections(providers: list[FakeProvider]) -> list[str]:
+    return [provider.name for provider in providers if provider.connections]

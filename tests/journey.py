@@ -1,0 +1,56 @@
+"""What most journeys need: a user with a key, a config around providers, and waiting without guessing."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar, overload
+
+from tests.fake_provider import FakeProvider
+
+T = TypeVar("T")
+
+KEY = "sk-alice-0123456789abcdefghijklmnopqrstuvwxyz"
+"""alice's key in every config made here."""
+
+ASK: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+"""The body of an ordinary chat request."""
+
+
+@overload
+async def eventually(
+    condition: Callable[[], Awaitable[T]], limit: float = ..., *, every: float = ..., saying: str = ...
+) -> T: ...
+@overload
+async def eventually(
+    condition: Callable[[], T], limit: float = ..., *, every: float = ..., saying: str = ...
+) -> T: ...
+async def eventually(
+    condition: Callable[[], Any], limit: float = 5, *, every: float = 0.01, saying: str = ""
+) -> Any:
+    """Poll a condition, sync or async, until it holds; give what it returned. Fails after `limit` seconds."""
+    end = time.monotonic() + limit
+    while True:
+        result = condition()
+        value = await result if inspect.isawaitable(result) else result
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise AssertionError(saying or f"did not come true within {limit} s; last seen: {value!r}")
+        await asyncio.sleep(every)
+
+
+def settings(*providers: FakeProvider, **sections: Any) -> dict[str, Any]:
+    """A config as the YAML file would have it: any free port, alice and her key, these providers.
+
+    A section given by name replaces the one made here; `server` and `providers` are merged into it.
+    """
+    return {
+        "users": {"alice": {"keys": [KEY]}},
+        **sections,
+        "server": {"port": 0, **sections.get("server", {})},
+        "providers": {provider.name: provider.entry for provider in providers}
+        | sections.get("providers", {}),
+    }

@@ -15,7 +15,9 @@ try:
     from llmgateway import __version__, commands, log
 except ModuleNotFoundError as missing:
     sys.exit(f"{missing.name} is not installed. Start with scripts/run, which sets up what is needed.")
+from llmgateway.affinity import Affinity
 from llmgateway.app import App
+from llmgateway.breaker import RetryBudget
 from llmgateway.config import Config, build
 from llmgateway.demo import MODEL, demo_provider
 from llmgateway.downstream import ClientServer, Patience
@@ -23,7 +25,9 @@ from llmgateway.fleet import Fleet
 from llmgateway.health import Watch
 from llmgateway.keys import KeyRing, mint
 from llmgateway.proxy import Proxy
+from llmgateway.slots import Slots
 from llmgateway.upstream import Upstream
+from llmgateway.wake import Alarm
 
 events = log.Events("gateway")
 
@@ -45,8 +49,9 @@ class Gateway:
         self.port = 0
         self._upstream = Upstream()
         self._watch = Watch(self.fleet, self._upstream, Random())
-        proxy = Proxy(self.fleet, self._upstream, self._watch, Random())
-        self._app = App(config.server, KeyRing(config.users, config.groups), self.fleet, self._watch, proxy)
+        self.slots = Slots(self.fleet, Affinity(), config.queue, Random(), wake=Alarm().ring)
+        proxy = Proxy(self.slots, self._upstream, self._watch, RetryBudget())
+        self._app = App(config, KeyRing(config.users, config.groups), self.fleet, self._watch, proxy)
         self._stack = AsyncExitStack()
 
     @property

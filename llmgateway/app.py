@@ -15,7 +15,8 @@ from urllib.parse import unquote
 import orjson
 from aiohttp import web
 
-from llmgateway.config import ServerConfig
+from llmgateway.affinity import thread_of
+from llmgateway.config import Config
 from llmgateway.discovery import model_entry
 from llmgateway.downstream import MAX_HEAD_BYTES, Client, head_size
 from llmgateway.errors import (
@@ -42,6 +43,8 @@ _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _SANE_QUERY: Final = re.compile(r"[!$-~]*")  # visible ASCII but for `"` and `#`
 _DRAIN_RETRY_S: Final = 5
 _LOGGED_PATH: Final = 100  # characters
+_BYTES_A_TOKEN: Final = 4
+_MOST_PROMPT_TOKENS: Final = 100_000  # images and files make a body long, not the prompt
 
 Handler = Callable[[web.BaseRequest, Client], Awaitable[None]]
 
@@ -49,7 +52,7 @@ Handler = Callable[[web.BaseRequest, Client], Awaitable[None]]
 class App:
     """Answers every request: the gateway's own pages itself, the rest through the proxy."""
 
-    def __init__(self, config: ServerConfig, keys: KeyRing, fleet: Fleet, watch: Watch, proxy: Proxy) -> None:
+    def __init__(self, config: Config, keys: KeyRing, fleet: Fleet, watch: Watch, proxy: Proxy) -> None:
         self.draining = False
         self._config = config
         self._keys = keys
@@ -61,7 +64,7 @@ class App:
         self._none_running = asyncio.Event()
         self._none_running.set()
         self._open: Mapping[str, Handler] = {"/healthz": self._healthz, "/readyz": self._readyz}
-        extra = (Endpoint(path) for path in config.extra_paths)
+        extra = (Endpoint(path) for path in config.server.extra_paths)
         self._endpoints = {endpoint.path: endpoint for endpoint in (*ENDPOINTS, *extra)}
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -142,20 +145,35 @@ class App:
             raise GatewayError(
                 INVALID_REQUEST, "A compressed request body is not understood; send it as it is."
             )
-        body = await client.read_body(self._config.max_body)
-        seen = peek(body, endpoint.body, request.headers.get("content-type", ""))
-        facts["model"] = seen.model
-        fields = tuple(request.raw_headers)
-        call = Call(
-            seen.model, Outgoing(endpoint.path, _query(request.raw_path), fields, client.request_id, body)
-        )
-        del body
+        call = await self._call(request, endpoint, caller, client)
+        facts["model"] = call.model
         try:
             await self._proxy.forward(call, caller, client)
         finally:
-            facts["provider"] = call.provider
-            if call.attempts > 1:
-                facts["attempts"] = call.attempts
+            facts |= _told_of(call)
+
+    async def _call(
+        self, request: web.BaseRequest, endpoint: Endpoint, caller: Caller, client: Client
+    ) -> Call:
+        """Read the request, and from its body what routing needs to know."""
+        body = await client.read_body(self._config.server.max_body)
+        seen = peek(body, endpoint.body, request.headers.get("content-type", ""))
+        names = self._config.affinity.headers
+        session = next((value for name in names if (value := request.headers.get(name))), None)
+        return Call(
+            seen.model,
+            Outgoing(
+                endpoint.path,
+                _query(request.raw_path),
+                tuple(request.raw_headers),
+                client.request_id,
+                body,
+            ),
+            thread_of(seen, user=caller.user, session=session),
+            prompt_tokens=min(len(body) // _BYTES_A_TOKEN, _MOST_PROMPT_TOKENS),
+            output_limit=seen.output_limit,
+            keepalive_s=self._config.streams.keepalive if seen.streams and endpoint.streams else 0.0,
+        )
 
     # -- the gateway's own pages
 
@@ -200,6 +218,16 @@ class App:
             client.fail(_draining())
             if task is not None:
                 task.cancel()
+
+
+def _told_of(call: Call) -> dict[str, object]:
+    """Give what is worth a place in the log of how a call went."""
+    facts: dict[str, object] = {"provider": call.provider, "affinity": call.affinity}
+    if call.attempts > 1:
+        facts["attempts"] = call.attempts
+    if call.waited_s:
+        facts["waited_ms"] = round(call.waited_s * 1000, 1)
+    return facts
 
 
 def _path(raw_path: str) -> str:

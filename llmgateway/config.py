@@ -17,16 +17,20 @@ from pydantic import ValidationError
 from llmgateway import references
 from llmgateway.references import KEY, Steps
 from llmgateway.settings import (
+    AffinityConfig,
     Config,
     HealthConfig,
     KeyConfig,
     KeyEntry,
     LogConfig,
     ProviderConfig,
+    QueueConfig,
     Section,
     ServerConfig,
+    StreamsConfig,
     TimeoutsConfig,
     UserConfig,
+    WakeConfig,
 )
 from llmgateway.source import MAX_BYTES, Document, read
 from llmgateway.tree import (
@@ -44,6 +48,7 @@ from llmgateway.tree import (
 )
 
 __all__ = [
+    "AffinityConfig",
     "Config",
     "ConfigError",
     "HealthConfig",
@@ -52,9 +57,12 @@ __all__ = [
     "LogConfig",
     "Problem",
     "ProviderConfig",
+    "QueueConfig",
     "ServerConfig",
+    "StreamsConfig",
     "TimeoutsConfig",
     "UserConfig",
+    "WakeConfig",
     "build",
     "load",
     "parse",
@@ -139,7 +147,11 @@ _SECTIONS: Final[Sequence[tuple[tuple[str, ...], type[Section]]]] = (
     (("users", "*", "keys", "*"), KeyEntry),
     (("providers", "*"), ProviderConfig),
     (("providers", "*", "timeouts"), TimeoutsConfig),
+    (("providers", "*", "wake"), WakeConfig),
     (("health",), HealthConfig),
+    (("queue",), QueueConfig),
+    (("streams",), StreamsConfig),
+    (("affinity",), AffinityConfig),
     (("log",), LogConfig),
 )
 

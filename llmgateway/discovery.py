@@ -14,6 +14,8 @@ class Model:
     id: str
     created: int | None = None
     context_length: int | None = None
+    loaded: bool | None = None
+    """Whether it is in memory, so that a request would not have to wait for it."""
 
 
 class NotAnLLMServer(ValueError):
@@ -42,7 +44,7 @@ def parse_models(body: bytes) -> dict[str, Model]:
         name = entry.get("id") if isinstance(entry, dict) else None
         if not isinstance(name, str) or not 0 < len(name) <= _NAME_CHARACTERS:
             raise NotAnLLMServer("a model in the list has no 'id'")
-        models[name] = Model(name, _positive(entry.get("created")), _context_length(entry))
+        models[name] = Model(name, _positive(entry.get("created")), _context_length(entry), _loaded(entry))
     return models
 
 
@@ -71,6 +73,13 @@ def _context_length(entry: Mapping[str, Any]) -> int | None:
     return next((length for key in _CONTEXT_KEYS if (length := _positive(entry.get(key)))), None)
 
 
+def _loaded(entry: Mapping[str, Any]) -> bool | None:
+    """Read LM Studio's `state`, and `status.value` of llama.cpp's router, which lists what it could load."""
+    status = entry.get("status")
+    state = status.get("value") if isinstance(status, dict) else entry.get("state")
+    return state == "loaded" if state in ("loaded", "unloaded", "not-loaded", "loading", "sleeping") else None
+
+
 # --- what only one kind of server says ----------------------------------------------------------------------
 
 
@@ -78,13 +87,20 @@ def _context_length(entry: Mapping[str, Any]) -> int | None:
 class Details:
     """Where a kind of server tells more than the model list, and how it is read.
 
-    `path` is below the server's origin. `read` takes the models known so far and the JSON, and gives the
-    models.
+    `path` is below the server's origin. `read` takes the models known so far and the JSON.
     """
 
     owned_by: str
     path: str
-    read: Callable[[dict[str, Model], Any], dict[str, Model]]
+    read: Callable[[dict[str, Model], Any], "Facts"]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a provider told of itself. `slots` is how many requests it works on at once, if it says."""
+
+    models: dict[str, Model]
+    slots: int | None = None
 
 
 def _with_context(models: dict[str, Model], lengths: Mapping[str, int | None]) -> dict[str, Model]:
@@ -94,17 +110,21 @@ def _with_context(models: dict[str, Model], lengths: Mapping[str, int | None]) -
     }
 
 
-def _llamacpp_props(models: dict[str, Model], props: Any) -> dict[str, Model]:
+def _llamacpp_props(models: dict[str, Model], props: Any) -> Facts:
     length = _positive(props["default_generation_settings"]["n_ctx"])
-    return _with_context(models, dict.fromkeys(models, length))
+    return Facts(_with_context(models, dict.fromkeys(models, length)), _positive(props.get("total_slots")))
 
 
-def _ollama_ps(models: dict[str, Model], running: Any) -> dict[str, Model]:
-    return _with_context(models, {m["model"]: _positive(m.get("context_length")) for m in running["models"]})
+def _ollama_ps(models: dict[str, Model], running: Any) -> Facts:
+    lengths = {entry["model"]: _positive(entry.get("context_length")) for entry in running["models"]}
+    told = _with_context(models, lengths)
+    return Facts({name: replace(model, loaded=name in lengths) for name, model in told.items()})
 
 
-def _lmstudio_models(models: dict[str, Model], listing: Any) -> dict[str, Model]:
-    return _with_context(models, {entry["id"]: _context_length(entry) for entry in listing["data"]})
+def _lmstudio_models(models: dict[str, Model], listing: Any) -> Facts:
+    entries = {entry["id"]: entry for entry in listing["data"]}
+    told = _with_context(models, {name: _context_length(entry) for name, entry in entries.items()})
+    return Facts({name: replace(m, loaded=_loaded(entries.get(name, {}))) for name, m in told.items()})
 
 
 DETAILS: Final[tuple[Details, ...]] = (
@@ -120,12 +140,12 @@ def details_for(body: bytes) -> Details | None:
     return next((details for details in DETAILS if details.owned_by in owners), None)
 
 
-def read_details(details: Details, models: dict[str, Model], body: bytes) -> dict[str, Model]:
+def read_details(details: Details, models: dict[str, Model], body: bytes) -> Facts:
     """Add what the details say; details of an unexpected shape add nothing."""
     try:
         return details.read(models, orjson.loads(body))
     except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError):
-        return models
+        return Facts(models)
 
 
 def model_entry(model: Model, *, owned_by: str, created: int) -> dict[str, object]:

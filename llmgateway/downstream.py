@@ -12,6 +12,7 @@ import secrets
 import socket
 import struct
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
@@ -33,6 +34,10 @@ MAX_LINE_BYTES: Final = 16 * 1024
 
 _REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
 _JSON: Final = b"Content-Type: application/json\r\n"
+_EVENT_STREAM: Final = (
+    b"Content-Type: text/event-stream\r\nCache-Control: no-cache\r\nX-Accel-Buffering: no\r\n"
+)
+_PING: Final = b'event: ping\ndata: {"type": "ping"}\n\n'
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +92,14 @@ class Client:
         """What was answered; 0 before that."""
         self.ended = False
         self.bytes_out = 0
+        self.last_write = asyncio.get_running_loop().time()
+        """When something was last written, on the loop's clock; at first, when the request came."""
         self._request = request
         self._connection = cast(ClientConnection, request.protocol)
         self._transport = request.transport
         # aiohttp's parser takes the trailers of a chunked body for fields of the next request.
         self._keep_alive = request.keep_alive and "transfer-encoding" not in request.headers
+        self._answered = False
         self._head: bytes | None = None
         self._chunked = self._sse = self._until_close = False
         self._tail = b""
@@ -191,16 +199,39 @@ class Client:
         else:
             self._cut()
 
-    def begin(self, status: int, reason: bytes, head: AnswerHead, provider: str | None = None) -> None:
-        """Prepare the head of an answer; it leaves with the first bytes fed."""
+    def say(self, words: str) -> None:
+        """Put a comment into a silent stream; before the answer is there this commits it to be a stream."""
+        if not self.started:
+            self.begin(200, b"", AnswerHead(_EVENT_STREAM, None, is_sse=True))
+            self._answered = False
+        if self._sse and not self.ended and not self.full and at_event_boundary(self._tail):
+            self.feed(_PING if self.dialect == "anthropic" else f": {words}\n\n".encode(), final=False)
+
+    @property
+    def answered(self) -> bool:
+        """True once bytes of a provider's answer are on their way: too late to try elsewhere."""
+        return self._answered
+
+    def resume_stream(self) -> None:
+        """Go on with the answer of a provider where a keepalive has begun the stream."""
+        self._answered = True
+
+    @property
+    def full(self) -> bool:
+        """True while the client reads too slowly for more."""
+        return self._connection.writing_paused
+
+    def begin(self, status: int, reason: bytes, head: AnswerHead, more: bytes = b"") -> None:
+        """Prepare the head of an answer; it leaves with the first bytes fed. `more` are header lines of our
+        own.
+        """
         self.status = status
+        self._answered = True
         self._sse = head.is_sse
-        lines = [b"HTTP/1.1 %d %b\r\n" % (status, reason or _REASONS.get(status, b"")), head.lines]
+        lines = [b"HTTP/1.1 %d %b\r\n" % (status, reason or _REASONS.get(status, b"")), head.lines, more]
         if not head.dated:
             lines.append(b"Date: %b\r\n" % formatdate(time.time(), usegmt=True).encode())
         lines.append(f"x-request-id: {self.request_id}\r\n".encode())
-        if provider is not None:
-            lines.append(f"x-gateway-provider: {provider}\r\n".encode())
         lines.append(self._framing(status, None if head.is_sse else head.content_length))
         if not self._keep_alive:
             lines.append(b"Connection: close\r\n")
@@ -243,6 +274,7 @@ class Client:
             data, self._head = self._head + data, None
         if data:
             transport.write(data)
+            self.last_write = self._connection.now()
 
     def _cut(self) -> None:
         """End an answer so that nobody takes it for a whole one: no proper end, and no keep-alive."""
@@ -268,6 +300,31 @@ class Client:
         if self._expects() and not self._request.content.is_eof() and self._transport is not None:
             self._transport.close()  # it was told not to send the body: nothing will come to wait for
         return Sent(self._connection, keep_alive=keep_alive)
+
+
+class Heartbeat:
+    """Says something on a stream whenever it has been silent for too long, so that nothing in between cuts
+    it.
+    """
+
+    def __init__(self, client: Client, every_s: float, words: Callable[[], str]) -> None:
+        self._client = client
+        self._every_s = every_s
+        self._words = words
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(every_s, self._beat)
+
+    def _beat(self) -> None:
+        due = self._client.last_write + self._every_s
+        now = self._loop.time()
+        if now >= due:
+            self._client.say(self._words())
+            due = now + self._every_s
+        self._timer = self._loop.call_at(due, self._beat)
+
+    def stop(self) -> None:
+        """Say nothing more."""
+        self._timer.cancel()
 
 
 def _too_large(limit_bytes: int) -> GatewayError:
@@ -349,6 +406,10 @@ class ClientConnection(RequestHandler):
         self._stop_stall_timer()
         if self.flow is not None:
             self.flow.resume()
+
+    def now(self) -> float:
+        """Tell the time on the loop's clock."""
+        return self._loop.time()
 
     async def drained(self) -> None:
         """Wait until the client has read most of what was written. Raises ConnectionError when it leaves."""

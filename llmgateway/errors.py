@@ -32,6 +32,7 @@ REQUEST_TIMEOUT: Final = ErrorKind(408, "request_timeout")
 REQUEST_TOO_LARGE: Final = ErrorKind(413, "request_too_large")
 INTERNAL_ERROR: Final = ErrorKind(500, "internal_error")
 UPSTREAM_ERROR: Final = ErrorKind(502, "upstream_error")
+OVERLOADED: Final = ErrorKind(503, "overloaded")
 DRAINING: Final = ErrorKind(503, "draining")
 
 
@@ -86,9 +87,19 @@ class ProviderBroke(ProviderFailed):
 
 
 class ProviderErrored(ProviderFailed):
-    """The provider answered 5xx."""
+    """The provider answered 5xx; not `supported` means 501, which says nothing about its health."""
 
     reason = "error_status"
+
+    def __init__(self, provider: str, trouble: str, *, supported: bool = True) -> None:
+        super().__init__(provider, trouble)
+        self.supported = supported
+
+
+class ProviderWarming(ProviderFailed):
+    """The provider is loading its model."""
+
+    reason = "warming"
 
 
 class ProviderRefused(ProviderFailed):

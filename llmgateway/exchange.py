@@ -31,6 +31,10 @@ MAX_IDLE_S: Final = 60.0
 class Sink(Protocol):
     """Takes the body of an answer; never blocks, never raises."""
 
+    @property
+    def full(self) -> bool:
+        """True if it wants no more for now; the exchange is told to resume when that is over."""
+
     def feed(self, data: bytes, *, final: bool) -> None:
         """Take the next piece; `final` is True once, with the last bytes or with none."""
 
@@ -90,7 +94,10 @@ class Exchange:
         """
         self._sink = sink
         early, self._buffer, self._buffered = b"".join(self._buffer), [], 0
-        self.resume()
+        if sink.full:
+            self.pause()
+        else:
+            self.resume()
         if early or self.complete:
             sink.feed(early, final=self.complete)
         watch = _Watch(self, idle_s)

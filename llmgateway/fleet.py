@@ -5,12 +5,12 @@ State that lives, owned by the one event loop. A provider's state changes only i
 stay with a provider through a blip.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
+from llmgateway.breaker import Breaker
 from llmgateway.config import Config, HealthConfig, ProviderConfig
 from llmgateway.discovery import Model
 from llmgateway.keys import Caller
@@ -36,6 +36,7 @@ class Probe:
     state: State
     reason: str = ""
     models: Mapping[str, Model] | None = None
+    slots: int | None = None
 
 
 # A server may leave its model list open and ask for a key only when work is to be done; without this pause
@@ -54,13 +55,35 @@ class Provider:
     reason: str = "not asked yet"
     models: Mapping[str, Model] = field(default_factory=dict)
     in_flight: int = 0
+    changed: Callable[[], None] = lambda: None
+    breaker: Breaker = field(default_factory=Breaker)
+    _told_slots: int | None = None
     _streak: int = 0  # probes in a row that spoke against the present state
     _refused_until: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.models = {name: Model(name) for name in self.config.models or ()}
 
     @property
     def online(self) -> bool:
         """True if requests may be sent to it."""
         return self.state is State.ONLINE
+
+    @property
+    def promising(self) -> bool:
+        """True if it is worth waiting for: it loads a model, or sleeps and can be woken."""
+        asleep = self.state in (State.OFFLINE, State.UNKNOWN) and self.config.wake is not None
+        return asleep or self.state is State.WARMING
+
+    @property
+    def capacity(self) -> int | None:
+        """How many requests it works on at once; None if nobody knows."""
+        return self.config.slots or self._told_slots
+
+    @property
+    def has_free_slot(self) -> bool:
+        """True if it would start on one more request at once, as far as is known."""
+        return self.capacity is None or self.in_flight < self.capacity
 
     @property
     def secrets(self) -> list[str]:
@@ -79,34 +102,37 @@ class Provider:
             name == "everyone" or name == caller.user or name in caller.groups for name in config.share
         )
 
-    @contextmanager
-    def lease(self) -> Iterator[None]:
-        """Count one request as in flight."""
-        self.in_flight += 1
-        try:
-            yield
-        finally:
-            self.in_flight -= 1
-
     def observe(self, probe: Probe, *, now: float) -> None:
         """Take one probe into account: `fall` failures in a row mean offline, `rise` successes mean online
         again.
         """
+        before = (self.state, self.capacity, self.models)
         if probe.models is not None:
             self.models = probe.models
-        if probe.state is State.ONLINE and now < self._refused_until:
-            return
-        if self._believes(probe.state):
+        if probe.slots is not None:
+            self._told_slots = probe.slots
+        refused = probe.state is State.ONLINE and now < self._refused_until
+        if not refused and self._believes(probe.state):
             self._become(probe.state, probe.reason)
+        if before != (self.state, self.capacity, self.models):
+            self.changed()
 
     def refuse_credentials(self, reason: str, *, now: float) -> None:
         """Take a 401 or 403 of real traffic into account; good probes do not count for a minute."""
         self._refused_until = now + REFUSAL_PAUSE_S
         self._become(State.MISCONFIGURED, reason)
+        self.changed()
 
     def warm(self, reason: str) -> None:
         """Take a "Loading model" answer of real traffic into account."""
         self._become(State.WARMING, reason)
+        self.changed()
+
+    def fared_badly(self, *, now: float) -> None:
+        """Take the failure of a real request into account."""
+        if self.breaker.failed(now):
+            pause_s = self.breaker.open_until - now
+            events.warning("provider is taken out for a while", provider=self.name, pause_s=pause_s)
 
     def _believes(self, seen: State) -> bool:
         """Decide whether this sighting, with those before it, is enough to change the state."""
@@ -134,21 +160,33 @@ class Fleet:
     """All providers of the gateway, in the order of the config file."""
 
     def __init__(self, config: Config) -> None:
+        self._listeners: list[Callable[[], None]] = []
         self.providers = {
-            name: Provider(name, entry, config.health) for name, entry in config.providers.items()
+            name: Provider(name, entry, config.health, changed=self._changed)
+            for name, entry in config.providers.items()
         }
 
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Have a function called whenever a provider's state, models or capacity change."""
+        self._listeners.append(listener)
+
+    def _changed(self) -> None:
+        for listener in self._listeners:
+            listener()
+
     def usable_by(self, caller: Caller) -> list[Provider]:
-        """Give the online providers that this caller may use, in the order of the config file."""
-        candidates = [p for p in self.providers.values() if p.online and p.usable_by(caller)]
+        """Give the providers that this caller may use, whatever their state, in their order."""
+        usable = [p for p in self.providers.values() if p.usable_by(caller)]
         if caller.route == "only_own":
-            return [p for p in candidates if p.config.owner == caller.user]
-        return candidates
+            return [p for p in usable if p.config.owner == caller.user]
+        return usable
 
     def models_for(self, caller: Caller) -> dict[str, tuple[Model, str]]:
         """Give each model that this caller can use now, with the name of its first provider."""
         found: dict[str, tuple[Model, str]] = {}
         for provider in self.usable_by(caller):
+            if not (provider.online or provider.promising):
+                continue
             for name, model in provider.models.items():
                 if caller.may_use(name):
                     found.setdefault(name, (model, provider.name))

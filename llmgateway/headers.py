@@ -41,6 +41,8 @@ NOT_RETURNED: Final = HOP_BY_HOP | {
     b"content-length",
     b"x-request-id",
     b"x-gateway-provider",
+    b"x-gateway-affinity",
+    b"x-gateway-queue-wait",
     b"x-gateway-error",
 }
 

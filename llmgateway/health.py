@@ -11,6 +11,7 @@ from random import Random
 from typing import Final
 
 from llmgateway.discovery import (
+    Facts,
     Model,
     NotAnLLMServer,
     details_for,
@@ -96,7 +97,8 @@ async def _with_details(
         return Probe(State.ONLINE, "", models)
     if status in (401, 403):
         return Probe(State.MISCONFIGURED, _refusal(provider, status), models)
-    return Probe(State.ONLINE, "", read_details(details, models, body) if status == 200 else models)
+    facts = read_details(details, models, body) if status == 200 else Facts(models)
+    return Probe(State.ONLINE, "", facts.models, facts.slots)
 
 
 class Watch:

@@ -39,6 +39,7 @@ class Caller:
     user: str
     groups: frozenset[str] = frozenset()
     route: Literal["any", "prefer_own", "only_own"] = "any"
+    weight: float = 1.0
     key_name: str | None = None
     expires_at: float | None = None
     models: tuple[re.Pattern[str], ...] = ()
@@ -87,6 +88,7 @@ def _caller(name: str, user: UserConfig, groups: frozenset[str], key: KeyConfig)
         user=name,
         groups=groups,
         route=user.route,
+        weight=user.weight,
         key_name=key.name,
         expires_at=key.expires_at,
         models=tuple(re.compile(fnmatch.translate(glob)) for glob in key.models),

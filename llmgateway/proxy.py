@@ -1,17 +1,19 @@
-"""The story of a forwarded request: peek, lease, send, relay; failover before the first byte.
+"""The story of a forwarded request: lease, send, relay, account; failover before the first byte.
 
 `forward` is the path of every request. A provider's answer is shown to the client only once its first byte is
 there, so whatever fails before that can be tried on another candidate.
 """
 
-import time
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from random import Random
 from typing import Final
 
+from llmgateway.affinity import Thread
+from llmgateway.breaker import RetryBudget
 from llmgateway.discovery import is_loading, quote
-from llmgateway.downstream import Client
+from llmgateway.downstream import Client, Heartbeat
 from llmgateway.errors import (
     UPSTREAM_ERROR,
     GatewayError,
@@ -20,20 +22,25 @@ from llmgateway.errors import (
     ProviderRefused,
     ProviderTimedOut,
     ProviderUnreachable,
+    ProviderWarming,
 )
 from llmgateway.exchange import Exchange
-from llmgateway.fleet import Fleet, Provider
+from llmgateway.fairness import cost
+from llmgateway.fleet import Provider
 from llmgateway.headers import Field, answer_head
 from llmgateway.health import Watch
 from llmgateway.keys import Caller
 from llmgateway.log import Events
-from llmgateway.router import candidates, choose, no_provider
+from llmgateway.router import no_provider
+from llmgateway.slots import NoCandidate, Order, Slots
 from llmgateway.upstream import Outgoing, Upstream
+from llmgateway.usage import Meter, Tokens
 
 events = Events("proxy")
 
 _TRY_ELSEWHERE: Final = (404, 429)
 _REFUSED: Final = (401, 403)
+_UNSUPPORTED: Final = 501  # says nothing bad about the provider's health
 _QUOTED_BYTES: Final = 64 * 1024
 _QUOTED_S: Final = 2.0
 _HELD_BYTES: Final = 1 << 20
@@ -45,8 +52,17 @@ class Call:
 
     model: str
     outgoing: Outgoing
+    thread: Thread
+    prompt_tokens: int = 1
+    """An estimate."""
+    output_limit: int | None = None
+    keepalive_s: float = 0.0
+    """Silence after which its stream gets a comment; 0 if it must not have one."""
     provider: str = ""
     attempts: int = 0
+    waited_s: float = 0.0
+    affinity: str = ""
+    tokens: Tokens | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +76,32 @@ class Held:
     body: bytes
 
 
+class Metered:
+    """Passes an answer on to the client, and looks at each piece after it was written."""
+
+    def __init__(self, client: Client, *, sse: bool) -> None:
+        self.meter = Meter(sse=sse)
+        self._client = client
+
+    @property
+    def full(self) -> bool:
+        """True while the client reads too slowly for more."""
+        return self._client.full
+
+    def feed(self, data: bytes, *, final: bool) -> None:
+        """Write first, count afterwards."""
+        self._client.feed(data, final=final)
+        self.meter.feed(data)
+
+
 class Proxy:
     """Carries calls to providers and their answers back."""
 
-    def __init__(self, fleet: Fleet, upstream: Upstream, watch: Watch, chance: Random) -> None:
-        self._fleet = fleet
+    def __init__(self, slots: Slots, upstream: Upstream, watch: Watch, budget: RetryBudget) -> None:
+        self._slots = slots
         self._upstream = upstream
         self._watch = watch
-        self._chance = chance
+        self._budget = budget
 
     async def forward(self, call: Call, caller: Caller, client: Client) -> None:
         """Carry one call to a provider and its answer back, byte for byte. Raises GatewayError.
@@ -75,33 +109,49 @@ class Proxy:
         An error raised after the client has been sent bytes is to be told as the end of the stream.
         """
         caller.require(call.model)
-        if not candidates(self._fleet, caller, call.model):
-            await self._watch.first_round.wait()
-        tried: set[str] = set()
+        self._budget.deposit(_now())
+        expected = cost(call.prompt_tokens, self._slots.expected_output(call.model, call.output_limit))
+        with (
+            self._slots.order(caller, call.model, call.thread, expected) as order,
+            _heart(call, client, order, self._slots),
+        ):
+            if not self._slots.hopeful(order):
+                await self._watch.first_round.wait()
+            try:
+                await self._serve(call, client, order)
+            finally:
+                call.waited_s, call.affinity = order.waited_s, order.affinity
+
+    async def _serve(self, call: Call, client: Client, order: Order) -> None:
         failures: list[ProviderFailed] = []
         held: Held | None = None
-        while among := candidates(self._fleet, caller, call.model, tried):
-            provider = choose(among, caller, self._chance)
-            tried.add(provider.name)
+        while not failures or self._budget.take(_now()):
+            try:
+                provider = await self._slots.acquire(order)
+            except NoCandidate:
+                break
             call.provider = provider.name
             call.attempts += 1
+            order.tried.add(provider.name)
             try:
-                with provider.lease():
-                    held = await self._attempt(provider, call, client, is_last=len(among) == 1) or held
-                if client.started:
-                    return
+                answer = await self._attempt(provider, call, client, order)
             except ProviderFailed as failure:
-                self._learn(provider, failure)
-                if client.started:
+                self._learn(provider, failure, order)
+                if client.answered:
                     raise GatewayError(UPSTREAM_ERROR, failure.message) from failure
                 failures.append(failure)
+                continue
+            finally:
+                provider.breaker.abandoned()
+                self._slots.release(provider)
+            if answer is None:
+                return
+            held = answer
         if held is None:
             raise _none_left(call.model, failures)
-        call.provider = held.provider
-        client.begin(held.status, held.reason, answer_head(held.fields), held.provider)
-        client.feed(held.body, final=True)
+        self._pass_on(held, call, client)
 
-    async def _attempt(self, provider: Provider, call: Call, client: Client, *, is_last: bool) -> Held | None:
+    async def _attempt(self, provider: Provider, call: Call, client: Client, order: Order) -> Held | None:
         """Ask one provider. Gives its answer back unsent if another candidate may have a better one."""
         async with self._upstream.exchange(provider, call.outgoing) as exchange:
             if exchange.status in _REFUSED:
@@ -111,41 +161,112 @@ class Proxy:
                 )
             if exchange.status >= 500:
                 raise await self._errored(provider, exchange)
-            if exchange.status in _TRY_ELSEWHERE and not is_last:
+            provider.breaker.answered()
+            if exchange.status in _TRY_ELSEWHERE and self._slots.hopeful(order):
                 body, whole = await exchange.read(_HELD_BYTES, _QUOTED_S)
                 if exchange.failure is not None:
                     raise exchange.failure
                 if whole:
                     return Held(provider.name, exchange.status, exchange.reason, exchange.fields, body)
             call.outgoing.body = b""
-            await self._relay(provider, exchange, client)
+            await self._relay(provider, exchange, call, client, order)
+        provider.breaker.succeeded()
         return None
 
-    async def _errored(self, provider: Provider, exchange: Exchange) -> ProviderErrored:
+    async def _errored(self, provider: Provider, exchange: Exchange) -> ProviderFailed:
         body, _ = await exchange.read(_QUOTED_BYTES, _QUOTED_S)
-        if is_loading(exchange.status, body):
-            provider.warm("it is loading its model")
         said = quote(body, provider.secrets)
-        return ProviderErrored(provider.name, f"answered {exchange.status}{': ' if said else '.'}{said}")
+        trouble = f"answered {exchange.status}{': ' if said else '.'}{said}"
+        if is_loading(exchange.status, body):
+            return ProviderWarming(provider.name, trouble)
+        return ProviderErrored(provider.name, trouble, supported=exchange.status != _UNSUPPORTED)
 
-    async def _relay(self, provider: Provider, exchange: Exchange, client: Client) -> None:
-        client.begin(exchange.status, exchange.reason, answer_head(exchange.fields), provider.name)
+    async def _relay(
+        self, provider: Provider, exchange: Exchange, call: Call, client: Client, order: Order
+    ) -> None:
+        head = answer_head(exchange.fields)
+        if client.started and not (exchange.status == 200 and head.is_sse):
+            body, _ = await exchange.read(_QUOTED_BYTES, _QUOTED_S)
+            raise _too_late(provider.name, exchange.status, quote(body, provider.secrets))
+        if client.started:
+            client.resume_stream()
+        else:
+            client.begin(exchange.status, exchange.reason, head, _own_lines(provider.name, order))
+        sink = Metered(client, sse=head.is_sse)
         client.hold(exchange)
         try:
-            await exchange.relay(client, provider.config.timeouts.idle)
+            await exchange.relay(sink, provider.config.timeouts.idle)
         finally:
             client.hold(None)
+            call.tokens = sink.meter.tokens(call.prompt_tokens)
+            self._slots.settle(order, call.tokens)
 
-    def _learn(self, provider: Provider, failure: ProviderFailed) -> None:
-        """Draw what a failure of real traffic says about the provider's health."""
+    def _pass_on(self, held: Held, call: Call, client: Client) -> None:
+        call.provider = held.provider
+        if client.started:
+            raise _too_late(held.provider, held.status, quote(held.body))
+        client.begin(
+            held.status,
+            held.reason,
+            answer_head(held.fields),
+            f"x-gateway-provider: {held.provider}\r\n".encode(),
+        )
+        client.feed(held.body, final=True)
+
+    def _learn(self, provider: Provider, failure: ProviderFailed, order: Order) -> None:
+        """Draw what a failure of real traffic says about the provider."""
         events.warning(
             "exchange failed", provider=provider.name, reason=failure.reason, trouble=failure.message
         )
         match failure:
             case ProviderRefused():
-                provider.refuse_credentials("it refuses the gateway's credentials", now=time.monotonic())
+                provider.refuse_credentials("it refuses the gateway's credentials", now=_now())
+            case ProviderWarming():
+                provider.warm("it is loading its model")
+                self._slots.allow_again(order, provider)
+            case ProviderErrored(supported=False):
+                pass
             case ProviderUnreachable() | ProviderTimedOut(wait="connect"):
                 self._watch.look_now(provider)
+                provider.fared_badly(now=_now())
+            case _:
+                provider.fared_badly(now=_now())
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _own_lines(provider: str, order: Order) -> bytes:
+    affinity = f"x-gateway-affinity: {order.affinity}\r\n" if order.affinity else ""
+    return (
+        f"x-gateway-provider: {provider}\r\n{affinity}x-gateway-queue-wait: {order.waited_s:.3f}\r\n".encode()
+    )
+
+
+@contextmanager
+def _heart(call: Call, client: Client, order: Order, slots: Slots) -> Iterator[None]:
+    """Keep a stream from being silent for too long, from the request to the end of the answer."""
+    if not call.keepalive_s:
+        yield
+        return
+
+    def words() -> str:
+        position = slots.position(order)
+        return f"waiting, position {position} in the queue" if position else "waiting for the model"
+
+    heartbeat = Heartbeat(client, call.keepalive_s, words)
+    try:
+        yield
+    finally:
+        heartbeat.stop()
+
+
+def _too_late(provider: str, status: int, said: str) -> GatewayError:
+    """Say what a status would have said, had a keepalive not committed the answer to be a stream."""
+    return GatewayError(
+        UPSTREAM_ERROR, f"Provider '{provider}' answered {status}{': ' if said else '.'}{said}"
+    )
 
 
 def _none_left(model: str, failures: Sequence[ProviderFailed]) -> GatewayError:

@@ -1,14 +1,35 @@
-"""One decision: which online provider takes this call, or why none.
+"""One decision: which provider takes this call, or that it has to wait.
 
-Plain functions of values; chance is an argument. Nothing is changed here.
+Plain functions of values; time and chance are arguments. Nothing is changed here.
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from random import Random
+from typing import Final, Literal
 
+from llmgateway.affinity import Affinity, Thread
 from llmgateway.errors import NO_PROVIDER, GatewayError
 from llmgateway.fleet import Fleet, Provider
 from llmgateway.keys import Caller
+
+# Where slots are unknown, a provider is too busy beside another if it has at least so many more in flight,
+# and more than twice as many. Leaving a conversation's home at a smaller difference recomputes its prompt for
+# nothing.
+CROWDED_BY: Final = 4
+CROWDED_TIMES: Final = 2
+SYSTEM_PROMPT_SLACK: Final = 2  # live conversations more than the least that a shared system prompt is worth
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a call goes.
+
+    `affinity` is `hit`, `miss` or `spill`, or empty if the call belongs to no conversation.
+    """
+
+    provider: Provider
+    affinity: Literal["", "hit", "miss", "spill"] = ""
 
 
 def no_provider(model: str) -> GatewayError:
@@ -16,21 +37,66 @@ def no_provider(model: str) -> GatewayError:
     return GatewayError(NO_PROVIDER, f"No online provider serving model '{model}' for this user.")
 
 
-def candidates(fleet: Fleet, caller: Caller, model: str, tried: Collection[str] = ()) -> list[Provider]:
-    """Give the providers that could take a call: online, serving exactly this model, usable by the caller,
-    not tried.
+def candidates(
+    fleet: Fleet, caller: Caller, model: str, tried: Collection[str] = (), *, now: float
+) -> list[Provider]:
+    """Give the providers that could take a call: online, usable by the caller, serving just this model, not tried.
+
+    One that fails real requests again and again is left out, unless there is no other.
     """
-    return [p for p in fleet.usable_by(caller) if model in p.models and p.name not in tried]
+    found = [p for p in fleet.usable_by(caller) if p.online and model in p.models and p.name not in tried]
+    return [p for p in found if p.breaker.lets_through(now)] or found
 
 
-def choose(among: Sequence[Provider], caller: Caller, chance: Random) -> Provider:
-    """Pick the caller's own if they prefer that, then the fewest in flight per weight, then by chance.
+def prospects(fleet: Fleet, caller: Caller, model: str, tried: Collection[str] = ()) -> list[Provider]:
+    """Give the providers that are worth waiting for: those that warm up, or sleep and can be woken."""
+    return [p for p in fleet.usable_by(caller) if p.promising and model in p.models and p.name not in tried]
 
-    `among` must not be empty.
+
+def place(
+    among: Sequence[Provider],
+    caller: Caller,
+    model: str,
+    thread: Thread,
+    affinity: Affinity,
+    chance: Random,
+    *,
+    now: float,
+) -> Placement | None:
+    """Pick the provider for a call, or None if all slots are taken.
+
+    In this order: the caller's own if they prefer that; a free slot; the home of the conversation; the model
+    in memory; the system prompt in memory; the fewest live conversations per weight; the fewest in flight per
+    weight; chance.
     """
-    return min(among, key=lambda provider: (*_standing(provider, caller), chance.random()))
+    free = [p for p in among if p.has_free_slot]
+    if caller.route == "prefer_own":
+        free = [p for p in free if p.config.owner == caller.user] or free
+    if not free:
+        return None
+    conversation = affinity.find(thread, now=now)
+    home = next((p for p in among if conversation is not None and p.name == conversation.home), None)
+    if home in free and not _crowded(home, free):
+        return Placement(home, "hit")
+    live = {p.name: affinity.live(p.name, now=now) for p in free}
+    least = min(live.values())
+
+    def standing(p: Provider) -> tuple[bool, bool, float, float, float]:
+        loads = p.models[model].loaded is False or _crowded(p, free)
+        holds = affinity.holds_system(thread, p.name, now=now) and live[p.name] <= least + SYSTEM_PROMPT_SLACK
+        weight = p.config.weight
+        living = live[p.name] / weight if thread.known else 0.0
+        return loads, not holds, living, p.in_flight / weight, chance.random()
+
+    best = min(free, key=standing)
+    if not thread.known:
+        return Placement(best)
+    return Placement(best, "miss" if home is None else "spill")
 
 
-def _standing(provider: Provider, caller: Caller) -> tuple[bool, float]:
-    is_second_choice = caller.route == "prefer_own" and provider.config.owner != caller.user
-    return is_second_choice, provider.in_flight / provider.config.weight
+def _crowded(provider: Provider, among: Sequence[Provider]) -> bool:
+    """Tell whether a provider of unknown capacity is clearly busier than another that could take the call."""
+    if provider.capacity is not None:
+        return False
+    least = min(p.in_flight for p in among)
+    return provider.in_flight >= least + CROWDED_BY and provider.in_flight > CROWDED_TIMES * least

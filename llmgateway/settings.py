@@ -111,6 +111,8 @@ Size = Annotated[
 ]
 Duration = Annotated[float, _value(values.duration), _LENGTH_OF_TIME]
 Patience = Annotated[float, _value(values.positive_duration), _LENGTH_OF_TIME]
+Mac = Annotated[str, _value(values.mac), _WORD]
+Broadcast = Annotated[str, _value(values.broadcast), _WORD]
 Moment = Annotated[
     float, _value(values.moment), WithJsonSchema({"type": "string", "examples": ["2027-06-30"]})
 ]
@@ -282,6 +284,7 @@ class UserConfig(Section):
     route: Route = Field(
         "any", description="Which of the usable providers: any, their own first, or only their own."
     )
+    weight: Weight = Field(1.0, description="Their share of a busy provider, compared with other users.")
 
 
 class TimeoutsConfig(Section):
@@ -292,6 +295,13 @@ class TimeoutsConfig(Section):
         900.0, description="For the first byte of the answer: model loading and prompt processing."
     )
     idle: Patience = Field(300.0, description="Between two pieces of an answer.")
+
+
+class WakeConfig(Section):
+    """How to wake a machine that sleeps (wake-on-LAN)."""
+
+    mac: Mac = Field(description="The MAC address of its network card.")
+    broadcast: Broadcast = Field("255.255.255.255", description="Where the packet goes: a broadcast address.")
 
 
 class ProviderConfig(Section):
@@ -310,11 +320,15 @@ class ProviderConfig(Section):
     headers: Annotated[dict[HeaderName, HeaderValue], _MAPPING, _OR_NOTHING] = Field(
         {}, repr=False, description="Headers to send with every request to it."
     )
+    slots: Count | None = Field(
+        None, description="How many requests it works on at once; unset: ask the server, else no limit."
+    )
     weight: Weight = Field(1.0, description="Its share of the requests, compared with the other providers.")
     models: Models | None = Field(None, description="What it serves; unset: ask the server, and keep asking.")
     timeouts: Annotated[TimeoutsConfig, _OR_NOTHING] = Field(
         TimeoutsConfig(), description="How long to wait for it."
     )
+    wake: WakeConfig | None = Field(None, description="How to wake it when it is needed and asleep.")
 
     @field_validator("headers")
     @classmethod
@@ -333,6 +347,45 @@ class HealthConfig(Section):
     timeout: Patience = Field(5.0, description="How long a probe may take.")
     fall: Count = Field(2, description="Failed probes in a row until a provider is offline.")
     rise: Count = Field(1, description="Good probes in a row until it is online again.")
+
+
+class QueueConfig(Section):
+    """Where requests wait when all slots are taken."""
+
+    size: Count = Field(100, description="How many requests may wait for one model; more get 503.")
+    timeout: Patience = Field(300.0, description="How long a request may wait.")
+
+
+class StreamsConfig(Section):
+    """What happens while a stream says nothing."""
+
+    keepalive: Duration = Field(
+        15.0,
+        description="Silence after which a stream gets an SSE comment, so that no proxy cuts it; 0: never.",
+    )
+
+
+SESSION_HEADERS: Final = (
+    "x-session-id",
+    "x-session-affinity",
+    "x-claude-code-session-id",
+    "x-opencode-session",
+    "x-openwebui-chat-id",
+    "x-open-webui-chat-id",
+    "x-amp-thread-id",
+    "x-conversation-id",
+    "session-id",
+    "session_id",
+    "conversation_id",
+)
+
+
+class AffinityConfig(Section):
+    """How a conversation is recognised, to stay where its cache is."""
+
+    headers: Annotated[tuple[HeaderName, ...], _LIST, _OR_NOTHING] = Field(
+        SESSION_HEADERS, description="Request headers that hold a session id, the first one found counts."
+    )
 
 
 class LogConfig(Section):
@@ -359,6 +412,15 @@ class Config(Section):
     )
     health: Annotated[HealthConfig, _OR_NOTHING] = Field(
         HealthConfig(), description="How providers are watched."
+    )
+    queue: Annotated[QueueConfig, _OR_NOTHING] = Field(
+        QueueConfig(), description="Where requests wait when all slots are taken."
+    )
+    streams: Annotated[StreamsConfig, _OR_NOTHING] = Field(
+        StreamsConfig(), description="What happens while a stream says nothing."
+    )
+    affinity: Annotated[AffinityConfig, _OR_NOTHING] = Field(
+        AffinityConfig(), description="How a conversation stays where its cache is."
     )
     log: Annotated[LogConfig, _OR_NOTHING] = Field(
         LogConfig(), description="What the gateway writes to standard error."

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from hashlib import sha256
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from math import isfinite
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
@@ -96,6 +96,23 @@ def count(text: str) -> int:
     if value < 1:
         raise ValueError("is too small; write 1 or more")
     return value
+
+
+def mac(text: str) -> str:
+    """Twelve hex digits in lower case, from any of the usual ways to write a MAC address."""
+    digits = re.sub(r"[:.-]", "", text)
+    if not re.fullmatch(r"[0-9a-fA-F]{12}", digits):
+        raise ValueError('is not a MAC address; write six pairs of hex digits, such as "aa:bb:cc:dd:ee:ff"')
+    return digits.lower()
+
+
+def broadcast(text: str) -> str:
+    try:
+        return str(IPv4Address(text))
+    except ValueError:
+        raise ValueError(
+            "is not an IPv4 address; write the broadcast address of its network, such as 192.168.1.255"
+        ) from None
 
 
 def weight(text: str) -> float:

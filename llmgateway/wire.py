@@ -6,7 +6,7 @@ Bytes in, values out. A request body is only ever looked at: what is read from i
 
 import codecs
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email.message import Message
 from typing import Final, Literal, assert_never
@@ -21,6 +21,7 @@ from llmgateway.errors import INVALID_REQUEST, GatewayError
 Dialect = Literal["openai", "anthropic"]
 BodyKind = Literal["json", "multipart"]
 Body = bytes | bytearray
+Buffer = bytes | memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +31,15 @@ class Endpoint:
     path: str
     body: BodyKind = "json"
     dialect: Dialect = "openai"
+    streams: bool = False
+    """Whether what it streams are server-sent events, so that a comment may stand between them."""
 
 
 ENDPOINTS: Final[tuple[Endpoint, ...]] = (
-    Endpoint("/v1/chat/completions"),
-    Endpoint("/v1/completions"),
+    Endpoint("/v1/chat/completions", streams=True),
+    Endpoint("/v1/completions", streams=True),
     Endpoint("/v1/embeddings"),
-    Endpoint("/v1/responses"),
+    Endpoint("/v1/responses", streams=True),
     Endpoint("/v1/rerank"),
     Endpoint("/v1/score"),
     Endpoint("/v1/audio/speech"),
@@ -45,7 +48,7 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     Endpoint("/v1/audio/transcriptions", body="multipart"),
     Endpoint("/v1/audio/translations", body="multipart"),
     Endpoint("/v1/images/edits", body="multipart"),
-    Endpoint("/v1/messages", dialect="anthropic"),
+    Endpoint("/v1/messages", dialect="anthropic", streams=True),
     Endpoint("/v1/messages/count_tokens", dialect="anthropic"),
 )
 
@@ -59,22 +62,57 @@ def dialect_of(path: str) -> Dialect:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """One message of a request: whether a user has spoken with it, and its bytes."""
+
+    reaches_user: bool
+    content: Buffer
+
+
+@dataclass(frozen=True, slots=True)
 class Peek:
-    """What routing needs to know of a request body."""
+    """What routing needs to know of a request body.
+
+    `turns` are the messages, system messages first; a plain `prompt` is in `text` instead. `output_limit` is
+    in tokens.
+    """
 
     model: str
     streams: bool
+    turns: tuple[Turn, ...] = ()
+    text: Buffer = b""
+    output_limit: int | None = None
+
+
+_ABSENT: Final = msgspec.Raw(b"null")
 
 
 class _Envelope(msgspec.Struct):
-    """The two fields we read; msgspec checks and skips the rest without building it, so memory stays flat."""
+    """The fields we look at, as they stand; msgspec checks and skips the rest, and builds nothing."""
 
     model: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    stream: msgspec.Raw = msgspec.Raw(b"false")
+    stream: msgspec.Raw = _ABSENT
+    messages: msgspec.Raw = _ABSENT
+    system: msgspec.Raw = _ABSENT
+    instructions: msgspec.Raw = _ABSENT
+    input: msgspec.Raw = _ABSENT
+    prompt: msgspec.Raw = _ABSENT
+    max_tokens: msgspec.Raw = _ABSENT
+    max_completion_tokens: msgspec.Raw = _ABSENT
+    max_output_tokens: msgspec.Raw = _ABSENT
+
+
+class _Spoken(msgspec.Struct):
+    role: str = ""
 
 
 _ENVELOPE: Final = msgspec.json.Decoder(_Envelope)
 _MODEL: Final = msgspec.json.Decoder(str)
+_SERIES: Final = msgspec.json.Decoder(list[msgspec.Raw])
+_SPOKEN: Final = msgspec.json.Decoder(_Spoken)
+_CACHE: Final = re.compile(rb'"cache_control"')
+_MARKED_BYTES: Final = 1 << 20  # in longer messages, which are images, marks are not looked for
+_CACHE_MARK: Final = re.compile(rb',?\s*"cache_control"\s*:\s*\{[^{}]*\}')
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 _NAME_CHARACTERS: Final = 1_000  # longer than any name a server advertises
 _UTF8_STEP_BYTES: Final = 1 << 16
@@ -105,7 +143,53 @@ def peek_json(body: Body) -> Peek:
         raise _bad("The request body must be a JSON object.") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise _bad(f"The request body is not valid JSON: {_json_trouble(exc)}.") from None
-    return Peek(_model_name(envelope.model), bytes(envelope.stream) == b"true")
+    return Peek(
+        _model_name(envelope.model),
+        bytes(envelope.stream) == b"true",
+        tuple(_turns(envelope)),
+        _text(envelope.prompt),
+        _output_limit(envelope),
+    )
+
+
+def _text(prompt: msgspec.Raw) -> Buffer:
+    view = memoryview(prompt)
+    return view[1:-1] if view[:1] == b'"' else b""
+
+
+def _turns(envelope: _Envelope) -> Iterator[Turn]:
+    """Give what the prompt is made of, in its order, for chat, messages and responses."""
+    for system in (envelope.system, envelope.instructions):
+        if bytes(system) != b"null":
+            yield Turn(False, _lasting(system))
+    for series in (envelope.messages, envelope.input):
+        try:
+            spoken = _SERIES.decode(series)
+        except msgspec.DecodeError:
+            if memoryview(series)[:1] == b'"':
+                yield Turn(True, memoryview(series))
+            continue
+        for message in spoken:
+            yield Turn(not _is_system(message), _lasting(message))
+
+
+def _is_system(message: msgspec.Raw) -> bool:
+    try:
+        return _SPOKEN.decode(message).role in ("system", "developer")
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+
+
+def _lasting(content: msgspec.Raw) -> Buffer:
+    """Leave out what a client moves from message to message from turn to turn: Anthropic's cache marks."""
+    view = memoryview(content)
+    return _CACHE_MARK.sub(b"", view) if len(view) < _MARKED_BYTES and _CACHE.search(view) else view
+
+
+def _output_limit(envelope: _Envelope) -> int | None:
+    limits = (envelope.max_tokens, envelope.max_completion_tokens, envelope.max_output_tokens)
+    digits = (bytes(limit) for limit in limits)
+    return min((int(limit) for limit in digits if limit.isdigit() and len(limit) < 10), default=None)
 
 
 def _decode(body: Body) -> _Envelope:

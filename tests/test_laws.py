@@ -19,9 +19,9 @@ ORDER: Final = (
     "errors", "log",
     "wire", "headers",
     "tree", "source", "values", "settings", "references", "config",
-    "keys", "discovery",
-    "fleet", "router",
-    "exchange", "upstream", "health", "downstream", "proxy",
+    "keys", "discovery", "usage", "affinity", "fairness", "breaker",
+    "fleet", "router", "slots",
+    "exchange", "upstream", "health", "wake", "downstream", "proxy",
     "app", "demo", "commands",
 )  # fmt: skip
 PURE: Final = frozenset(ORDER[: ORDER.index("fleet")])

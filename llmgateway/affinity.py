@@ -1,0 +1,199 @@
+"""Which provider a conversation saw last, in bounded memory.
+
+A conversation is known by an explicit session id or else by a chain of hashes over its messages: the next
+turn begins with the messages of the last one, so the longest known chain that reaches a user message names
+the provider that holds its KV cache. System messages alone are no match, and whole messages are hashed, never
+the first N bytes: either mistake puts everybody who shares a system prompt on one machine.
+
+Pure: time is an argument, nothing waits. Two bounds hold always: the number of chains, and their age.
+"""
+
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Final
+
+from llmgateway.wire import Buffer, Peek, Turn
+
+DIGEST_BYTES: Final = 16
+MAX_CHAINS: Final = 20_000
+MAX_AGE_S: Final = 3_600.0  # a KV cache that nobody used for an hour has most likely gone
+LIVE_S: Final = 300.0  # a conversation without a turn for so long does not count as live
+MAX_LIVE: Final = 5_000
+MAX_SYSTEM_PROMPTS: Final = 1_000
+SYSTEM_PROMPT_BYTES: Final = 512  # a shorter system prompt is not worth a thought
+
+
+@dataclass(frozen=True, slots=True)
+class Thread:
+    """What a request tells of the conversation it belongs to.
+
+    `links` run from the shortest chain to the whole.
+    """
+
+    links: tuple[bytes, ...] = ()
+    system: bytes | None = None
+
+    @property
+    def known(self) -> bool:
+        """False if the request has nothing to be recognised by."""
+        return bool(self.links)
+
+
+def thread_of(peek: Peek, *, user: str, session: str | None) -> Thread:
+    """Tell the conversation of a request: by its session id if the client sent one, else by what it says.
+
+    What different users say, and what is said to different models, is never taken for one conversation.
+    """
+    scope = f"{user}\0{peek.model}"
+    spoken = message_thread(scope, peek.model, peek.turns) if peek.turns else text_thread(scope, peek.text)
+    return spoken if session is None else Thread(session_thread(scope, session).links, spoken.system)
+
+
+def session_thread(scope: str, session: str) -> Thread:
+    """Know a conversation by an id that its client gave it."""
+    return Thread((_digest(b"session", scope.encode(), session.encode("utf-8", "surrogateescape")),))
+
+
+def message_thread(scope: str, model: str, turns: Iterable[Turn]) -> Thread:
+    """Know a conversation by its messages; `scope` keeps apart those who must not be taken for each other."""
+    chain = blake2b(scope.encode(), digest_size=DIGEST_BYTES)
+    system = blake2b(model.encode(), digest_size=DIGEST_BYTES)
+    links: list[bytes] = []
+    system_bytes = 0
+    reached_user = False
+    for turn in turns:
+        size = len(turn.content).to_bytes(8, "big")
+        chain.update(size)
+        chain.update(turn.content)
+        reached_user = reached_user or turn.reaches_user
+        if reached_user:
+            links.append(chain.digest())
+        else:
+            system.update(size)
+            system.update(turn.content)
+            system_bytes += len(turn.content)
+    return Thread(tuple(links), system.digest() if system_bytes >= SYSTEM_PROMPT_BYTES else None)
+
+
+def text_thread(scope: str, text: Buffer, *, block_bytes: int = 256) -> Thread:
+    """Know a conversation by a prompt of plain text that grows from turn to turn, in whole blocks."""
+    chain = blake2b(scope.encode(), digest_size=DIGEST_BYTES)
+    links: list[bytes] = []
+    for start in range(0, len(text) - block_bytes + 1, block_bytes):
+        chain.update(text[start : start + block_bytes])
+        links.append(chain.digest())
+    return Thread(tuple(links))
+
+
+def _digest(*parts: bytes) -> bytes:
+    digest = blake2b(digest_size=DIGEST_BYTES)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.digest()
+
+
+@dataclass(slots=True, eq=False)
+class Conversation:
+    """Where a conversation lives, and when it last had a turn."""
+
+    home: Hashable
+    last_turn: float
+
+
+@dataclass(slots=True)
+class _House:
+    """What one provider holds: its live conversations and system prompts, the least recently used first."""
+
+    live: OrderedDict[int, Conversation] = field(default_factory=OrderedDict)
+    systems: OrderedDict[bytes, float] = field(default_factory=OrderedDict)
+
+
+class Affinity:
+    """The memory of all conversations."""
+
+    def __init__(self, *, max_chains: int = MAX_CHAINS, max_age_s: float = MAX_AGE_S) -> None:
+        self._max_chains = max_chains
+        self._max_age_s = max_age_s
+        self._chains: OrderedDict[bytes, Conversation] = OrderedDict()
+        self._houses: dict[Hashable, _House] = {}
+
+    def __len__(self) -> int:
+        return len(self._chains)
+
+    def find(self, thread: Thread, *, now: float) -> Conversation | None:
+        """Give the conversation that this request goes on, if it is known."""
+        for link in reversed(thread.links):
+            conversation = self._chains.get(link)
+            if conversation is not None and now - conversation.last_turn <= self._max_age_s:
+                return conversation
+        return None
+
+    def settle(self, thread: Thread, home: Hashable, *, now: float) -> None:
+        """Remember that this turn of a conversation was given to a provider."""
+        if not thread.known:
+            return
+        conversation = self.find(thread, now=now) or Conversation(home, now)
+        if conversation.home != home:
+            self._house(conversation.home).live.pop(id(conversation), None)
+        conversation.home, conversation.last_turn = home, now
+        self._chains[thread.links[-1]] = conversation
+        self._chains.move_to_end(thread.links[-1])
+        house = self._house(home)
+        house.live[id(conversation)] = conversation
+        house.live.move_to_end(id(conversation))
+        if thread.system is not None:
+            house.systems[thread.system] = now
+            house.systems.move_to_end(thread.system)
+        self._trim(house, now)
+
+    def live(self, home: Hashable, *, now: float) -> int:
+        """Count the conversations that live with a provider."""
+        house = self._houses.get(home)
+        if house is None:
+            return 0
+        self._trim_live(house, now)
+        return len(house.live)
+
+    def holds_system(self, thread: Thread, home: Hashable, *, now: float) -> bool:
+        """Tell whether a provider has lately seen the system prompt that this request begins with."""
+        house = self._houses.get(home)
+        if thread.system is None or house is None:
+            return False
+        seen = house.systems.get(thread.system)
+        return seen is not None and now - seen <= self._max_age_s
+
+    def forget(self, home: Hashable) -> None:
+        """Drop all that was known of a provider that has gone for good, or has lost its memory."""
+        self._houses.pop(home, None)
+        for link in [link for link, conversation in self._chains.items() if conversation.home == home]:
+            del self._chains[link]
+
+    def _house(self, home: Hashable) -> _House:
+        return self._houses.setdefault(home, _House())
+
+    def _trim(self, house: _House, now: float) -> None:
+        while self._chains and (
+            len(self._chains) > self._max_chains
+            or now - next(iter(self._chains.values())).last_turn > self._max_age_s
+        ):
+            self._chains.popitem(last=False)
+        while len(house.systems) > MAX_SYSTEM_PROMPTS:
+            house.systems.popitem(last=False)
+        self._trim_live(house, now)
+
+    def _trim_live(self, house: _House, now: float) -> None:
+        for key in _aged(house.live, now):
+            del house.live[key]
+        while len(house.live) > MAX_LIVE:
+            house.live.popitem(last=False)
+
+
+def _aged(live: OrderedDict[int, Conversation], now: float) -> list[int]:
+    aged = []
+    for key, conversation in live.items():
+        if now - conversation.last_turn <= LIVE_S:
+            break
+        aged.append(key)
+    return aged

@@ -1,0 +1,86 @@
+"""Limits on trying again: taking out a provider that keeps failing, and a budget for failovers.
+
+Pure: time is an argument. `Breaker` is outlier ejection as Envoy knows it: a provider that fails real
+requests again and again, though its probes succeed, is taken out for a growing, bounded pause and let back
+with one trial request. `RetryBudget` is Finagle's: failovers may be a share of recent traffic, so that a
+dying fleet is not finished off by retries.
+"""
+
+from typing import Final
+
+FAILURES_IN_A_ROW: Final = 5
+FIRST_PAUSE_S: Final = 10.0
+LONGEST_PAUSE_S: Final = 300.0
+
+RETRY_SHARE: Final = 0.5  # of the requests
+RETRY_RESERVE: Final = 100.0  # failovers a minute that are always granted
+RETRY_MOST: Final = 1_000.0
+
+
+class Breaker:
+    """Judges one provider by how real requests fare with it."""
+
+    def __init__(self) -> None:
+        self.open_until = 0.0
+        self._failures = 0
+        self._pauses = 0
+        self._on_trial = False
+
+    def lets_through(self, now: float) -> bool:
+        """Tell whether a request may be sent: always, while paused never, and after a pause one at a time."""
+        return not self._pauses or (now >= self.open_until and not self._on_trial)
+
+    def started(self) -> None:
+        """Note a request; after a pause it is the trial."""
+        self._on_trial = bool(self._pauses)
+
+    def answered(self) -> None:
+        """Note that an answer has begun: a trial is over, and good."""
+        self._pauses = 0
+        self._on_trial = False
+
+    def succeeded(self) -> None:
+        """Note a whole answer: all failures are forgotten."""
+        self._failures = 0
+
+    def failed(self, now: float) -> bool:
+        """Note a failure; tells whether the provider is taken out by it."""
+        self._failures += 1
+        was_on_trial, self._on_trial = self._on_trial, False
+        if not was_on_trial and self._failures < FAILURES_IN_A_ROW:
+            return False
+        self._failures = 0
+        self._pauses += 1
+        self.open_until = now + min(FIRST_PAUSE_S * 2.0 ** (self._pauses - 1), LONGEST_PAUSE_S)
+        return True
+
+    def abandoned(self) -> None:
+        """Note that a request ended without telling anything about the provider."""
+        self._on_trial = False
+
+
+class RetryBudget:
+    """Counts what failovers may still cost."""
+
+    def __init__(self) -> None:
+        self._balance = RETRY_RESERVE
+        self._as_of = 0.0
+
+    def deposit(self, now: float) -> None:
+        """Note a new request."""
+        self._refill(now)
+        self._balance = min(RETRY_MOST, self._balance + RETRY_SHARE)
+
+    def take(self, now: float) -> bool:
+        """Ask for one failover."""
+        self._refill(now)
+        if self._balance < 1.0:
+            return False
+        self._balance -= 1.0
+        return True
+
+    def _refill(self, now: float) -> None:
+        if self._balance < RETRY_RESERVE:
+            owed = (now - self._as_of) * RETRY_RESERVE / 60.0
+            self._balance = min(RETRY_RESERVE, self._balance + owed)
+        self._as_of = now

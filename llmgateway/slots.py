@@ -1,0 +1,306 @@
+"""Fair leases on the providers' capacity, and the queue for them.
+
+One order per request, one lease at a time per order, given back on every way out. Decisions are synchronous:
+`_dispatch` runs whenever a slot may have become free or a waiter's prospects may have changed, and grants
+until nothing more can be granted, so no slot is idle while somebody who may use it waits. A waiter is served
+by whichever of its candidates has a slot first.
+
+The one trap: a slot granted to a waiter that was cancelled but has not run yet. Such a grant is given back by
+the waiter itself, in `_wait`, on its way out.
+"""
+
+import asyncio
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from random import Random
+from typing import Final
+
+from llmgateway.affinity import Affinity, Conversation, Thread
+from llmgateway.config import QueueConfig
+from llmgateway.errors import OVERLOADED, GatewayError
+from llmgateway.fairness import FairShare, cost
+from llmgateway.fleet import Fleet, Provider
+from llmgateway.keys import Caller
+from llmgateway.log import Events
+from llmgateway.router import Placement, candidates, place, prospects
+from llmgateway.usage import Tokens
+
+events = Events("slots")
+
+MAX_OVERTAKEN: Final = 8  # times that one whose cache is on the freed machine may go before an older waiter
+RETRY_AFTER_S: Final = (1, 600)
+_UNKNOWN_PACE_S: Final = 10.0
+_REMEMBERED_GRANTS: Final = 32
+_REMEMBERED_MODELS: Final = 1_000
+_LOOK_S: Final = 1.0
+_UNKNOWN_OUTPUT: Final = 256.0  # tokens
+_LEARNING: Final = 0.2
+
+
+class NoCandidate(Exception):
+    """Nobody serves this order any more, and nobody is about to."""
+
+
+@dataclass(slots=True, eq=False)
+class Order:
+    """One request's wish to be served. `estimate` is in virtual tokens (see fairness)."""
+
+    caller: Caller
+    model: str
+    thread: Thread
+    estimate: float
+    tried: set[str] = field(default_factory=set)
+    waited_s: float = 0.0
+    affinity: str = ""
+    charged: float = 0.0
+    arrival: int = 0
+    overtaken: int = 0
+    granted: asyncio.Future[Placement] | None = None
+
+
+class Slots:
+    """Who is served next, and where."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        affinity: Affinity,
+        queue: QueueConfig,
+        chance: Random,
+        *,
+        wake: Callable[[Provider], None] = lambda provider: None,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        self._fleet = fleet
+        self._affinity = affinity
+        self._queue = queue
+        self._chance = chance
+        self._wake = wake
+        self._clock = clock
+        self._fair = FairShare()
+        self.affinity_results: Counter[str] = Counter()
+        self._waiting: list[Order] = []
+        self._arrivals = 0
+        self._usual_output: dict[str, float] = {}
+        self._pace: dict[str, deque[float]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        fleet.on_change(self._dispatch)
+
+    # -- one request
+
+    @contextmanager
+    def order(self, caller: Caller, model: str, thread: Thread, estimate: float) -> Iterator[Order]:
+        """Let a request take part: its user is active until it leaves.
+
+        Correct `charged` with `settle` before that.
+        """
+        self._arrivals += 1
+        order = Order(caller, model, thread, estimate, arrival=self._arrivals)
+        self._fair.enter(caller.user)
+        try:
+            yield order
+        finally:
+            self._fair.leave(caller.user)
+
+    def settle(self, order: Order, tokens: Tokens) -> None:
+        """Correct the estimate that was charged, now that it is known what the answer cost."""
+        virtual = cost(tokens.prompt, tokens.completion)
+        self._fair.charge(order.caller.user, virtual - order.charged, order.caller.weight)
+        order.charged = virtual
+        usual = self._usual_output.pop(order.model, float(tokens.completion))
+        self._usual_output[order.model] = usual + _LEARNING * (tokens.completion - usual)
+        while len(self._usual_output) > _REMEMBERED_MODELS:
+            del self._usual_output[next(iter(self._usual_output))]
+
+    def expected_output(self, model: str, limit: int | None) -> float:
+        """Guess how many tokens an answer of this model will have."""
+        usual = self._usual_output.get(model, _UNKNOWN_OUTPUT)
+        return usual if limit is None else min(usual, limit)
+
+    def hopeful(self, order: Order) -> bool:
+        """Tell whether somebody serves this order, or is about to."""
+        return bool(self._candidates(order) or self._prospects(order))
+
+    def allow_again(self, order: Order, provider: Provider) -> None:
+        """Let an order go back to a provider that was only warming up, unless it has waited long enough."""
+        if order.waited_s < self._queue.timeout:
+            order.tried.discard(provider.name)
+
+    async def acquire(self, order: Order) -> Provider:
+        """Wait for a slot.
+
+        Pairs with `release`. Raises NoCandidate, or GatewayError (503) if the queue is full or slow.
+        """
+        placement = self._place(order)
+        if placement is None:
+            placement = await self._wait(order)
+        else:
+            self._grant(order, placement)
+        order.affinity = placement.affinity
+        self.affinity_results[placement.affinity] += 1
+        return placement.provider
+
+    def release(self, provider: Provider) -> None:
+        """Give a slot back; the next waiter gets it at once."""
+        provider.in_flight -= 1
+        self._dispatch()
+
+    def depth(self, model: str) -> int:
+        """Count the waiters for a model."""
+        return sum(order.model == model for order in self._waiting)
+
+    def position(self, order: Order) -> int:
+        """Tell a waiter's place in the queue for its model, from 1; 0 if it does not wait."""
+        line = [other for other in self._in_line() if other.model == order.model]
+        return line.index(order) + 1 if order in line else 0
+
+    # -- waiting
+
+    async def _wait(self, order: Order) -> Placement:
+        if not self.hopeful(order):
+            raise NoCandidate
+        if self.depth(order.model) >= self._queue.size:
+            raise self._overloaded(order.model, f"The queue for model '{order.model}' is full.")
+        since = self._now()
+        order.granted = asyncio.get_running_loop().create_future()
+        self._waiting.append(order)
+        self._keep_looking()
+        try:
+            async with asyncio.timeout(self._queue.timeout):
+                return await order.granted
+        except TimeoutError:
+            if _was_granted(order.granted):
+                return order.granted.result()
+            words = f"No slot for model '{order.model}' became free in time."
+            raise self._overloaded(order.model, words) from None
+        except BaseException:
+            if _was_granted(order.granted):
+                self.release(order.granted.result().provider)
+            raise
+        finally:
+            if order in self._waiting:
+                self._waiting.remove(order)
+            order.waited_s += self._now() - since
+            order.granted = None
+
+    def _candidates(self, order: Order) -> list[Provider]:
+        return candidates(self._fleet, order.caller, order.model, order.tried, now=self._now())
+
+    def _prospects(self, order: Order) -> list[Provider]:
+        return prospects(self._fleet, order.caller, order.model, order.tried)
+
+    def _keep_looking(self) -> None:
+        """While anybody waits, look every second for what tells nobody: a pause that is over, a machine that
+        sleeps on.
+        """
+        for order in self._waiting:
+            if not self._candidates(order):
+                for provider in self._prospects(order):
+                    self._wake(provider)
+        if self._timer is None and self._waiting:
+            self._timer = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        self._dispatch()
+        self._keep_looking()
+
+    def _overloaded(self, model: str, words: str) -> GatewayError:
+        seconds = self._retry_after(model)
+        return GatewayError(
+            OVERLOADED, f"{words} Try again in about {seconds} s.", (("Retry-After", str(seconds)),)
+        )
+
+    def _retry_after(self, model: str) -> int:
+        """Estimate from how fast this queue has been moving when somebody who comes now would be served."""
+        grants = self._pace.get(model) or deque()
+        pace_s = (self._now() - grants[0]) / len(grants) if len(grants) > 1 else _UNKNOWN_PACE_S
+        least, most = RETRY_AFTER_S
+        return max(least, min(most, math.ceil(pace_s * max(1, self.depth(model)))))
+
+    # -- deciding
+
+    def _dispatch(self) -> None:
+        """Grant until nothing more can be granted; tell those who have nothing left to wait for."""
+        while self._waiting and self._grant_one():
+            pass
+        for order in self._in_line():
+            if not self.hopeful(order):
+                self._leave_line(order).set_exception(NoCandidate())
+
+    def _grant_one(self) -> bool:
+        if not any(provider.has_free_slot for provider in self._fleet.providers.values()):
+            return False
+        for order in self._in_line():
+            placement = self._place(order)
+            if placement is not None:
+                self._note_overtaking(order)
+                self._grant(order, placement)
+                self._note_pace(order.model)
+                self._leave_line(order).set_result(placement)
+                return True
+        return False
+
+    def _note_pace(self, model: str) -> None:
+        grants = self._pace.setdefault(model, deque(maxlen=_REMEMBERED_GRANTS))
+        grants.append(self._now())
+        while len(self._pace) > _REMEMBERED_MODELS:
+            del self._pace[next(iter(self._pace))]
+
+    def _leave_line(self, order: Order) -> asyncio.Future[Placement]:
+        self._waiting.remove(order)
+        assert order.granted is not None
+        return order.granted
+
+    def _in_line(self) -> list[Order]:
+        """Give the waiters in the order in which they are served; who was cancelled just now does not count."""
+        waiting = [order for order in self._waiting if order.granted is not None and not order.granted.done()]
+        return sorted(waiting, key=self._standing)
+
+    def _standing(self, order: Order) -> tuple[float, int, int, int]:
+        """Order by fairness; among equals by cache, within reason; then who was served least recently; then
+        arrival.
+        """
+        counter, served = self._fair.rank(order.caller.user)
+        home = self._home(order)
+        provider = self._fleet.providers.get(home) if home is not None else None
+        cached = provider is not None and provider.has_free_slot
+        haste = -1 if order.overtaken >= MAX_OVERTAKEN else 0 if cached else 1
+        return counter, haste, served, order.arrival
+
+    def _note_overtaking(self, granted: Order) -> None:
+        for order in self._waiting:
+            if order.arrival < granted.arrival and order.caller.user == granted.caller.user:
+                order.overtaken += 1
+
+    def _home(self, order: Order) -> str | None:
+        conversation = self._conversation(order)
+        return None if conversation is None else str(conversation.home)
+
+    def _conversation(self, order: Order) -> Conversation | None:
+        return self._affinity.find(order.thread, now=self._now())
+
+    def _place(self, order: Order) -> Placement | None:
+        among = self._candidates(order)
+        return place(
+            among, order.caller, order.model, order.thread, self._affinity, self._chance, now=self._now()
+        )
+
+    def _grant(self, order: Order, placement: Placement) -> None:
+        placement.provider.in_flight += 1
+        placement.provider.breaker.started()
+        self._affinity.settle(order.thread, placement.provider.name, now=self._now())
+        self._fair.served(order.caller.user)
+        if not order.charged:
+            order.charged = order.estimate
+            self._fair.charge(order.caller.user, order.estimate, order.caller.weight)
+
+    def _now(self) -> float:
+        return self._clock() if self._clock is not None else asyncio.get_running_loop().time()
+
+
+def _was_granted(granted: asyncio.Future[Placement]) -> bool:
+    return granted.done() and not granted.cancelled() and granted.exception() is None

@@ -154,7 +154,7 @@ def peek_json(body: Body) -> Peek:
 
 def _text(prompt: msgspec.Raw) -> Buffer:
     view = memoryview(prompt)
-    return view[1:-1] if view[:1] == b'"' else b""
+    return view[1:-1] if bytes(view[:1]) == b'"' else b""
 
 
 def _turns(envelope: _Envelope) -> Iterator[Turn]:
@@ -166,7 +166,7 @@ def _turns(envelope: _Envelope) -> Iterator[Turn]:
         try:
             spoken = _SERIES.decode(series)
         except msgspec.DecodeError:
-            if memoryview(series)[:1] == b'"':
+            if bytes(memoryview(series)[:1]) == b'"':
                 yield Turn(True, memoryview(series))
             continue
         for message in spoken:

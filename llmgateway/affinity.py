@@ -8,7 +8,7 @@ the first N bytes: either mistake puts everybody who shares a system prompt on o
 Pure: time is an argument, nothing waits. Two bounds hold always: the number of chains, and their age.
 """
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -18,6 +18,7 @@ from llmgateway.wire import Buffer, Peek, Turn
 
 DIGEST_BYTES: Final = 16
 MAX_CHAINS: Final = 20_000
+MAX_LINKS: Final = 1_000  # of one request: the longest chains are what the next turn is known by
 MAX_AGE_S: Final = 3_600.0  # a KV cache that nobody used for an hour has most likely gone
 LIVE_S: Final = 300.0  # a conversation without a turn for so long does not count as live
 MAX_LIVE: Final = 5_000
@@ -60,7 +61,7 @@ def message_thread(scope: str, model: str, turns: Iterable[Turn]) -> Thread:
     """Know a conversation by its messages; `scope` keeps apart those who must not be taken for each other."""
     chain = blake2b(scope.encode(), digest_size=DIGEST_BYTES)
     system = blake2b(model.encode(), digest_size=DIGEST_BYTES)
-    links: list[bytes] = []
+    links: deque[bytes] = deque(maxlen=MAX_LINKS)
     system_bytes = 0
     reached_user = False
     for turn in turns:
@@ -80,7 +81,7 @@ def message_thread(scope: str, model: str, turns: Iterable[Turn]) -> Thread:
 def text_thread(scope: str, text: Buffer, *, block_bytes: int = 256) -> Thread:
     """Know a conversation by a prompt of plain text that grows from turn to turn, in whole blocks."""
     chain = blake2b(scope.encode(), digest_size=DIGEST_BYTES)
-    links: list[bytes] = []
+    links: deque[bytes] = deque(maxlen=MAX_LINKS)
     for start in range(0, len(text) - block_bytes + 1, block_bytes):
         chain.update(text[start : start + block_bytes])
         links.append(chain.digest())

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import orjson
 from aiohttp import web
 
-from llmgateway.affinity import thread_of
+from llmgateway.affinity import Thread, thread_of
 from llmgateway.config import Config
 from llmgateway.discovery import model_entry
 from llmgateway.downstream import MAX_HEAD_BYTES, Client, head_size
@@ -160,6 +160,7 @@ class App:
         seen = peek(body, endpoint.body, request.headers.get("content-type", ""))
         names = self._config.affinity.headers
         session = next((value for name in names if (value := request.headers.get(name))), None)
+        converses = endpoint.streams  # what answers in events builds on a KV cache, and nothing else does
         return Call(
             seen.model,
             Outgoing(
@@ -169,7 +170,7 @@ class App:
                 client.request_id,
                 body,
             ),
-            thread_of(seen, user=caller.user, session=session),
+            thread_of(seen, user=caller.user, session=session) if converses else Thread(),
             prompt_tokens=min(len(body) // _BYTES_A_TOKEN, _MOST_PROMPT_TOKENS),
             output_limit=seen.output_limit,
             keepalive_s=self._config.streams.keepalive if seen.streams and endpoint.streams else 0.0,

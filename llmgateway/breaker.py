@@ -24,24 +24,26 @@ class Breaker:
         self.open_until = 0.0
         self._failures = 0
         self._pauses = 0
+        self._out = False
         self._on_trial = False
 
     def lets_through(self, now: float) -> bool:
         """Tell whether a request may be sent: always, while paused never, and after a pause one at a time."""
-        return not self._pauses or (now >= self.open_until and not self._on_trial)
+        return not self._out or (now >= self.open_until and not self._on_trial)
 
     def started(self) -> None:
         """Note a request; after a pause it is the trial."""
-        self._on_trial = bool(self._pauses)
+        self._on_trial = self._out
 
     def answered(self) -> None:
-        """Note that an answer has begun: a trial is over, and good."""
-        self._pauses = 0
+        """Note that an answer has begun: a trial is over, and good, though the next pause grows still."""
+        self._out = False
         self._on_trial = False
 
     def succeeded(self) -> None:
-        """Note a whole answer: all failures are forgotten."""
+        """Note a whole answer: all failures are forgotten, and all pauses."""
         self._failures = 0
+        self._pauses = 0
 
     def failed(self, now: float) -> bool:
         """Note a failure; tells whether the provider is taken out by it."""
@@ -51,7 +53,8 @@ class Breaker:
             return False
         self._failures = 0
         self._pauses += 1
-        self.open_until = now + min(FIRST_PAUSE_S * 2.0 ** (self._pauses - 1), LONGEST_PAUSE_S)
+        self._out = True
+        self.open_until = now + min(FIRST_PAUSE_S * 2.0 ** min(self._pauses - 1, 16), LONGEST_PAUSE_S)
         return True
 
     def abandoned(self) -> None:

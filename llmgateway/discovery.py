@@ -110,19 +110,25 @@ def _with_context(models: dict[str, Model], lengths: Mapping[str, int | None]) -
     }
 
 
+def _series(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError("not a list")
+    return value
+
+
 def _llamacpp_props(models: dict[str, Model], props: Any) -> Facts:
     length = _positive(props["default_generation_settings"]["n_ctx"])
     return Facts(_with_context(models, dict.fromkeys(models, length)), _positive(props.get("total_slots")))
 
 
 def _ollama_ps(models: dict[str, Model], running: Any) -> Facts:
-    lengths = {entry["model"]: _positive(entry.get("context_length")) for entry in running["models"]}
+    lengths = {entry["model"]: _positive(entry.get("context_length")) for entry in _series(running["models"])}
     told = _with_context(models, lengths)
     return Facts({name: replace(model, loaded=name in lengths) for name, model in told.items()})
 
 
 def _lmstudio_models(models: dict[str, Model], listing: Any) -> Facts:
-    entries = {entry["id"]: entry for entry in listing["data"]}
+    entries = {entry["id"]: entry for entry in _series(listing["data"])}
     told = _with_context(models, {name: _context_length(entry) for name, entry in entries.items()})
     return Facts({name: replace(m, loaded=_loaded(entries.get(name, {}))) for name, m in told.items()})
 

@@ -5,6 +5,9 @@ The Virtual Token Counter of Sheng et al., Fairness in Serving Large Language Mo
 user with the lowest counter goes first. Idle time is not saved up: who comes back from idleness is lifted to
 the lowest counter of the other active users or, if there are none, to that of the user who was active last. A
 user is active while anything of theirs waits or is in flight.
+
+What is in flight counts by its estimate until it is known. The lift leaves estimates out: one that turns out
+too high would put who comes back behind all that the others have waiting.
 """
 
 from dataclasses import dataclass
@@ -16,9 +19,10 @@ FORGET_AFTER: Final = 10_000  # users that are remembered while idle
 
 @dataclass(slots=True)
 class _Standing:
-    counter: float = 0.0
+    served: float = 0.0  # virtual tokens per weight
+    expected: float = 0.0  # the same, of what is in flight: an estimate
     active: int = 0
-    served: int = 0
+    last_grant: int = 0
 
 
 def cost(prompt_tokens: float, completion_tokens: float) -> float:
@@ -40,14 +44,10 @@ class FairShare:
         """
         standing = self._users.get(user)
         if standing is None:
-            standing = self._users[user] = _Standing()
             self._forget_idle()
+            standing = self._users[user] = _Standing()
         if not standing.active:
-            others = [other.counter for other in self._users.values() if other.active]
-            floor = (
-                min(others) if others else self._last_active.counter if self._last_active is not None else 0.0
-            )
-            standing.counter = max(standing.counter, floor)
+            standing.served = max(standing.served, self._floor())
         standing.active += 1
 
     def leave(self, user: str) -> None:
@@ -55,26 +55,37 @@ class FairShare:
         standing = self._users[user]
         standing.active -= 1
         if not standing.active:
+            standing.expected = 0.0
             self._last_active = standing
+            self._users[user] = self._users.pop(user)  # the first idle one is the one idle for longest
 
-    def charge(self, user: str, tokens: float, weight: float) -> None:
-        """Add virtual tokens to a user's counter (or take some off, when an estimate was too high)."""
-        standing = self._users.get(user)
-        if standing is not None:
-            standing.counter += tokens / weight
-
-    def served(self, user: str) -> None:
+    def granted(self, user: str) -> None:
         """Note that this user has just been granted a slot: ties go to the user served least recently."""
         self._grants += 1
-        self._users[user].served = self._grants
+        self._users[user].last_grant = self._grants
+
+    def expect(self, user: str, tokens: float, weight: float) -> None:
+        """Charge an estimate, in virtual tokens, for what is now in flight."""
+        self._users[user].expected += tokens / weight
+
+    def charge(self, user: str, tokens: float, weight: float, *, expected: float = 0.0) -> None:
+        """Charge virtual tokens that were served, in the place of those that were expected."""
+        standing = self._users[user]
+        standing.served += tokens / weight
+        standing.expected -= expected / weight
 
     def rank(self, user: str) -> tuple[float, int]:
         """Give what users are ordered by: the lowest goes first."""
         standing = self._users[user]
-        return standing.counter, standing.served
+        return standing.served + standing.expected, standing.last_grant
+
+    def _floor(self) -> float:
+        """Give what is lifted to: the lowest counter of those who are active, else of who was so last."""
+        last = 0.0 if self._last_active is None else self._last_active.served
+        return min((other.served for other in self._users.values() if other.active), default=last)
 
     def _forget_idle(self) -> None:
-        if len(self._users) > FORGET_AFTER:
+        if len(self._users) >= FORGET_AFTER:
             idle = next((user for user, standing in self._users.items() if not standing.active), None)
             if idle is not None:
                 del self._users[idle]

@@ -54,7 +54,7 @@ async def _look(upstream: Upstream, provider: Provider) -> Probe:
     if status >= 500:
         return Probe(State.OFFLINE, f"it answers {status}: {quote(body, provider.secrets)}")
     if provider.config.models is not None:
-        return Probe(State.ONLINE, "", _listed(provider, status, body))
+        return await _configured(upstream, provider, status, body)
     if status != 200:
         return Probe(
             State.MISCONFIGURED, f"not an LLM API: GET {provider.config.url}/models answers {status}"
@@ -66,19 +66,21 @@ async def _look(upstream: Upstream, provider: Provider) -> Probe:
     return await _with_details(upstream, provider, models, body)
 
 
-def _refusal(provider: Provider, status: int) -> str:
-    if provider.config.api_key is None:
-        return f"it wants an api_key, and the config has none ({status})"
-    return f"it refuses the api_key in the config ({status})"
-
-
-def _listed(provider: Provider, status: int, body: bytes) -> dict[str, Model]:
-    """Give the models that the config names, with what the server says of them if it says anything."""
+async def _configured(upstream: Upstream, provider: Provider, status: int, body: bytes) -> Probe:
+    """Keep to the models that the config names, and add what the server says of them if it says anything."""
+    named = provider.config.models or ()
     try:
         told = parse_models(body) if status == 200 else {}
     except NotAnLLMServer:
         told = {}
-    return {name: told.get(name, Model(name)) for name in provider.config.models or ()}
+    models = {name: told.get(name, Model(name)) for name in named}
+    return await _with_details(upstream, provider, models, body) if told else Probe(State.ONLINE, "", models)
+
+
+def _refusal(provider: Provider, status: int) -> str:
+    if provider.config.api_key is None:
+        return f"it wants an api_key, and the config has none ({status})"
+    return f"it refuses the api_key in the config ({status})"
 
 
 async def _with_details(

@@ -5,6 +5,7 @@ there, so whatever fails before that can be tried on another candidate.
 """
 
 import asyncio
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from llmgateway.errors import (
 from llmgateway.exchange import Exchange
 from llmgateway.fairness import cost
 from llmgateway.fleet import Provider
-from llmgateway.headers import Field, answer_head
+from llmgateway.headers import Field, answer_head, value_of
 from llmgateway.health import Watch
 from llmgateway.keys import Caller
 from llmgateway.log import Events
@@ -44,6 +45,7 @@ _UNSUPPORTED: Final = 501  # says nothing bad about the provider's health
 _QUOTED_BYTES: Final = 64 * 1024
 _QUOTED_S: Final = 2.0
 _HELD_BYTES: Final = 1 << 20
+_GZIP_OR_ZLIB: Final = zlib.MAX_WBITS | 32
 
 
 @dataclass(slots=True)
@@ -69,11 +71,12 @@ class Call:
 class Held:
     """A whole 404 or 429, kept while other candidates are asked."""
 
-    provider: str
+    provider: Provider
     status: int
     reason: bytes
     fields: Sequence[Field]
     body: bytes
+    own_lines: bytes
 
 
 class Metered:
@@ -125,7 +128,7 @@ class Proxy:
     async def _serve(self, call: Call, client: Client, order: Order) -> None:
         failures: list[ProviderFailed] = []
         held: Held | None = None
-        while not failures or self._budget.take(_now()):
+        while not order.tried or (self._slots.hopeful(order) and self._budget.take(_now())):
             try:
                 provider = await self._slots.acquire(order)
             except NoCandidate:
@@ -167,7 +170,8 @@ class Proxy:
                 if exchange.failure is not None:
                     raise exchange.failure
                 if whole:
-                    return Held(provider.name, exchange.status, exchange.reason, exchange.fields, body)
+                    own_lines = _own_lines(provider.name, order)
+                    return Held(provider, exchange.status, exchange.reason, exchange.fields, body, own_lines)
             call.outgoing.body = b""
             await self._relay(provider, exchange, call, client, order)
         provider.breaker.succeeded()
@@ -175,6 +179,7 @@ class Proxy:
 
     async def _errored(self, provider: Provider, exchange: Exchange) -> ProviderFailed:
         body, _ = await exchange.read(_QUOTED_BYTES, _QUOTED_S)
+        body = _readable(exchange.fields, body)
         said = quote(body, provider.secrets)
         trouble = f"answered {exchange.status}{': ' if said else '.'}{said}"
         if is_loading(exchange.status, body):
@@ -187,7 +192,7 @@ class Proxy:
         head = answer_head(exchange.fields)
         if client.started and not (exchange.status == 200 and head.is_sse):
             body, _ = await exchange.read(_QUOTED_BYTES, _QUOTED_S)
-            raise _too_late(provider.name, exchange.status, quote(body, provider.secrets))
+            raise _too_late(provider, exchange.status, exchange.fields, body)
         if client.started:
             client.resume_stream()
         else:
@@ -202,15 +207,10 @@ class Proxy:
             self._slots.settle(order, call.tokens)
 
     def _pass_on(self, held: Held, call: Call, client: Client) -> None:
-        call.provider = held.provider
+        call.provider = held.provider.name
         if client.started:
-            raise _too_late(held.provider, held.status, quote(held.body))
-        client.begin(
-            held.status,
-            held.reason,
-            answer_head(held.fields),
-            f"x-gateway-provider: {held.provider}\r\n".encode(),
-        )
+            raise _too_late(held.provider, held.status, held.fields, held.body)
+        client.begin(held.status, held.reason, answer_head(held.fields), held.own_lines)
         client.feed(held.body, final=True)
 
     def _learn(self, provider: Provider, failure: ProviderFailed, order: Order) -> None:
@@ -262,14 +262,27 @@ def _heart(call: Call, client: Client, order: Order, slots: Slots) -> Iterator[N
         heartbeat.stop()
 
 
-def _too_late(provider: str, status: int, said: str) -> GatewayError:
+def _too_late(provider: Provider, status: int, fields: Sequence[Field], body: bytes) -> GatewayError:
     """Say what a status would have said, had a keepalive not committed the answer to be a stream."""
+    said = quote(_readable(fields, body), provider.secrets)
     return GatewayError(
-        UPSTREAM_ERROR, f"Provider '{provider}' answered {status}{': ' if said else '.'}{said}"
+        UPSTREAM_ERROR, f"Provider '{provider.name}' answered {status}{': ' if said else '.'}{said}"
     )
+
+
+def _readable(fields: Sequence[Field], body: bytes) -> bytes:
+    """Give the plain text of a body that is to be quoted; the client may have asked for a compressed one."""
+    coding = (value_of(fields, b"content-encoding") or b"identity").lower()
+    if coding == b"identity":
+        return body
+    try:
+        return zlib.decompressobj(_GZIP_OR_ZLIB).decompress(body, _QUOTED_BYTES)
+    except zlib.error:
+        return b""
 
 
 def _none_left(model: str, failures: Sequence[ProviderFailed]) -> GatewayError:
     if not failures:
         return no_provider(model)
-    return GatewayError(UPSTREAM_ERROR, "; ".join(failure.message.rstrip(".") for failure in failures) + ".")
+    told = dict.fromkeys(failure.message.rstrip(".") for failure in failures)  # a model may load for long
+    return GatewayError(UPSTREAM_ERROR, "; ".join(told) + ".")

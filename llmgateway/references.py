@@ -49,6 +49,7 @@ def complaints(root: Table) -> Iterator[Finding]:
     yield from _two_credentials(root)
     yield from _same_keys(root)
     yield from _same_paths(root)
+    yield from _same_headers(root)
 
 
 def _two_of_a_name(names: _Names) -> Iterator[Finding]:
@@ -145,6 +146,14 @@ def _same_paths(root: Table) -> Iterator[Finding]:
         if path.text in seen:
             yield ("server", "extra_paths", index), "this path stands here twice; keep one of them"
         seen.add(path.text)
+
+
+def _same_headers(root: Table) -> Iterator[Finding]:
+    seen: set[str] = set()
+    for index, header in _words(root, "affinity", "headers"):
+        if header.text.lower() in seen:
+            yield ("affinity", "headers", index), "this header stands here twice; keep one of them"
+        seen.add(header.text.lower())
 
 
 def _at(node: Node | None, *steps: str) -> Node | None:

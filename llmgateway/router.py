@@ -40,7 +40,7 @@ def no_provider(model: str) -> GatewayError:
 def candidates(
     fleet: Fleet, caller: Caller, model: str, tried: Collection[str] = (), *, now: float
 ) -> list[Provider]:
-    """Give the providers that could take a call: online, usable by the caller, serving just this model, not tried.
+    """Give the providers that could take a call: online, usable by the caller, serving this model, not tried.
 
     One that fails real requests again and again is left out, unless there is no other.
     """
@@ -76,8 +76,10 @@ def place(
         return None
     conversation = affinity.find(thread, now=now)
     home = next((p for p in among if conversation is not None and p.name == conversation.home), None)
-    if home in free and not _crowded(home, free):
-        return Placement(home, "hit")
+    if home in free:
+        if not _crowded(home, free):
+            return Placement(home, "hit")
+        free.remove(home)
     live = {p.name: affinity.live(p.name, now=now) for p in free}
     least = min(live.values())
 
@@ -98,5 +100,5 @@ def _crowded(provider: Provider, among: Sequence[Provider]) -> bool:
     """Tell whether a provider of unknown capacity is clearly busier than another that could take the call."""
     if provider.capacity is not None:
         return False
-    least = min(p.in_flight for p in among)
-    return provider.in_flight >= least + CROWDED_BY and provider.in_flight > CROWDED_TIMES * least
+    fair = min(p.in_flight / p.config.weight for p in among) * provider.config.weight
+    return provider.in_flight >= fair + CROWDED_BY and provider.in_flight > CROWDED_TIMES * fair

@@ -11,14 +11,14 @@ the waiter itself, in `_wait`, on its way out.
 
 import asyncio
 import math
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import Random
 from typing import Final
 
-from llmgateway.affinity import Affinity, Conversation, Thread
+from llmgateway.affinity import Affinity, Thread
 from llmgateway.config import QueueConfig
 from llmgateway.errors import OVERLOADED, GatewayError
 from llmgateway.fairness import FairShare, cost
@@ -55,10 +55,30 @@ class Order:
     tried: set[str] = field(default_factory=set)
     waited_s: float = 0.0
     affinity: str = ""
+    expected: float = 0.0
     charged: float = 0.0
     arrival: int = 0
     overtaken: int = 0
     granted: asyncio.Future[Placement] | None = None
+
+
+@dataclass(slots=True)
+class _Pace:
+    """How fast a queue moves. Time in which nobody waited does not count."""
+
+    since: float
+    """When it last moved, or when somebody came to wait where nobody had."""
+    pauses: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED_GRANTS))
+
+    def moved(self, now: float) -> None:
+        self.pauses.append(now - self.since)
+        self.since = now
+
+    def seconds(self, now: float) -> float:
+        """Give the time from one grant to the next; it grows while nothing moves."""
+        known = self.pauses or (_UNKNOWN_PACE_S,)
+        total = sum(known)
+        return max(total / len(known), (total + now - self.since) / (len(known) + 1))
 
 
 class Slots:
@@ -85,7 +105,7 @@ class Slots:
         self._waiting: list[Order] = []
         self._arrivals = 0
         self._usual_output: dict[str, float] = {}
-        self._pace: dict[str, deque[float]] = {}
+        self._pace: dict[str, _Pace] = {}
         self._timer: asyncio.TimerHandle | None = None
         fleet.on_change(self._dispatch)
 
@@ -95,7 +115,7 @@ class Slots:
     def order(self, caller: Caller, model: str, thread: Thread, estimate: float) -> Iterator[Order]:
         """Let a request take part: its user is active until it leaves.
 
-        Correct `charged` with `settle` before that.
+        What `settle` has not corrected by then stays charged as it was estimated.
         """
         self._arrivals += 1
         order = Order(caller, model, thread, estimate, arrival=self._arrivals)
@@ -103,13 +123,12 @@ class Slots:
         try:
             yield order
         finally:
+            self._charge(order, order.charged + order.expected)
             self._fair.leave(caller.user)
 
     def settle(self, order: Order, tokens: Tokens) -> None:
         """Correct the estimate that was charged, now that it is known what the answer cost."""
-        virtual = cost(tokens.prompt, tokens.completion)
-        self._fair.charge(order.caller.user, virtual - order.charged, order.caller.weight)
-        order.charged = virtual
+        self._charge(order, cost(tokens.prompt, tokens.completion))
         usual = self._usual_output.pop(order.model, float(tokens.completion))
         self._usual_output[order.model] = usual + _LEARNING * (tokens.completion - usual)
         while len(self._usual_output) > _REMEMBERED_MODELS:
@@ -134,6 +153,7 @@ class Slots:
 
         Pairs with `release`. Raises NoCandidate, or GatewayError (503) if the queue is full or slow.
         """
+        self._dispatch()  # what tells nobody, the end of a pause, must not favour who comes just then
         placement = self._place(order)
         if placement is None:
             placement = await self._wait(order)
@@ -154,7 +174,7 @@ class Slots:
 
     def position(self, order: Order) -> int:
         """Tell a waiter's place in the queue for its model, from 1; 0 if it does not wait."""
-        line = [other for other in self._in_line() if other.model == order.model]
+        line = [other for other in self._outlook() if other.model == order.model]
         return line.index(order) + 1 if order in line else 0
 
     # -- waiting
@@ -165,11 +185,13 @@ class Slots:
         if self.depth(order.model) >= self._queue.size:
             raise self._overloaded(order.model, f"The queue for model '{order.model}' is full.")
         since = self._now()
+        if not self.depth(order.model):
+            self._pace_of(order.model).since = since
         order.granted = asyncio.get_running_loop().create_future()
         self._waiting.append(order)
         self._keep_looking()
         try:
-            async with asyncio.timeout(self._queue.timeout):
+            async with asyncio.timeout(max(0.0, self._queue.timeout - order.waited_s)):
                 return await order.granted
         except TimeoutError:
             if _was_granted(order.granted):
@@ -178,13 +200,19 @@ class Slots:
             raise self._overloaded(order.model, words) from None
         except BaseException:
             if _was_granted(order.granted):
-                self.release(order.granted.result().provider)
+                self._take_back(order, order.granted.result().provider)
             raise
         finally:
             if order in self._waiting:
                 self._waiting.remove(order)
             order.waited_s += self._now() - since
             order.granted = None
+
+    def _take_back(self, order: Order, provider: Provider) -> None:
+        """Undo a grant of which its waiter never learnt."""
+        self._charge(order, order.charged)
+        provider.breaker.abandoned()
+        self.release(provider)
 
     def _candidates(self, order: Order) -> list[Provider]:
         return candidates(self._fleet, order.caller, order.model, order.tried, now=self._now())
@@ -216,8 +244,7 @@ class Slots:
 
     def _retry_after(self, model: str) -> int:
         """Estimate from how fast this queue has been moving when somebody who comes now would be served."""
-        grants = self._pace.get(model) or deque()
-        pace_s = (self._now() - grants[0]) / len(grants) if len(grants) > 1 else _UNKNOWN_PACE_S
+        pace_s = self._pace_of(model).seconds(self._now())
         least, most = RETRY_AFTER_S
         return max(least, min(most, math.ceil(pace_s * max(1, self.depth(model)))))
 
@@ -239,16 +266,16 @@ class Slots:
             if placement is not None:
                 self._note_overtaking(order)
                 self._grant(order, placement)
-                self._note_pace(order.model)
+                self._pace_of(order.model).moved(self._now())
                 self._leave_line(order).set_result(placement)
                 return True
         return False
 
-    def _note_pace(self, model: str) -> None:
-        grants = self._pace.setdefault(model, deque(maxlen=_REMEMBERED_GRANTS))
-        grants.append(self._now())
+    def _pace_of(self, model: str) -> _Pace:
+        pace = self._pace[model] = self._pace.pop(model, _Pace(self._now()))
         while len(self._pace) > _REMEMBERED_MODELS:
             del self._pace[next(iter(self._pace))]
+        return pace
 
     def _leave_line(self, order: Order) -> asyncio.Future[Placement]:
         self._waiting.remove(order)
@@ -256,19 +283,26 @@ class Slots:
         return order.granted
 
     def _in_line(self) -> list[Order]:
-        """Give the waiters in the order in which they are served; who was cancelled just now does not count."""
+        """Give the waiters in the order in which they are served, less those who were cancelled just now."""
         waiting = [order for order in self._waiting if order.granted is not None and not order.granted.done()]
         return sorted(waiting, key=self._standing)
+
+    def _outlook(self) -> list[Order]:
+        """Give the waiters in the order in which they can expect to be served, as the counters grow."""
+        ahead: defaultdict[str, float] = defaultdict(float)
+        outlook = []
+        for order in self._in_line():
+            user, weight = order.caller.user, order.caller.weight
+            outlook.append((self._fair.rank(user)[0] + ahead[user] / weight, order))
+            ahead[user] += order.estimate
+        return [order for _, order in sorted(outlook, key=lambda entry: entry[0])]
 
     def _standing(self, order: Order) -> tuple[float, int, int, int]:
         """Order by fairness; among equals by cache, within reason; then who was served least recently; then
         arrival.
         """
         counter, served = self._fair.rank(order.caller.user)
-        home = self._home(order)
-        provider = self._fleet.providers.get(home) if home is not None else None
-        cached = provider is not None and provider.has_free_slot
-        haste = -1 if order.overtaken >= MAX_OVERTAKEN else 0 if cached else 1
+        haste = -1 if order.overtaken >= MAX_OVERTAKEN else 0 if self._home_is_free(order) else 1
         return counter, haste, served, order.arrival
 
     def _note_overtaking(self, granted: Order) -> None:
@@ -276,12 +310,11 @@ class Slots:
             if order.arrival < granted.arrival and order.caller.user == granted.caller.user:
                 order.overtaken += 1
 
-    def _home(self, order: Order) -> str | None:
-        conversation = self._conversation(order)
-        return None if conversation is None else str(conversation.home)
-
-    def _conversation(self, order: Order) -> Conversation | None:
-        return self._affinity.find(order.thread, now=self._now())
+    def _home_is_free(self, order: Order) -> bool:
+        conversation = self._affinity.find(order.thread, now=self._now())
+        if conversation is None:
+            return False
+        return any(p.name == conversation.home and p.has_free_slot for p in self._candidates(order))
 
     def _place(self, order: Order) -> Placement | None:
         among = self._candidates(order)
@@ -293,10 +326,17 @@ class Slots:
         placement.provider.in_flight += 1
         placement.provider.breaker.started()
         self._affinity.settle(order.thread, placement.provider.name, now=self._now())
-        self._fair.served(order.caller.user)
-        if not order.charged:
-            order.charged = order.estimate
-            self._fair.charge(order.caller.user, order.estimate, order.caller.weight)
+        self._fair.granted(order.caller.user)
+        if not order.charged and not order.expected:
+            order.expected = order.estimate
+            self._fair.expect(order.caller.user, order.estimate, order.caller.weight)
+
+    def _charge(self, order: Order, tokens: float) -> None:
+        """Let an order have cost its user so many virtual tokens, whatever was charged or expected before."""
+        self._fair.charge(
+            order.caller.user, tokens - order.charged, order.caller.weight, expected=order.expected
+        )
+        order.charged, order.expected = tokens, 0.0
 
     def _now(self) -> float:
         return self._clock() if self._clock is not None else asyncio.get_running_loop().time()

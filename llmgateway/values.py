@@ -46,6 +46,9 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 _HOST: Final = re.compile(r"(?!-)[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
 _URL_PATH: Final = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")
 _EXTRA_PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@-]+)+")
+_MAC: Final = re.compile(
+    r"[0-9a-f]{2}(?:[:-][0-9a-f]{2}){5}|[0-9a-f]{12}|[0-9a-f]{4}(?:\.[0-9a-f]{4}){2}", re.IGNORECASE
+)
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VISIBLE: Final = re.compile(r"[\x21-\x7e]+")
 _FIELD_VALUE: Final = re.compile(r"(?:[\x21-\x7e](?:[\x20-\x7e\t]*[\x21-\x7e])?)?")
@@ -101,7 +104,7 @@ def count(text: str) -> int:
 def mac(text: str) -> str:
     """Twelve hex digits in lower case, from any of the usual ways to write a MAC address."""
     digits = re.sub(r"[:.-]", "", text)
-    if not re.fullmatch(r"[0-9a-fA-F]{12}", digits):
+    if not _MAC.fullmatch(text):
         raise ValueError('is not a MAC address; write six pairs of hex digits, such as "aa:bb:cc:dd:ee:ff"')
     return digits.lower()
 

@@ -13,15 +13,19 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from llmgateway.config import (
+    AffinityConfig,
     Config,
     ConfigError,
     KeyConfig,
     Loaded,
     LogConfig,
     ProviderConfig,
+    QueueConfig,
     ServerConfig,
+    StreamsConfig,
     TimeoutsConfig,
     UserConfig,
+    WakeConfig,
     build,
     load,
     parse,
@@ -67,6 +71,7 @@ users:
       - {{name: laptop, hash: "sha256:{"CD" * 32}", expires: 2027-06-30, models: ["qwen3-*", 1.5, on]}}
       - {{name: ci, key: "${{CI_KEY}}", expires: 2027-06-30T12:00:00+02:00}}
     route: prefer_own
+    weight: 2.5
   bob:
     keys: [bobs-own-key]
 groups: {{family: [alice, bob]}}
@@ -77,10 +82,15 @@ providers:
     share: [family, everyone, bob]
     api_key: ${{RIG_KEY}}
     headers: {{X-Extra: 1, X-Empty: ""}}
+    slots: 4
     weight: 0.5
     models: [1.5, on, qwen3-8b]
+    wake: {{mac: AA-BB-CC-00-11-22, broadcast: 192.168.1.255}}
     timeouts: {{connect: 500ms, first_byte: 1h, idle: 7}}
 health: {{interval: 1, timeout: 2.5s, fall: 3, rise: 4}}
+queue: {{size: 7, timeout: 90s}}
+streams: {{keepalive: 0}}
+affinity: {{headers: [X-My-Chat, x-session-id]}}
 log: {{level: debug, format: json}}
 """
 
@@ -102,6 +112,7 @@ def test_every_setting_arrives() -> None:
             KeyConfig(name="ci", digest=sha256(b"from-the-environment").digest(), expires_at=1814349600.0),
         ),
         route="prefer_own",
+        weight=2.5,
     )
     assert made.users["bob"].keys == (KeyConfig(digest=sha256(b"bobs-own-key").digest(), plain=True),)
     assert made.groups == {"family": ("alice", "bob")}
@@ -111,11 +122,16 @@ def test_every_setting_arrives() -> None:
         share=("family", "everyone", "bob"),
         api_key="rig-secret",
         headers={"X-Extra": "1", "X-Empty": ""},
+        slots=4,
         weight=0.5,
         models=("1.5", "on", "qwen3-8b"),
         timeouts=TimeoutsConfig(connect=0.5, first_byte=3600.0, idle=7.0),
+        wake=WakeConfig(mac="aabbcc001122", broadcast="192.168.1.255"),
     )
     assert (made.health.interval, made.health.timeout, made.health.fall, made.health.rise) == (1.0, 2.5, 3, 4)
+    assert made.queue == QueueConfig(size=7, timeout=90.0)
+    assert made.streams == StreamsConfig(keepalive=0.0)
+    assert made.affinity == AffinityConfig(headers=("X-My-Chat", "x-session-id"))
     assert made.log == LogConfig(level="debug", format="json")
 
 
@@ -139,11 +155,17 @@ def test_what_is_left_out_has_its_default() -> None:
     )
     assert rig.timeouts == TimeoutsConfig(connect=3.0, first_byte=900.0, idle=300.0)
     assert (health.interval, health.timeout, health.fall, health.rise) == (10.0, 5.0, 2, 1)
-    assert (made.users["alice"].route, made.log.level, made.log.format) == ("any", "info", "text")
+    assert (rig.slots, rig.wake) == (None, None)
+    assert (made.queue.size, made.queue.timeout, made.streams.keepalive) == (100, 300.0, 15.0)
+    assert "x-session-id" in made.affinity.headers
+    assert all(name == name.lower() for name in made.affinity.headers)
+    alice = made.users["alice"]
+    assert (alice.route, alice.weight, made.log.level, made.log.format) == ("any", 1.0, "info", "text")
 
 
 def test_an_empty_section_is_one_that_is_left_out() -> None:
-    text = "server:\nusers:\n  alice:\n    keys:\ngroups:\n  g:\nproviders:\nhealth:\nlog:\n"
+    text = "server:\nusers:\n  alice:\n    keys:\ngroups:\n  g:\nproviders:\nhealth:\n"
+    text += "queue:\nstreams:\naffinity:\nlog:\n"
     assert config(text) == Config(users={"alice": UserConfig()}, groups={"g": ()})
 
 
@@ -158,6 +180,54 @@ def test_numbers_may_come_from_the_environment() -> None:
     text += "providers: {a: {url: 'http://a', weight: '${W}'}}"
     made = config(text, PORT="1234", W="2.5")
     assert (made.server.port, made.health.fall, made.providers["a"].weight) == (1234, 4, 2.5)
+
+
+def test_slots_wake_and_the_queue_may_come_from_the_environment() -> None:
+    text = "queue: {size: '${Q}', timeout: '${T}'}\nstreams: {keepalive: '${T}'}\n"
+    text += "affinity: {headers: ['${H}']}\nusers: {a: {weight: '${Q}'}}\n"
+    text += (
+        "providers: {a: {url: 'http://a', slots: '${Q}', wake: {mac: '${M}', broadcast: '${B:-10.0.0.255}'}}}"
+    )
+    made = config(text, Q="3", T="20s", H="X-Chat", M="00:00:00:00:00:07")
+    assert (made.queue, made.streams.keepalive) == (QueueConfig(size=3, timeout=20.0), 20.0)
+    assert (made.affinity.headers, made.users["a"].weight) == (("X-Chat",), 3.0)
+    assert made.providers["a"].slots == 3
+    assert made.providers["a"].wake == WakeConfig(mac="000000000007", broadcast="10.0.0.255")
+
+
+@pytest.mark.parametrize("nothing", ["", "    slots:\n", "    wake:\n", "    slots:\n    wake:\n"])
+def test_slots_and_wake_may_be_left_empty(nothing: str) -> None:
+    rig = config(f"providers:\n  rig:\n    url: http://rig\n{nothing}").providers["rig"]
+    assert (rig.slots, rig.wake) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "aa:bb:cc:00:11:22",
+        "AA-BB-CC-00-11-22",
+        "aabb.cc00.1122",
+        "AABBCC001122",
+        "'aa:bb:cc:00:11:22'",
+    ],
+)
+def test_a_mac_address_is_read_in_all_usual_spellings(written: str) -> None:
+    made = config(f"providers: {{a: {{url: 'http://a', wake: {{mac: {written}}}}}}}")
+    assert made.providers["a"].wake == WakeConfig(mac="aabbcc001122", broadcast="255.255.255.255")
+
+
+def test_a_mac_address_of_digits_is_not_taken_for_a_number() -> None:
+    for written in ("00:11:22:33:44:55", "001122334455", "1:1"):
+        text = f"providers: {{a: {{url: 'http://a', wake: {{mac: {written}}}}}}}"
+        if written == "1:1":
+            assert "'1:1' is not a MAC address" in problem(text)
+        else:
+            wake = config(text).providers["a"].wake
+            assert wake is not None and wake.mac == "001122334455"
+
+
+def test_a_list_of_session_headers_may_be_empty() -> None:
+    assert config("affinity: {headers: []}").affinity.headers == ()
 
 
 def test_a_hash_may_come_from_the_environment() -> None:
@@ -404,7 +474,34 @@ def test_a_wrong_url(url: str, expected: str) -> None:
         ("share: [xyz]", "'xyz' is not a user or group; known here: alice, family, everyone"),
         ("share: everyone", "3:12: providers.rig.share: a list belongs here"),
         ("wieght: 3", "3:5: providers.rig.wieght: unknown key; did you mean `weight`?"),
-        ("slots: 3", "3:5: providers.rig.slots: unknown key; known here: url, owner, share"),
+        ("quantum: 3", "3:5: providers.rig.quantum: unknown key; known here: url, owner, share"),
+        ("slots: 0", "3:12: providers.rig.slots: '0' is too small; write 1 or more"),
+        ("slots: -4", "providers.rig.slots: '-4' is too small"),
+        ("slots: 2.5", "providers.rig.slots: '2.5' is not a whole number; write one in digits"),
+        ("slots: unlimited", "providers.rig.slots: 'unlimited' is not a whole number"),
+        ("slots: [4]", "3:12: providers.rig.slots: a single value belongs here"),
+        ("slot: 4", "3:5: providers.rig.slot: unknown key; did you mean `slots`?"),
+        ("wake: aa:bb:cc:dd:ee:ff", "3:11: providers.rig.wake: a mapping belongs here"),
+        ("wake: {}", "3:11: providers.rig.wake.mac: `mac` is missing; write one here"),
+        ("wake: {broadcast: 10.0.0.255}", "providers.rig.wake.mac: `mac` is missing"),
+        (
+            "wake: {mac: aa:bb:cc:dd:ee}",
+            "3:17: providers.rig.wake.mac: 'aa:bb:cc:dd:ee' is not a MAC address; write six pairs",
+        ),
+        ("wake: {mac: aa:bb:cc:dd:ee:fg}", "'aa:bb:cc:dd:ee:fg' is not a MAC address"),
+        ("wake: {mac: 'aa bb cc dd ee ff'}", "'aa bb cc dd ee ff' is not a MAC address"),
+        ("wake: {mac: ''}", "providers.rig.wake.mac: '' is not a MAC address"),
+        ("wake: {mac: }", "providers.rig.wake.mac: nothing stands here"),
+        (
+            "wake: {mac: aabbccddeeff, broadcast: 192.168.1.0/24}",
+            "3:42: providers.rig.wake.broadcast: '192.168.1.0/24' is not an IPv4 address; write the",
+        ),
+        ("wake: {mac: aabbccddeeff, broadcast: 'ff02::1'}", "'ff02::1' is not an IPv4 address"),
+        ("wake: {mac: aabbccddeeff, broadcast: rig.local}", "'rig.local' is not an IPv4 address"),
+        (
+            "wake: {mac: aabbccddeeff, port: 9}",
+            "3:31: providers.rig.wake.port: unknown key; known here: mac, ",
+        ),
     ],
 )
 def test_a_wrong_setting_of_a_provider(line: str, expected: str) -> None:
@@ -510,9 +607,48 @@ def test_one_user_cannot_have_a_key_twice_either() -> None:
         ),
         ("provders: {}", "c.yaml:1:1: provders: unknown key; did you mean `providers`?"),
         (
-            "queue: {size: 100}",
-            "c.yaml:1:1: queue: unknown key; known here: server, users, groups, providers, ",
+            "limits: {size: 100}",
+            "c.yaml:1:1: limits: unknown key; known here: server, users, groups, providers, health, queue, ",
         ),
+        (
+            "users: {a: {weight: 0}}",
+            "c.yaml:1:21: users.a.weight: '0' is not a number above 0; write one such as",
+        ),
+        ("users: {a: {weight: -1}}", "users.a.weight: '-1' is not a number above 0"),
+        ("users: {a: {weight: .inf}}", "users.a.weight: '.inf' is not a number above 0"),
+        ("users: {a: {wait: 2}}", "c.yaml:1:13: users.a.wait: unknown key; did you mean `weight`?"),
+        ("queue: {size: 0}", "c.yaml:1:15: queue.size: '0' is too small; write 1 or more"),
+        ("queue: {size: -1}", "c.yaml:1:15: queue.size: '-1' is too small; write 1 or more"),
+        ("queue: {size: many}", "queue.size: 'many' is not a whole number; write one in digits"),
+        ("queue: {size: 1.5}", "queue.size: '1.5' is not a whole number"),
+        ("queue: {size: }", "queue.size: nothing stands here"),
+        ("queue: {timeout: 0}", "c.yaml:1:18: queue.timeout: '0' leaves no time at all"),
+        ("queue: {timeout: -1}", "queue.timeout: '-1' is negative"),
+        ("queue: {timeout: soon}", "queue.timeout: 'soon' is not a duration; write 500ms"),
+        ("queue: {sise: 3}", "c.yaml:1:9: queue.sise: unknown key; did you mean `size`?"),
+        ("queue: 100", "c.yaml:1:8: queue: a mapping belongs here"),
+        ("streams: {keepalive: -1}", "c.yaml:1:22: streams.keepalive: '-1' is negative"),
+        ("streams: {keepalive: off}", "streams.keepalive: 'off' is not a duration; write 500ms"),
+        ("streams: {keepalive: [1]}", "streams.keepalive: a single value belongs here"),
+        ("streams: {keep_alive: 1}", "streams.keep_alive: unknown key; did you mean `keepalive`?"),
+        ("streams: 15s", "c.yaml:1:10: streams: a mapping belongs here"),
+        (
+            "affinity: {headers: x-chat}",
+            "c.yaml:1:21: affinity.headers: a list belongs here; put the value in",
+        ),
+        ("affinity: {headers: {x-chat: 1}}", "affinity.headers: a list belongs here"),
+        ("affinity: {headers: [a b]}", "c.yaml:1:22: affinity.headers[0]: 'a b' is not a header name; write"),
+        ("affinity: {headers: ['x:']}", "affinity.headers[0]: 'x:' is not a header name"),
+        ("affinity: {headers: [a, host]}", "affinity.headers[1]: 'host' belongs to the connection"),
+        (
+            "affinity: {headers: [a, b, a]}",
+            "c.yaml:1:28: affinity.headers[2]: this header stands here twice; keep one of them",
+        ),
+        (
+            "affinity: {headers: [X-Chat, x-chat]}",
+            "c.yaml:1:30: affinity.headers[1]: this header stands here twice; keep one of them",
+        ),
+        ("affinity: {header: [a]}", "c.yaml:1:12: affinity.header: unknown key; did you mean `headers`?"),
     ],
 )
 def test_a_wrong_file(text: str, expected: str) -> None:
@@ -630,6 +766,8 @@ SETTINGS = """
     users.a.keys.0.expires users.a.keys.0.models.0 groups.g.0 providers providers.p providers.p.url
     providers.p.owner providers.p.share.0 providers.p.api_key providers.p.headers providers.p.headers.A
     providers.p.weight providers.p.models.0 providers.p.timeouts.idle health health.fall log.level
+    users.a.weight providers.p.slots providers.p.wake providers.p.wake.mac providers.p.wake.broadcast
+    queue queue.size queue.timeout streams.keepalive affinity.headers affinity.headers.0
 """.split()
 
 
@@ -732,6 +870,7 @@ def test_a_config_cannot_be_changed() -> None:
 # --- Anything at all ------------------------------------------------------------------------------
 
 TEXTS = f"alice everyone {HASH} http://a http://[ 10s 1h 5MB ${{A}} ${{B}} a-plain-key * any".split()
+TEXTS += ["aa:bb:cc:dd:ee:ff", "10.0.0.255", "x-chat"]
 LEAVES = (
     st.none()
     | st.booleans()
@@ -745,7 +884,7 @@ WORDS = st.sampled_from(
     """
     server users groups providers health log keys url owner share models port alice bob hash key expires
     name route weight headers timeouts extra_paths [key] << 0 connect fall max_body host api_key
-    Authorization
+    Authorization queue streams affinity slots wake mac broadcast size timeout keepalive
 """.split()
 )
 TREES = st.recursive(

@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmgateway.discovery import (
+    Facts,
     Model,
     NotAnLLMServer,
     details_for,
@@ -169,8 +170,79 @@ def test_details_are_read_where_a_server_offers_them(
     where = details_for(body)
     assert where is not None
     assert where.path == path
-    models = read_details(where, parse_models(body), json.dumps(details).encode())
-    assert [model.context_length for model in models.values()] == [length]
+    facts = read_details(where, parse_models(body), json.dumps(details).encode())
+    assert [model.context_length for model in facts.models.values()] == [length]
+
+
+@pytest.mark.parametrize(
+    ("props", "slots"),
+    [
+        ({"total_slots": 4}, 4),
+        ({"total_slots": 1}, 1),
+        ({}, None),
+        *(({"total_slots": odd}, None) for odd in (0, -1, 1.5, True, "4", None, [4])),
+    ],
+    ids=str,
+)
+def test_llama_cpp_tells_its_slots(props: Any, slots: int | None) -> None:
+    body = json.dumps(LLAMACPP).encode()
+    where = details_for(body)
+    assert where is not None
+    props = {"default_generation_settings": {"n_ctx": 512}, **props}
+    assert read_details(where, parse_models(body), json.dumps(props).encode()).slots == slots
+
+
+def in_memory(listing: Any, details: Any = None) -> list[bool | None]:
+    """Which of the listed models are told to be in memory."""
+    body = json.dumps(listing).encode()
+    models = parse_models(body)
+    if details is not None:
+        where = details_for(body)
+        assert where is not None
+        facts = read_details(where, models, json.dumps(details).encode())
+        assert facts.slots is None
+        models = facts.models
+    return [model.loaded for model in models.values()]
+
+
+def test_most_servers_do_not_say_what_is_in_memory() -> None:
+    for listing in (LLAMACPP, OLLAMA, VLLM, LM_STUDIO):
+        assert in_memory(listing) == [None]
+
+
+def test_ollama_tells_what_it_runs() -> None:
+    listing = {"data": [{"id": name, "owned_by": "library"} for name in ("qwen3:8b", "llama3.2:3b")]}
+    assert in_memory(listing, {"models": []}) == [False, False]
+    assert in_memory(listing, {"models": [{"name": "llama3.2:3b", "model": "llama3.2:3b"}]}) == [False, True]
+    assert in_memory(listing, {"models": [{"model": "deleted:1b"}]}) == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("state", "loaded"),
+    [("loaded", True), ("not-loaded", False), ("loading", False), ("new", None), (3, None)],
+)
+def test_lm_studio_tells_the_state_of_each_model(state: Any, loaded: bool | None) -> None:
+    listing = {"data": [{"id": name, "owned_by": "organization_owner"} for name in ("a", "b")]}
+    assert in_memory(listing, {"data": [{"id": "b", "state": state}]}) == [None, loaded]
+
+
+@pytest.mark.parametrize(
+    ("status", "loaded"),
+    [
+        ({"value": "loaded", "args": []}, True),
+        ({"value": "unloaded"}, False),
+        ({"value": "loading"}, False),
+        ({"value": "sleeping"}, False),
+        ({"value": "of a later version"}, None),
+        ({"value": ["loaded"]}, None),
+        ({}, None),
+        ("loaded", None),
+        (None, None),
+    ],
+    ids=str,
+)
+def test_llama_cpp_as_a_router_lists_what_it_could_load(status: Any, loaded: bool | None) -> None:
+    assert in_memory({"data": [{"id": "tiny", "owned_by": "llamacpp", "status": status}]}) == [loaded]
 
 
 def test_a_server_of_no_known_kind_has_no_details() -> None:
@@ -178,16 +250,23 @@ def test_a_server_of_no_known_kind_has_no_details() -> None:
     assert details_for(b'{"data": []}') is None
 
 
+KEYS = "models data default_generation_settings total_slots".split()
+
+
 @pytest.mark.parametrize("listing", [LLAMACPP, OLLAMA, LM_STUDIO], ids=["llama.cpp", "Ollama", "LM Studio"])
 @unhurried
 @given(
-    answer=JSON.map(json.dumps) | st.sampled_from(["", "<html>", '{"models":[{"model":[]}]}', '{"data":[3]}'])
+    answer=JSON.map(json.dumps)
+    | st.builds(lambda key, value: json.dumps({key: value}), st.sampled_from(KEYS), JSON.filter(bool))
+    | st.sampled_from(
+        ["", "<html>", '{"models":[{"model":[]}]}', '{"models":{}}', '{"data":[3]}', '{"data":{}}']
+    )
 )
 def test_details_of_an_unexpected_shape_add_nothing(listing: Any, answer: str) -> None:
     body = json.dumps(listing).encode()
     where = details_for(body)
     assert where is not None
-    assert read_details(where, parse_models(body), answer.encode()) == parse_models(body)
+    assert read_details(where, parse_models(body), answer.encode()) == Facts(parse_models(body))
 
 
 def test_a_model_is_listed_as_openai_lists_it() -> None:

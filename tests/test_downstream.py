@@ -387,7 +387,7 @@ def pieces(*fed: bytes, head: AnswerHead = JSON, status: int = 200, reason: byte
     """A handler that passes on an answer in these pieces."""
 
     async def work(client: Client, _: web.BaseRequest) -> None:
-        client.begin(status, reason, head, "rig")
+        client.begin(status, reason, head, b"x-gateway-provider: rig\r\n")
         for piece in fed:
             client.feed(piece, final=False)
         client.feed(b"", final=True)

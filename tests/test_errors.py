@@ -12,6 +12,7 @@ import pytest
 
 from gateway import Gateway
 from llmgateway.app import App
+from llmgateway.breaker import RetryBudget
 from llmgateway.config import build
 from llmgateway.downstream import Client
 from llmgateway.headers import AnswerHead
@@ -224,8 +225,8 @@ class FaultyGateway(Gateway):
     def __init__(self, *providers: FakeProvider) -> None:
         config = build(settings(*providers))
         super().__init__(config)
-        proxy = FaultyProxy(self.fleet, self._upstream, self._watch, None)  # type: ignore[arg-type]
-        self._app = App(config.server, KeyRing(config.users, config.groups), self.fleet, self._watch, proxy)
+        proxy = FaultyProxy(self.slots, self._upstream, self._watch, RetryBudget())
+        self._app = App(config, KeyRing(config.users, config.groups), self.fleet, self._watch, proxy)
 
 
 def tracebacks(caplog: pytest.LogCaptureFixture) -> list[Any]:

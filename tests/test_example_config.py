@@ -11,21 +11,27 @@ import yaml
 
 from llmgateway.config import Config, Loaded, parse, schema
 from llmgateway.settings import (
+    SESSION_HEADERS,
+    AffinityConfig,
     HealthConfig,
     KeyEntry,
     LogConfig,
     ProviderConfig,
+    QueueConfig,
     Section,
     ServerConfig,
+    StreamsConfig,
     TimeoutsConfig,
     UserConfig,
+    WakeConfig,
 )
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "config.example.yaml"
 TEXT = EXAMPLE.read_text(encoding="utf-8")
 MODELS: tuple[type[Section], ...] = (
     *(Config, ServerConfig, UserConfig, KeyEntry),
-    *(ProviderConfig, TimeoutsConfig, HealthConfig, LogConfig),
+    *(ProviderConfig, TimeoutsConfig, WakeConfig, HealthConfig),
+    *(QueueConfig, StreamsConfig, AffinityConfig, LogConfig),
 )
 
 
@@ -58,6 +64,7 @@ def test_the_commented_provider_is_valid_and_complete() -> None:
     written = yaml.safe_load(text)["providers"]["office-gpu"]
     assert set(written) == set(ProviderConfig.model_fields)
     assert set(written["timeouts"]) == set(TimeoutsConfig.model_fields)
+    assert set(written["wake"]) == set(WakeConfig.model_fields)
 
 
 def test_the_list_of_models_is_complete() -> None:
@@ -68,12 +75,13 @@ def test_the_list_of_models_is_complete() -> None:
     ("model", "name"), [(model, name) for model in MODELS for name in model.model_fields], ids=str
 )
 def test_every_setting_is_named(model: type[Section], name: str) -> None:
-    assert re.search(rf"^[ #-]*{name}:( |$)", TEXT, re.MULTILINE), f"{model.__name__}.{name} is not explained"
+    text = TEXT[_start(model) :] if model in STARTS else TEXT
+    assert re.search(rf"^[ #-]*{name}:( |$)", text, re.MULTILINE), f"{model.__name__}.{name} is not explained"
 
 
 SIMPLE = [
     (model, name, info.default)
-    for model in (ServerConfig, HealthConfig, LogConfig, TimeoutsConfig)
+    for model in (ServerConfig, HealthConfig, QueueConfig, StreamsConfig, LogConfig, TimeoutsConfig)
     for name, info in model.model_fields.items()
     if name != "extra_paths"
 ]
@@ -88,14 +96,31 @@ def test_the_default_that_it_tells_is_the_default(model: type[Section], name: st
     assert getattr(model.model_validate({name: _value(told[-1])}), name) == default
 
 
+def test_the_other_defaults_that_it_tells_are_the_defaults() -> None:
+    assert read(TEXT).config.affinity == AffinityConfig(headers=SESSION_HEADERS) == AffinityConfig()
+    assert "Default: 255.255.255.255" in TEXT[_start(WakeConfig) :]
+    assert WakeConfig(mac="aabbccddeeff").broadcast == "255.255.255.255"
+    for model in (UserConfig, ProviderConfig):
+        assert re.search(r"Default: 1\.\n[# ]*weight: ", TEXT[_start(model) :])
+        assert model.model_fields["weight"].default == 1.0
+
+
+STARTS = {
+    ServerConfig: "\nserver:",
+    UserConfig: "\n  bob:",
+    ProviderConfig: "\n#   office-gpu:",
+    TimeoutsConfig: "timeouts:",
+    WakeConfig: "#     wake:",
+    HealthConfig: "\nhealth:",
+    QueueConfig: "\nqueue:",
+    StreamsConfig: "\nstreams:",
+    AffinityConfig: "\naffinity:",
+    LogConfig: "\nlog:",
+}
+
+
 def _start(model: type[Section]) -> int:
-    words = {
-        ServerConfig: "\nserver:",
-        HealthConfig: "\nhealth:",
-        LogConfig: "\nlog:",
-        TimeoutsConfig: "timeouts:",
-    }
-    return TEXT.index(words[model])
+    return TEXT.index(STARTS[model])
 
 
 def _value(text: str) -> object:
@@ -172,12 +197,17 @@ def _json(value: Any) -> Any:
     [
         TEXT,
         uncommented(TEXT),
-        "server:\nusers:\nproviders:\nhealth:\nlog:\ngroups:\n",
+        "server:\nusers:\nproviders:\nhealth:\nqueue:\nstreams:\naffinity:\nlog:\ngroups:\n",
         "users:\n  alice:\n",
         "providers: {a: {url: http://a, models: [1.5, on], timeouts: {idle: 3}}}",
         "server: {port: '${PORT}', max_body: 100, drain_timeout: 1.5}",
         "log: {level: '${LEVEL:-info}'}",
-        "users: {a: {keys: [a-plain-key, {key: a-plain-key2}]}}",
+        "users: {a: {keys: [a-plain-key, {key: a-plain-key2}], weight: 0.5}}",
+        "providers: {a: {url: http://a, slots: 4, wake: {mac: 001122334455, broadcast: 10.0.0.255}}}",
+        "providers: {a: {url: http://a, slots: '${PORT}', wake: {mac: 'aa:bb:cc:dd:ee:ff'}}}",
+        "providers:\n  a:\n    url: http://a\n    slots:\n    wake:\n",
+        "queue: {size: '${PORT}', timeout: 10}\nstreams: {keepalive: 0}\naffinity:\n  headers:\n",
+        "affinity: {headers: [x-chat]}",
     ],
 )
 def test_the_schema_accepts_what_the_file_accepts(text: str) -> None:
@@ -194,6 +224,14 @@ def test_the_schema_accepts_what_the_file_accepts(text: str) -> None:
         "providers: {a: {}}",
         "log: {level: loud}",
         "users: [a]",
+        "users: {a: {weight: much}}",
+        "queue: {size: 0}",
+        "queue: {size: many}",
+        "streams: {keepalive: [1]}",
+        "affinity: {headers: x-chat}",
+        "providers: {a: {url: http://a, slots: 0}}",
+        "providers: {a: {url: http://a, wake: {}}}",
+        "providers: {a: {url: http://a, wake: {mac: aabbccddeeff, port: 9}}}",
     ],
 )
 def test_the_schema_refuses_what_the_file_refuses(text: str) -> None:

@@ -181,6 +181,7 @@ class Kept:
     body: bytes = b""
     finals: list[bool] = field(default_factory=list)
     failure: ProviderFailed | None = None
+    full: bool = False
 
     def feed(self, data: bytes, *, final: bool) -> None:
         assert self.failure is None
@@ -423,6 +424,24 @@ async def test_what_nobody_takes_yet_is_held_back_in_bounded_memory() -> None:
         kept = await received(this.exchange)
         assert (len(kept.body), kept.complete) == (50_000_000, True)
         await sending
+
+
+async def test_a_sink_that_is_full_from_the_start_holds_the_provider_back() -> None:
+    async with line() as this:
+        this.theirs.setblocking(False)
+        this.theirs.send(OK + b"Content-Length: 50000000\r\n\r\n")
+        sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(this.theirs, b"x" * 50_000_000))
+        await this.exchange.first_byte(LIMIT_S)
+        kept = Kept(full=True)
+        relaying = asyncio.create_task(this.exchange.relay(kept, LIMIT_S))
+        await eventually(lambda: bool(kept.finals))
+        assert this.exchange.paused
+        early = len(kept.body)
+        assert not sending.done() and early < 1_000_000
+        this.exchange.resume()
+        await relaying
+        await sending
+        assert (len(kept.body), kept.complete) == (50_000_000, True)
 
 
 async def test_an_exchange_that_is_cut_ends_its_connection_at_once() -> None:

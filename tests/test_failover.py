@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
 
 import pytest
 
@@ -382,6 +383,12 @@ async def test_once_a_byte_of_the_answer_came_it_does_not_go_out_again(
 # Under load.
 
 
+def conversation(number: int, *, stream: bool) -> bytes:
+    """A chat request that is no turn of any other conversation."""
+    said = [{"role": "user", "content": f"hi for the {number}th time"}]
+    return chat(json.dumps({"model": "m", "messages": said, "stream": stream}).encode())
+
+
 async def test_killing_one_of_two_loses_nothing_that_had_no_byte_yet(
     provider_for: ProviderFor, gateway_for: GatewayFor
 ) -> None:
@@ -399,7 +406,7 @@ async def test_killing_one_of_two_loses_nothing_that_had_no_byte_yet(
     health = {"interval": "200ms", "timeout": "2s", "fall": 2, "rise": 1}
     gateway = await gateway_for(rig, other, health=health)
     async with asyncio.TaskGroup() as group:
-        calls = [group.create_task(ask(gateway.port, chat(stream=n % 3 > 0))) for n in range(50)]
+        calls = [group.create_task(ask(gateway.port, conversation(n, stream=n % 3 > 0))) for n in range(50)]
         await eventually(lambda: len(rig.calls) + len(other.calls) == 50)
         assert len(rig.calls) >= 20, "the load is shared"
         begun = [exchange for exchange in rig.calls if exchange.written]

@@ -30,6 +30,8 @@ SHOWN = {
     State.MISCONFIGURED: "!",
 }
 
+WAKES: dict[str, Any] = {"wake": {"mac": "aa:bb:cc:dd:ee:ff"}}
+
 
 def config(*providers: dict[str, Any], **sections: Any) -> Config:
     entries = {
@@ -102,11 +104,37 @@ def test_providers_are_given_in_the_order_of_the_config_file() -> None:
     assert [provider.name for provider in fleet({}, {}, {}).usable_by(Caller("bob"))] == ["p1", "p2", "p3"]
 
 
-def test_only_online_providers_are_given() -> None:
+def test_whom_a_caller_may_use_does_not_depend_on_who_is_up() -> None:
     them = fleet({}, {}, {}, {})
     for provider, state in zip(them.providers.values(), "-w!", strict=False):
         states(provider, state * 2)
-    assert [provider.name for provider in them.usable_by(Caller("bob"))] == ["p4"]
+    assert [provider.name for provider in them.usable_by(Caller("bob"))] == ["p1", "p2", "p3", "p4"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "probes", "listed"),
+    [
+        ({}, "", False),
+        ({}, "+", True),
+        ({}, "+w", True),  # a request for it would wait until it has loaded
+        ({}, "+--", False),
+        ({}, "+!", False),
+        (WAKES, "", False),  # nobody knows yet what it serves,
+        ({**WAKES, "models": ["m"]}, "", True),  # but for the config
+        (WAKES, "--", False),
+        (WAKES, "+--", True),
+        (WAKES, "+w", True),
+        (WAKES, "+!", False),
+        (WAKES, "+!--", True),
+    ],
+    ids=str,
+)
+def test_models_are_listed_while_a_request_for_them_would_be_served_or_could_wait(
+    settings: dict[str, Any], probes: str, listed: bool
+) -> None:
+    them = Fleet(config(settings))
+    states(them.providers["p1"], probes)
+    assert bool(them.models_for(Caller("bob"))) is listed
 
 
 @pytest.mark.parametrize(
@@ -243,9 +271,59 @@ def test_a_model_that_is_being_loaded_makes_a_provider_warming_until_the_next_go
     assert states(provider, "+") == "+"
 
 
-def test_a_lease_is_given_back_whatever_happens() -> None:
-    provider = single()
-    with pytest.raises(ZeroDivisionError), provider.lease(), provider.lease():
-        assert provider.in_flight == 2
-        raise ZeroDivisionError
-    assert provider.in_flight == 0
+# --- what it can take --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "told", "capacity"),
+    [
+        ({}, [], None),
+        ({}, [None], None),
+        ({}, [4], 4),
+        ({}, [4, None], 4),  # a probe that could not ask changes nothing
+        ({}, [4, 2], 2),
+        ({"slots": 3}, [], 3),
+        ({"slots": 3}, [8], 3),
+    ],
+    ids=str,
+)
+def test_the_config_knows_the_slots_best_then_the_server(
+    settings: dict[str, Any], told: list[int | None], capacity: int | None
+) -> None:
+    provider = Fleet(config(settings)).providers["p1"]
+    for slots in told:
+        provider.observe(Probe(State.ONLINE, "", {"m": Model("m")}, slots), now=0)
+    assert provider.capacity == capacity
+
+
+@pytest.mark.parametrize(
+    ("slots", "in_flight", "free"),
+    [(None, 0, True), (None, 999, True), (2, 1, True), (2, 2, False), (2, 3, False)],
+)
+def test_a_slot_is_free_until_all_are_taken(slots: int | None, in_flight: int, free: bool) -> None:
+    provider = Fleet(config({"slots": slots})).providers["p1"]
+    provider.in_flight = in_flight
+    assert provider.has_free_slot is free
+
+
+def test_who_listens_hears_of_every_change_that_could_matter_to_a_waiter_and_of_nothing_else() -> None:
+    them = Fleet(config({}, {}))
+    provider = them.providers["p1"]
+    heard: list[str] = []
+    them.on_change(
+        lambda: heard.append(f"{SHOWN[provider.state]} {provider.capacity} {len(provider.models)}")
+    )
+    one, two = {"m": Model("m")}, {"m": Model("m"), "n": Model("n")}
+    for probe in (
+        Probe(State.ONLINE, "", one),
+        Probe(State.ONLINE, "", one),
+        Probe(State.ONLINE, "", one, 2),
+        Probe(State.ONLINE, "", one, 2),
+        Probe(State.ONLINE, "", two, 2),
+        Probe(State.OFFLINE, "it timed out"),
+        Probe(State.OFFLINE, "it timed out"),
+    ):
+        provider.observe(probe, now=0)
+    provider.warm("it is loading its model")
+    provider.refuse_credentials("it refuses", now=0)
+    assert heard == ["+ None 1", "+ 2 1", "+ 2 2", "- 2 2", "w 2 2", "! 2 2"]

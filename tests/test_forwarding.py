@@ -228,9 +228,12 @@ async def test_any_other_is_replaced(provider: FakeProvider, gateway_for: Gatewa
 # Headers of the answer.
 
 
+OURS = ("x-request-id", "x-gateway-provider", "x-gateway-affinity", "x-gateway-queue-wait")
+
+
 def told(response: Response) -> list[tuple[str, str]]:
     """The provider's own headers of an answer."""
-    return fields(response.headers, "date", "content-length", "x-request-id", "x-gateway-provider")
+    return fields(response.headers, "date", "content-length", *OURS)
 
 
 async def through(gateway_for: GatewayFor, provider: FakeProvider, script: Script, *headers: str) -> Response:
@@ -276,11 +279,39 @@ async def test_hop_by_hop_headers_of_an_answer_end_here(
 async def test_the_gateway_says_itself_who_answered_and_which_request_it_was(
     provider: FakeProvider, gateway_for: GatewayFor
 ) -> None:
-    liar = {"X-Gateway-Provider": "other", "x-gateway-error": "no_provider", "X-Request-Id": "theirs"}
-    response = await through(gateway_for, provider, answer(400, {}, liar), "x-request-id: mine")
-    assert response.header("x-gateway-provider") == "rig"
-    assert response.header("x-request-id") == "mine"
+    liar = {
+        "X-Gateway-Provider": "other",
+        "x-gateway-error": "no_provider",
+        "X-Request-Id": "theirs",
+        "X-Gateway-Affinity": "spill",
+        "X-Gateway-Queue-Wait": "99",
+    }
+    provider.script = answer(400, {}, liar)
+    gateway = await gateway_for(provider)
+    response = await ask(gateway.port, chat(None, "x-request-id: mine"))
+    assert [(name.lower(), value) for name, value in response.headers if name.lower() in OURS] == [
+        ("x-gateway-provider", "rig"),
+        ("x-gateway-affinity", "miss"),
+        ("x-gateway-queue-wait", "0.000"),
+        ("x-request-id", "mine"),
+    ]
     assert response.header("x-gateway-error") is None
+
+
+async def test_what_belongs_to_no_conversation_is_not_said_to_have_a_home(
+    provider: FakeProvider, gateway_for: GatewayFor
+) -> None:
+    liar = {"x-gateway-affinity": "hit"}
+    provider.script = answer(200, {}, liar)
+    gateway = await gateway_for(provider)
+    words = {"model": "m", "input": ["a text to embed"], "messages": [{"role": "user", "content": "hi"}]}
+    for path in set(JSON_PATHS) - {OPENAI, "/v1/completions", "/v1/responses", ANTHROPIC}:
+        response = await ask(gateway.port, asking(path, words, KEY, "x-session-id: 7"))
+        assert (response.status, response.header("x-gateway-affinity")) == (200, None)
+    for message in (good(OPENAI), good(FORM_PATHS[0])):
+        assert (await ask(gateway.port, message)).header("x-gateway-affinity") is None
+    for path in (OPENAI, "/v1/responses", ANTHROPIC):
+        assert (await ask(gateway.port, asking(path, words, KEY))).header("x-gateway-affinity")
 
 
 async def test_the_gateways_own_answers_name_no_provider(
@@ -288,7 +319,8 @@ async def test_the_gateways_own_answers_name_no_provider(
 ) -> None:
     gateway = await gateway_for(provider)
     for message in (request("GET", "/v1/models"), request("GET", "/healthz"), asking(OPENAI, b"{")):
-        assert (await ask(gateway.port, message)).header("x-gateway-provider") is None
+        response = await ask(gateway.port, message)
+        assert [name for name in OURS if response.header(name)] == ["x-request-id"]
 
 
 async def test_a_date_is_added_only_where_there_is_none(

@@ -218,8 +218,9 @@ async def test_when_one_of_two_servers_dies_the_other_goes_on(
         mortal = second.enter_context(llama(llama_models.tiny, "tiny"))
         gateway = await gateway_for(providers={"mortal": mortal.entry, "llama": llama_server.entry})
         seen = set()
-        for _ in range(40):
-            status, headers, _ = await post(http, f"{gateway.url}/v1/chat/completions", HELLO)
+        for number in range(40):
+            other = {**HELLO, "messages": [{"role": "user", "content": f"hello world {number}"}]}
+            status, headers, _ = await post(http, f"{gateway.url}/v1/chat/completions", other)
             assert status == 200
             seen.add(headers["x-gateway-provider"])
             if len(seen) == 2:

@@ -101,7 +101,9 @@ def test_a_body_that_cannot_be_routed_is_refused_in_words_that_name_the_trouble(
     ],
 )
 def test_the_model_is_read_as_the_provider_will_read_it(body: bytes, model: str) -> None:
-    assert peek_json(body) == peek_json(bytearray(body)) == Peek(model, streams=False)
+    assert peek_json(body) == peek_json(bytearray(body))
+    seen = peek_json(body)
+    assert (seen.model, seen.streams) == (model, False)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +163,8 @@ def test_any_object_with_a_model_is_understood(
     extra: dict[str, Any], model: str, streams: bool, ascii_only: bool
 ) -> None:
     body = json.dumps({**extra, "model": model, "stream": streams}, ensure_ascii=ascii_only).encode()
-    assert peek_json(body) == Peek(model, streams)
+    seen = peek_json(body)
+    assert (seen.model, seen.streams) == (model, streams)
 
 
 @unhurried
@@ -171,6 +174,168 @@ def test_any_bytes_are_peeked_at_or_refused(body: bytes) -> None:
         assert peek_json(body).model
     except GatewayError as error:
         assert error.kind == INVALID_REQUEST
+
+
+# --- what was said ---------------------------------------------------------------------------------
+
+SYSTEM = {"role": "system", "content": "be brief"}
+HI = {"role": "user", "content": "hi"}
+HELLO = {"role": "assistant", "content": "hello"}
+
+
+def spoken(**fields: Any) -> list[tuple[bool, Any]]:
+    """The turns of a request: whether a user has spoken, and what stands there."""
+    turns = peek_json(json.dumps({"model": "m", **fields}).encode()).turns
+    return [(turn.reaches_user, json.loads(bytes(turn.content))) for turn in turns]
+
+
+@pytest.mark.parametrize(
+    ("fields", "turns"),
+    [
+        ({}, []),
+        ({"messages": []}, []),
+        ({"messages": [HI]}, [(True, HI)]),
+        ({"messages": [SYSTEM, HI, HELLO]}, [(False, SYSTEM), (True, HI), (True, HELLO)]),
+        (
+            {"messages": [{"role": "developer", "content": "x"}, HI]},
+            [(False, {"role": "developer", "content": "x"}), (True, HI)],
+        ),
+        ({"system": "be brief", "messages": [HI]}, [(False, "be brief"), (True, HI)]),
+        ({"messages": [HI], "system": [{"text": "x"}]}, [(False, [{"text": "x"}]), (True, HI)]),
+        ({"system": None, "messages": [HI]}, [(True, HI)]),
+        ({"instructions": "be brief", "input": "hi"}, [(False, "be brief"), (True, "hi")]),
+        (
+            {"instructions": "be brief", "input": [HI, HELLO]},
+            [(False, "be brief"), (True, HI), (True, HELLO)],
+        ),
+        ({"input": ["a", "b"]}, [(True, "a"), (True, "b")]),
+        ({"prompt": "once"}, []),
+    ],
+    ids=str,
+)
+def test_what_was_said_is_given_message_by_message_system_first(
+    fields: dict[str, Any], turns: list[tuple[bool, Any]]
+) -> None:
+    assert spoken(**fields) == turns
+
+
+def test_a_message_is_given_as_it_stands() -> None:
+    said = b'{ "role":"user",\t"content": "gr\\u00f6\xc3\x9fe" }'
+    (turn,) = peek_json(b'{"model": "m", "messages": [ %b ]}' % said).turns
+    assert bytes(turn.content) == said
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [
+        ('"once upon"', b"once upon"),
+        ('""', b""),
+        ('["a", "b"]', b""),
+        ("[1, 2]", b""),
+        ("null", b""),
+        ("3", b""),
+    ],
+)
+def test_a_plain_prompt_is_text(prompt: str, text: bytes) -> None:
+    assert bytes(peek_json(f'{{"model": "m", "prompt": {prompt}}}'.encode()).text) == text
+
+
+@pytest.mark.parametrize(
+    ("fields", "limit"),
+    [
+        ({}, None),
+        ({"max_tokens": 8}, 8),
+        ({"max_completion_tokens": 9}, 9),
+        ({"max_output_tokens": 10}, 10),
+        ({"max_tokens": 8, "max_completion_tokens": 5}, 5),
+        ({"max_tokens": 0}, 0),
+        *(({"max_tokens": odd}, None) for odd in (None, -1, 1.5, 1e3, "8", True, [8], 10**10, 10**400)),
+    ],
+    ids=str,
+)
+def test_the_limit_of_the_output_is_read(fields: dict[str, Any], limit: int | None) -> None:
+    assert peek_json(json.dumps({"model": "m", **fields}).encode()).output_limit == limit
+
+
+def test_a_message_is_the_same_with_and_without_the_mark_of_a_cache() -> None:
+    def content(mark: str) -> bytes:
+        said = f'{{"role": "user", "content": [{{"type": "text", "text": "hi"{mark}}}]}}'
+        (turn,) = peek_json(f'{{"model": "m", "messages": [{said}]}}'.encode()).turns
+        return bytes(turn.content)
+
+    marks = (
+        ', "cache_control": {"type": "ephemeral"}',
+        ',"cache_control" : { "type":"ephemeral","ttl":"1h" }',
+    )
+    assert {content(mark) for mark in marks} == {content("")}
+    words = json.dumps({"role": "user", "content": 'write "cache_control": {"type": "ephemeral"}'})
+    (turn,) = peek_json(f'{{"model": "m", "messages": [{words}]}}'.encode()).turns
+    assert bytes(turn.content) == words.encode()
+
+
+ODD = JSON | st.sampled_from([[SYSTEM], [HI, 3, None], [[HI]], HI, "hi", [{"role": 3}], [{"role": "\ud800"}]])
+SPOKEN = (
+    "messages system instructions input prompt max_tokens max_completion_tokens max_output_tokens".split()
+)
+
+
+@unhurried
+@given(st.dictionaries(st.sampled_from(SPOKEN), ODD), st.booleans())
+@example({"messages": [{"role": "\ud800", "content": "half an emoji"}]}, True)
+def test_malformed_messages_never_fail_a_request(fields: dict[str, Any], ascii_only: bool) -> None:
+    body = json.dumps({"model": "m", **fields}, ensure_ascii=ascii_only).encode("utf-8", "replace")
+    seen = peek_json(body)
+    assert (seen.model, seen.streams) == ("m", False)
+    assert isinstance(seen.output_limit, int | None)
+    listed = [value for value in (fields.get("messages"), fields.get("input")) if isinstance(value, list)]
+    strings = [value for value in (fields.get("messages"), fields.get("input")) if isinstance(value, str)]
+    systems = [value for value in (fields.get("system"), fields.get("instructions")) if value is not None]
+    assert len(seen.turns) == sum(map(len, listed)) + len(strings) + len(systems)
+
+
+@pytest.mark.parametrize("shape", ["%s", "[%s]", '[{"role": "user", "content": %s}]', '[{"role": %s}]'])
+@pytest.mark.parametrize("key", ["messages", "input", "system"])
+def test_deep_messages_are_read_or_refused(key: str, shape: str) -> None:
+    for depth in range(2, 1_200):
+        body = f'{{"model": "m", "{key}": {shape % ("[" * depth + "]" * depth)}}}'.encode()
+        try:
+            assert peek_json(body).turns
+        except GatewayError as error:
+            assert "nested too deeply" in error.message
+
+
+def test_a_body_of_absurdly_many_messages_takes_no_memory_and_has_no_turns() -> None:
+    for element in (b"1", b"{}", b'""'):
+        body = b'{"model": "m", "messages": [' + (element + b",") * 2_000_000 + element + b"]}"
+        tracemalloc.start()
+        try:
+            assert peek_json(body) == Peek("m", streams=False)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak < 1_000_000
+
+
+def test_a_long_conversation_takes_little_memory() -> None:
+    said = json.dumps({"role": "user", "content": "word " * 200})
+    body = f'{{"model": "m", "messages": [{", ".join([said] * 20_000)}]}}'.encode()
+    tracemalloc.start()
+    try:
+        assert len(peek_json(body).turns) == 20_000
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < len(body)
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("filler", [" ", "\\n", ",", ", ", '\\"cache_control\\":{'])
+def test_looking_for_marks_of_a_cache_takes_linear_time(filler: str) -> None:
+    content = filler * (900_000 // len(filler))
+    said = f'{{"role": "user", "content": "{content}", "cache_control": {{"type": "ephemeral"}}}}'
+    blank = f'{{"role": "user",{" " * 900_000}"cache_control": 3}}'
+    for message in (said, blank):
+        peek_json(f'{{"model": "m", "messages": [{message}]}}'.encode())
 
 
 # --- multipart bodies --------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from llmgateway.errors import (
 )
 from llmgateway.exchange import Exchange
 from llmgateway.fleet import Fleet, Provider
-from llmgateway.headers import Field, answer_head
+from llmgateway.headers import Field, answer_head, value_of
 from llmgateway.health import Watch
 from llmgateway.keys import Caller
 from llmgateway.log import Events
@@ -125,7 +125,9 @@ class Proxy:
         body, _ = await exchange.read(_QUOTED_BYTES, _QUOTED_S)
         if is_loading(exchange.status, body):
             provider.warm("it is loading its model")
-        said = quote(body, provider.secrets)
+            self._watch.look_now(provider)
+        compressed = value_of(exchange.fields, b"content-encoding") not in (None, b"identity")
+        said = "" if compressed else quote(body, provider.secrets)
         return ProviderErrored(provider.name, f"answered {exchange.status}{': ' if said else '.'}{said}")
 
     async def _relay(self, provider: Provider, exchange: Exchange, client: Client) -> None:

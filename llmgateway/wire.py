@@ -1,5 +1,4 @@
-"""What we know of the APIs: the endpoint table, the model and stream flag in a body, model lists, error
-shapes.
+"""What we know of the APIs: the endpoint table, the model and stream flag in a body, error shapes.
 
 Bytes in, values out. A request body is only ever looked at: what is read from it here is never written back.
 """
@@ -29,7 +28,6 @@ class Endpoint:
 
     path: str
     body: BodyKind = "json"
-    dialect: Dialect = "openai"
 
 
 ENDPOINTS: Final[tuple[Endpoint, ...]] = (
@@ -45,8 +43,8 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     Endpoint("/v1/audio/transcriptions", body="multipart"),
     Endpoint("/v1/audio/translations", body="multipart"),
     Endpoint("/v1/images/edits", body="multipart"),
-    Endpoint("/v1/messages", dialect="anthropic"),
-    Endpoint("/v1/messages/count_tokens", dialect="anthropic"),
+    Endpoint("/v1/messages"),
+    Endpoint("/v1/messages/count_tokens"),
 )
 
 
@@ -76,6 +74,7 @@ class _Envelope(msgspec.Struct):
 _ENVELOPE: Final = msgspec.json.Decoder(_Envelope)
 _MODEL: Final = msgspec.json.Decoder(str)
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_MOST_SURROGATES: Final = 100_000
 _NAME_CHARACTERS: Final = 1_000  # longer than any name a server advertises
 _UTF8_STEP_BYTES: Final = 1 << 16
 
@@ -115,9 +114,17 @@ def _decode(body: Body) -> _Envelope:
     except msgspec.ValidationError:
         raise
     except msgspec.DecodeError:
-        if not _SURROGATE.search(body):
-            raise
-        return _ENVELOPE.decode(_SURROGATE.sub(rb"\\ufffd", body))
+        return _ENVELOPE.decode(_mended(body))
+
+
+def _mended(body: Body) -> bytearray:
+    """Put U+FFFD in the place of surrogate escapes, in a copy; both are six bytes long."""
+    copy = bytearray(body)
+    for count, found in enumerate(_SURROGATE.finditer(body)):
+        if count == _MOST_SURROGATES:
+            raise _bad("The request body is not valid JSON: too many halves of surrogate pairs.")
+        copy[found.start() : found.end()] = rb"\ufffd"
+    return copy
 
 
 def _json_trouble(exc: Exception) -> str:
@@ -160,6 +167,7 @@ def _checked_model(model: str) -> str:
     return model
 
 
+_MOST_PARTS: Final = 1_000
 _FORM_FIELD_BYTES: Final = 4_096  # of the fields we read; files and prompts are skipped
 
 
@@ -169,6 +177,7 @@ class _FormFields:
     def __init__(self) -> None:
         self.values: dict[str, bytes] = {}
         self.ended = False
+        self._parts = 0
         self._header = self._value = b""
         self._name: str | None = None
 
@@ -183,6 +192,9 @@ class _FormFields:
         }
 
     def _part_begin(self) -> None:
+        self._parts += 1
+        if self._parts > _MOST_PARTS:
+            raise _bad(f"The form has more than {_MOST_PARTS} parts.")
         self._name = None
         self._header = self._value = b""
 
@@ -193,7 +205,8 @@ class _FormFields:
         self._value += data[start:end]
 
     def _header_end(self) -> None:
-        if self._header.lower() == b"content-disposition":
+        wanted = b"model" in self._value or b"stream" in self._value
+        if wanted and self._header.lower() == b"content-disposition":
             name = _parameter(self._value.decode("utf-8", "replace"), "name")
             self._name = name if name in ("model", "stream") else None
             if self._name:

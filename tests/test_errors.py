@@ -13,7 +13,7 @@ import pytest
 from gateway import Gateway
 from llmgateway.app import App
 from llmgateway.config import build
-from llmgateway.downstream import Client
+from llmgateway.downstream import Client, ClientServer, Patience
 from llmgateway.headers import AnswerHead
 from llmgateway.keys import Caller, KeyRing
 from llmgateway.proxy import Call, Proxy
@@ -226,6 +226,7 @@ class FaultyGateway(Gateway):
         super().__init__(config)
         proxy = FaultyProxy(self.fleet, self._upstream, self._watch, None)  # type: ignore[arg-type]
         self._app = App(config.server, KeyRing(config.users, config.groups), self.fleet, self._watch, proxy)
+        self._server = ClientServer(self._app.handle, Patience())
 
 
 def tracebacks(caplog: pytest.LogCaptureFixture) -> list[Any]:

@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 try:
-    from llmgateway import __version__, commands, log
+    from llmgateway import __version__, commands, log, values
 except ModuleNotFoundError as missing:
     sys.exit(f"{missing.name} is not installed. Start with scripts/run, which sets up what is needed.")
 from llmgateway.affinity import Affinity
@@ -36,6 +36,10 @@ BACKLOG = 1024
 LAST_WORDS_S = 1.0  # for handlers that were cut off to write what they have to say
 
 
+class CannotListen(Exception):
+    """The address to listen on can't be had; the text says why."""
+
+
 class Gateway:
     """A running gateway: `async with Gateway(config) as gateway`.
 
@@ -44,7 +48,6 @@ class Gateway:
 
     def __init__(self, config: Config, patience: Patience | None = None) -> None:
         self.config = config
-        self._patience = patience or Patience()
         self.fleet = Fleet(config)
         self.port = 0
         self._upstream = Upstream()
@@ -52,6 +55,7 @@ class Gateway:
         self.slots = Slots(self.fleet, Affinity(), config.queue, Random(), wake=Alarm().ring)
         proxy = Proxy(self.slots, self._upstream, self._watch, RetryBudget())
         self._app = App(config, KeyRing(config.users, config.groups), self.fleet, self._watch, proxy)
+        self._server = ClientServer(self._app.handle, patience or Patience())
         self._stack = AsyncExitStack()
 
     @property
@@ -66,19 +70,21 @@ class Gateway:
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     async def __aenter__(self) -> "Gateway":
-        """Listen and start to look at the providers. Raises OSError if the address can't be had."""
-        server = ClientServer(self._app.handle, self._patience)
-        loop = asyncio.get_running_loop()
-        listener = await loop.create_server(
-            server, self.config.server.host, self.config.server.port, backlog=BACKLOG
-        )
+        """Listen and start to look at the providers. Raises CannotListen if the address can't be had."""
+        server = self.config.server
+        try:
+            listener = await asyncio.get_running_loop().create_server(
+                self._server, server.host, server.port, backlog=BACKLOG
+            )
+        except (OSError, UnicodeError) as exc:
+            raise CannotListen(f"cannot listen on {server.host}:{server.port}: {_words(exc)}.") from exc
         self.port = listener.sockets[0].getsockname()[1]
         # Steps of the end, the last one first: cut what is in flight, close its connections, stop looking,
         # stop listening.
         self._stack.callback(listener.close)
         self._stack.callback(self._upstream.close)
         await self._stack.enter_async_context(self._watch)
-        self._stack.push_async_callback(server.shutdown, LAST_WORDS_S)
+        self._stack.push_async_callback(self._server.shutdown, LAST_WORDS_S)
         self._stack.callback(self._app.cut_off)
         events.info(f"listening on {self.url}", version=__version__, providers=len(self.fleet.providers))
         return self
@@ -86,10 +92,13 @@ class Gateway:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
-    async def drain(self) -> None:
-        """Take no new calls; wait for those in flight, for `drain_timeout` at most."""
+    async def drain(self) -> bool:
+        """Take no new calls; wait for those in flight, within `drain_timeout`; tell whether all ended."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self.config.server.drain_timeout
         self._app.draining = True
-        await self._app.quiet(self.config.server.drain_timeout)
+        in_time = await self._app.quiet(self.config.server.drain_timeout)
+        return in_time and await self._server.delivered(max(0.0, end - loop.time()))
 
 
 async def serve(config: Config, greeting: str = "") -> int:
@@ -109,20 +118,19 @@ async def serve(config: Config, greeting: str = "") -> int:
                 impatience = group.create_task(_at_once(signals, draining))
                 await asyncio.wait([draining])
                 impatience.cancel()
-            events.info("stopping", in_time=not draining.cancelled())
+            events.info("stopping", in_time=not draining.cancelled() and draining.result())
             return 1 if draining.cancelled() else 0
-    except OSError as exc:
-        server = config.server
-        commands.say(f"cannot listen on {server.host}:{server.port}: {_words(exc)}.")
+    except CannotListen as problem:
+        commands.say(str(problem))
         return 1
 
 
-async def _at_once(signals: asyncio.Queue[signal.Signals], draining: asyncio.Task[None]) -> None:
+async def _at_once(signals: asyncio.Queue[signal.Signals], draining: asyncio.Task[bool]) -> None:
     await signals.get()
     draining.cancel()
 
 
-def _words(exc: OSError) -> str:
+def _words(exc: OSError | UnicodeError) -> str:
     match exc:
         case OSError(errno=98 | 48):
             return "another program listens there; stop it, or choose another port with --port"
@@ -194,11 +202,16 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     return uvloop.new_event_loop
 
 
-def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port <= 65535:
-        raise ValueError
-    return port
+def _checked(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Have an argument read as the config file would read it."""
+
+    def checked(text: str) -> Any:
+        try:
+            return read(text)
+        except ValueError as exc:
+            raise argparse.ArgumentTypeError(f"{text!r} {exc}") from None
+
+    return checked
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -213,11 +226,14 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     listening = argparse.ArgumentParser(add_help=False)
     listening.add_argument(
-        "--host", default=argparse.SUPPRESS, help="listen on this address instead of the config's"
+        "--host",
+        type=_checked(values.host),
+        default=argparse.SUPPRESS,
+        help="listen on this address instead of the config's",
     )
     listening.add_argument(
         "--port",
-        type=_port,
+        type=_checked(values.port),
         default=argparse.SUPPRESS,
         help="listen on this port instead of the config's; 0: any free",
     )
@@ -232,14 +248,23 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     check = names.add_parser("check", parents=[anywhere], help="validate the config file")
     check.add_argument("--probe", action="store_true", help="ask every provider and show what it would serve")
     key = names.add_parser("key", parents=[anywhere], help="make a new API key")
-    key.add_argument("user", metavar="USER")
+    key.add_argument("user", metavar="USER", type=_checked(values.free_name))
     names.add_parser("schema", parents=[anywhere], help="print the JSON Schema of the config file")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; gives the exit code. Wrong usage ends the process with 2."""
-    given = _arguments(argv)
+    try:
+        return _main(_arguments(argv))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `gateway.py schema | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _main(given: argparse.Namespace) -> int:
     config: Path | None = getattr(given, "config", None)
     match given.command:
         case "check":
@@ -253,8 +278,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except BrokenPipeError:  # `gateway.py schema | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    sys.exit(main())

@@ -42,7 +42,7 @@ _MODELS: Final = "/v1/models"
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _SANE_QUERY: Final = re.compile(r"[!$-~]*")  # visible ASCII but for `"` and `#`
 _DRAIN_RETRY_S: Final = 5
-_LOGGED_PATH: Final = 100  # characters
+_LOGGED_CHARACTERS: Final = 100  # of what a client chose
 _BYTES_A_TOKEN: Final = 4
 _MOST_PROMPT_TOKENS: Final = 100_000  # images and files make a body long, not the prompt
 
@@ -108,10 +108,9 @@ class App:
             del self._running[client]
             if not self._running:
                 self._none_running.set()
-            elapsed_ms = round((time.monotonic() - started) * 1000, 1)
-            events.info(
-                "request", path=path, status=client.status, **facts, ms=elapsed_ms, bytes=client.bytes_out
-            )
+            facts["ms"] = round((time.monotonic() - started) * 1000, 1)
+            facts["bytes"] = client.bytes_out
+            events.info("request", path=path[:_LOGGED_CHARACTERS], status=client.status, **facts)
 
     async def _serve(
         self, request: web.BaseRequest, path: str, client: Client, facts: dict[str, object]
@@ -127,7 +126,7 @@ class App:
         if self.draining:
             raise _draining()
         caller = self._keys.recognise(offered_keys(request.headers), now=time.time())
-        facts["user"] = caller.user
+        facts |= {"user": caller.user, "key": caller.key_name}
         if endpoint is None:
             await self._models(path, caller, client)
         else:
@@ -141,12 +140,12 @@ class App:
         client: Client,
         facts: dict[str, object],
     ) -> None:
-        if request.headers.get("content-encoding", "identity").lower() != "identity":
+        if request.headers.get("content-encoding", "").lower() not in ("", "identity"):
             raise GatewayError(
                 INVALID_REQUEST, "A compressed request body is not understood; send it as it is."
             )
         call = await self._call(request, endpoint, caller, client)
-        facts["model"] = call.model
+        facts["model"] = call.model[:_LOGGED_CHARACTERS]
         try:
             await self._proxy.forward(call, caller, client)
         finally:
@@ -205,13 +204,15 @@ class App:
 
     # -- the end
 
-    async def quiet(self, limit_s: float) -> None:
-        """Wait until nothing is in flight, for `limit_s` seconds at most."""
+    async def quiet(self, limit_s: float) -> bool:
+        """Wait until nothing is in flight, for `limit_s` seconds at most; tells whether that was enough."""
         try:
             async with asyncio.timeout(limit_s):
                 await self._none_running.wait()
         except TimeoutError:
             events.warning("cutting what is still in flight", requests=len(self._running))
+            return False
+        return True
 
     def cut_off(self) -> None:
         """Tell everybody who is still being served that it is over."""

@@ -1,5 +1,4 @@
-"""The commands beside running: check, key, schema; and the search for LLM servers when there is no config
-file.
+"""The commands beside running: check, key, schema; and the search for LLM servers on this machine.
 
 Each gives the process's exit code: 0 good, 1 the config or the check failed.
 """

@@ -54,6 +54,8 @@ class Patience:
     """For a request's body."""
     stall_s: float = 600.0
     """For reading anything of what waits for it."""
+    deaf_s: float = 5.0
+    """For a request that keeps others waiting behind it, once there are so many that no more are read."""
 
 
 class Flow(Protocol):
@@ -145,9 +147,8 @@ class Client:
             else:
                 async with asyncio.timeout(self._connection.patience.pause_s):
                     piece = await content.readany()
-            if (
-                broken := content.exception()
-            ) is not None:  # a piece may come before the break, in one packet
+            broken = content.exception()  # a piece may have come before the break, in one packet
+            if broken is not None:
                 raise broken
             if not body and content.at_eof():
                 return self._within(piece, limit_bytes)
@@ -176,9 +177,8 @@ class Client:
     def respond(self, status: int, body: bytes, lines: bytes = _JSON) -> None:
         """Send a whole answer of the gateway's own."""
         if not self._request.content.is_eof():
-            self._keep_alive = (
-                False  # the rest of the body is not wanted; it would be taken for the next request
-            )
+            # the rest of the body is not wanted; it would be taken for the next request
+            self._keep_alive = False
         self.begin(status, b"", AnswerHead(lines, len(body)))
         self.feed(body if self._request.method != "HEAD" else b"", final=True)
 
@@ -240,9 +240,7 @@ class Client:
         self._head = b"".join((*lines, b"\r\n"))
 
     def _framing(self, status: int, length: int | None) -> bytes:
-        """Choose how the end of the body is told (RFC 9112 6): by length, by chunks, or to HTTP/1.0 by
-        closing.
-        """
+        """Choose how the end of the body is told (RFC 9112 6): by length, chunks, or (HTTP/1.0) closing."""
         if status in (204, 304):
             return b""
         if length is not None:
@@ -334,7 +332,7 @@ def _too_large(limit_bytes: int) -> GatewayError:
 class ClientConnection(RequestHandler):
     """A client's connection, with the limits and the manners that aiohttp leaves to us."""
 
-    __slots__ = ("_head_timer", "_stall_timer", "flow", "patience")
+    __slots__ = ("_deaf_timer", "_head_timer", "_stall_timer", "flow", "patience")
 
     def __init__(
         self, manager: web.Server, *, loop: asyncio.AbstractEventLoop, patience: Patience, **settings: Any
@@ -344,17 +342,46 @@ class ClientConnection(RequestHandler):
         self.flow: Flow | None = None
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
+        self._deaf_timer: asyncio.TimerHandle | None = None
 
     def data_received(self, data: bytes) -> None:
         """Parse what came; a head that has begun must be complete in time."""
         super().data_received(data)
         self.check_framing()
+        self._watch_deafness()
         waits_for_head = not self._request_count or (self._waiter is not None and not self._waiter.done())
         if not waits_for_head and self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
         elif waits_for_head and self._head_timer is None and data:
             self._head_timer = self._loop.call_later(self.patience.head_s, self._head_took_too_long)
+
+    def _watch_deafness(self) -> None:
+        """Bound how long requests behind a running one may keep us from hearing the client leave.
+
+        aiohttp stops reading when too much is queued, and a socket that is not read tells nothing.
+        """
+        request = self._current_request
+        if request is None or self._deaf_timer is not None:
+            return
+        if self._deaf and request.content.is_eof():
+            self._deaf_timer = self._loop.call_later(self.patience.deaf_s, self._been_deaf, request)
+
+    @property
+    def _deaf(self) -> bool:
+        return self._buffer_paused or self._reading_paused
+
+    def _been_deaf(self, request: web.BaseRequest) -> None:
+        self._deaf_timer = None
+        if self._current_request is request and self._deaf:
+            events.info("too many requests behind one that is running")
+            self._abort()
+        else:
+            self._watch_deafness()
+
+    def _abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
 
     def check_framing(self) -> None:
         """Tell a request whose body stopped making sense; aiohttp would let it wait for more.
@@ -383,9 +410,7 @@ class ClientConnection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what was not HTTP, in the envelope; what was sent is neither quoted nor logged: it may hold
-        a key.
-        """
+        """Answer what was not HTTP, in the envelope; nothing of it is quoted or logged: it may hold a key."""
         events.info("malformed request", trouble=type(exc).__name__ if exc else "unknown")
         too_long = isinstance(exc, LineTooLong)
         words = f"has a line over {MAX_LINE_BYTES} bytes" if too_long else "is not valid HTTP/1.1"
@@ -416,10 +441,17 @@ class ClientConnection(RequestHandler):
         if self._paused:
             await self._drain_helper()
 
+    async def delivered(self) -> None:
+        """Wait until the system has taken all that was written. Raises ConnectionError."""
+        transport = self.transport
+        if transport is None or not transport.get_write_buffer_size():
+            return
+        transport.set_write_buffer_limits(high=0)  # so that `resume_writing` means: all of it
+        await self.drained()
+
     def _stalled(self) -> None:
         events.info("client stopped reading", limit_s=self.patience.stall_s)
-        if self.transport is not None:
-            self.transport.abort()
+        self._abort()
 
     def _stop_stall_timer(self) -> None:
         if self._stall_timer is not None:
@@ -430,8 +462,9 @@ class ClientConnection(RequestHandler):
         """Forget the connection; its handler is cancelled."""
         self.flow = None
         self._stop_stall_timer()
-        if self._head_timer is not None:
-            self._head_timer.cancel()
+        for timer in (self._head_timer, self._deaf_timer):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
 
 
@@ -465,6 +498,16 @@ class ClientServer(web.Server):
     def __call__(self) -> RequestHandler:
         """Make the protocol of a new connection."""
         return ClientConnection(self, loop=self._loop, **self._kwargs)
+
+    async def delivered(self, limit_s: float) -> bool:
+        """Wait until the system has taken all answers, within `limit_s` seconds; tell whether it has."""
+        waits = (cast(ClientConnection, connection).delivered() for connection in self.connections)
+        try:
+            async with asyncio.timeout(limit_s):
+                await asyncio.gather(*waits, return_exceptions=True)
+        except TimeoutError:
+            return False
+        return True
 
 
 def head_size(request: web.BaseRequest) -> int:

@@ -2,12 +2,13 @@
 
 Two trees, and one border between them:
 
-    GatewayError            what a client is told: a kind (status and type), a message, sometimes Retry-After
-    ProviderFailed          what one provider did to one exchange; becomes a 502 only when no other candidate
-    is left ProviderUnreachable   no connection: refused, no route, no such name, TLS ProviderTimedOut
-    which wait ran out: connect, first_byte or idle ProviderBroke         the connection ended, or stopped
-    making sense, before the answer did ProviderErrored       it answered 5xx ProviderRefused       it
-    answered 401 or 403: the gateway's own credentials are wrong
+    GatewayError            what a client is told: a kind (status and type), a message, extra headers
+    ProviderFailed          what one provider did to one exchange; a 502 only when no candidate is left
+      ProviderUnreachable   no connection: refused, no route, no such name, TLS
+      ProviderTimedOut      which wait ran out: connect, first_byte or idle
+      ProviderBroke         the connection ended, or stopped making sense, before the answer did
+      ProviderErrored       it answered 5xx
+      ProviderRefused       it answered 401 or 403: the gateway's own credentials are wrong
 """
 
 from dataclasses import dataclass

@@ -140,9 +140,7 @@ class Exchange:
     # -- for the connection
 
     def received(self, data: bytes, *, complete: bool) -> None:
-        """Take body bytes that just came, and perhaps the end; the connection is already somebody else's
-        then.
-        """
+        """Take body bytes that just came; with the last ones, the connection is somebody else's already."""
         if complete:
             self.complete = True
             self._connection = None
@@ -278,9 +276,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End what was under way: a body that is delimited by the close is complete then, any other is
-        broken.
-        """
+        """End what was under way: a body that the close delimits is complete, any other is broken."""
         self._transport = None
         exchange, self.exchange = self.exchange, None
         if exchange is not None:

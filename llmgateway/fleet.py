@@ -37,6 +37,8 @@ class Probe:
     reason: str = ""
     models: Mapping[str, Model] | None = None
     slots: int | None = None
+    certain: bool = False
+    """True if this is no passing trouble, so that one such sighting is enough."""
 
 
 # A server may leave its model list open and ask for a key only when work is to be done; without this pause
@@ -92,9 +94,7 @@ class Provider:
         return [*([key] if key else []), *filter(None, self.config.headers.values())]
 
     def usable_by(self, caller: Caller) -> bool:
-        """Tell whether this caller may know of it: their own, shared with them or a group of theirs, or
-        everybody's.
-        """
+        """Tell whether this caller may know of it: their own, shared with them, or everybody's."""
         config = self.config
         if config.owner is None or config.owner == caller.user:
             return True
@@ -103,16 +103,14 @@ class Provider:
         )
 
     def observe(self, probe: Probe, *, now: float) -> None:
-        """Take one probe into account: `fall` failures in a row mean offline, `rise` successes mean online
-        again.
-        """
+        """Take one probe into account: `fall` failures in a row mean offline, `rise` successes online."""
         before = (self.state, self.capacity, self.models)
         if probe.models is not None:
             self.models = probe.models
         if probe.slots is not None:
             self._told_slots = probe.slots
         refused = probe.state is State.ONLINE and now < self._refused_until
-        if not refused and self._believes(probe.state):
+        if not refused and self._believes(probe):
             self._become(probe.state, probe.reason)
         if before != (self.state, self.capacity, self.models):
             self.changed()
@@ -134,15 +132,15 @@ class Provider:
             pause_s = self.breaker.open_until - now
             events.warning("provider is taken out for a while", provider=self.name, pause_s=pause_s)
 
-    def _believes(self, seen: State) -> bool:
+    def _believes(self, probe: Probe) -> bool:
         """Decide whether this sighting, with those before it, is enough to change the state."""
-        if seen is self.state:
+        if probe.state is self.state:
             self._streak = 0
             return True
         self._streak += 1
-        match (self.state, seen):
-            case (State.ONLINE | State.WARMING, State.OFFLINE):
-                return self._streak >= self.health.fall
+        match (self.state, probe.state):
+            case (State.ONLINE | State.WARMING, State.OFFLINE | State.MISCONFIGURED):
+                return probe.certain or self._streak >= self.health.fall
             case (State.OFFLINE | State.MISCONFIGURED, State.ONLINE):
                 return self._streak >= self.health.rise
             case _:

@@ -81,9 +81,7 @@ class AnswerHead:
 
 
 def answer_head(fields: Sequence[Field]) -> AnswerHead:
-    """Sort the header fields of a provider's answer; proxies in between are told not to hold event streams
-    back.
-    """
+    """Sort the header fields of a provider's answer; proxies are told not to hold event streams back."""
     dropped = NOT_RETURNED | _named_by_connection(fields)
     lines: list[bytes] = []
     seen: set[bytes] = set()
@@ -103,7 +101,7 @@ def answer_head(fields: Sequence[Field]) -> AnswerHead:
             lines.append(b"X-Accel-Buffering: no\r\n")
         if b"cache-control" not in seen:
             lines.append(b"Cache-Control: no-cache\r\n")
-    is_sse = events and b"content-encoding" not in seen
+    is_sse = events and value_of(fields, b"content-encoding") in (None, b"", b"identity")
     return AnswerHead(b"".join(lines), length, is_sse, dated=b"date" in seen)
 
 
@@ -120,9 +118,7 @@ def value_of(fields: Iterable[Field], name: bytes) -> bytes | None:
 
 
 def keep_alive_limits(fields: Iterable[Field]) -> tuple[float | None, int | None]:
-    """Read `Keep-Alive: timeout=5, max=100`: seconds that an idle connection lives, and requests that it
-    takes.
-    """
+    """Read `Keep-Alive: timeout=5, max=100`: seconds that a connection may idle, requests that it takes."""
     timeout_s: float | None = None
     most: int | None = None
     for part in (value_of(fields, b"keep-alive") or b"").lower().split(b","):

@@ -30,6 +30,9 @@ events = Events("health")
 _LIST_BYTES: Final = 8 << 20
 _DETAILS_BYTES: Final = 1 << 20
 _JITTER: Final = 0.1
+_FAILED: Final = (State.OFFLINE, State.MISCONFIGURED)
+_PASSING: Final = (408, 425, 429)  # no way to answer, but no sign of another program on the port either
+_WARMING_S: Final = 2.0  # between probes of a provider that is loading its model
 _LEAST_PAUSE_S: Final = 1.0  # between probes that failing traffic asks for
 
 
@@ -48,10 +51,10 @@ async def probe(upstream: Upstream, provider: Provider) -> Probe:
 async def _look(upstream: Upstream, provider: Provider) -> Probe:
     status, body = await upstream.get(provider, "/v1/models", _LIST_BYTES)
     if status in (401, 403):
-        return Probe(State.MISCONFIGURED, _refusal(provider, status))
+        return _refused(provider, status)
     if is_loading(status, body):
         return Probe(State.WARMING, "it is loading its model")
-    if status >= 500:
+    if status >= 500 or (status in _PASSING and provider.config.models is None):
         return Probe(State.OFFLINE, f"it answers {status}: {quote(body, provider.secrets)}")
     if provider.config.models is not None:
         return await _configured(upstream, provider, status, body)
@@ -66,6 +69,14 @@ async def _look(upstream: Upstream, provider: Provider) -> Probe:
     return await _with_details(upstream, provider, models, body)
 
 
+def _refused(provider: Provider, status: int) -> Probe:
+    key = provider.config.api_key
+    reason = (
+        "wants an api_key, and the config has none" if key is None else "refuses the api_key in the config"
+    )
+    return Probe(State.MISCONFIGURED, f"it {reason} ({status})", certain=True)
+
+
 async def _configured(upstream: Upstream, provider: Provider, status: int, body: bytes) -> Probe:
     """Keep to the models that the config names, and add what the server says of them if it says anything."""
     named = provider.config.models or ()
@@ -77,18 +88,14 @@ async def _configured(upstream: Upstream, provider: Provider, status: int, body:
     return await _with_details(upstream, provider, models, body) if told else Probe(State.ONLINE, "", models)
 
 
-def _refusal(provider: Provider, status: int) -> str:
-    if provider.config.api_key is None:
-        return f"it wants an api_key, and the config has none ({status})"
-    return f"it refuses the api_key in the config ({status})"
-
-
 async def _with_details(
     upstream: Upstream, provider: Provider, models: dict[str, Model], body: bytes
 ) -> Probe:
-    """Ask for what only this kind of server tells. llama.cpp leaves its model list open but not this: a key
-    that is refused
-    here would be refused for real requests as well."""
+    """Ask for what only this kind of server tells.
+
+    llama.cpp leaves its model list open but not this: a key that is refused here would be refused for real
+    requests as well.
+    """
     details = details_for(body)
     if details is None:
         return Probe(State.ONLINE, "", models)
@@ -98,7 +105,7 @@ async def _with_details(
     except (ProviderFailed, TimeoutError):
         return Probe(State.ONLINE, "", models)
     if status in (401, 403):
-        return Probe(State.MISCONFIGURED, _refusal(provider, status), models)
+        return _refused(provider, status)
     facts = read_details(details, models, body) if status == 200 else Facts(models)
     return Probe(State.ONLINE, "", facts.models, facts.slots)
 
@@ -145,7 +152,7 @@ class Watch:
     async def _look(self, provider: Provider) -> None:
         seen = await probe(self._upstream, provider)
         lately = asyncio.get_running_loop().time() - max(provider.health.interval, provider.health.timeout)
-        if seen.state is State.OFFLINE and self._upstream.last_byte(provider) > lately:
+        if seen.state in _FAILED and not seen.certain and self._upstream.last_byte(provider) > lately:
             events.debug("probe failed while streaming", provider=provider.name, reason=seen.reason)
             seen = Probe(State.ONLINE)
         provider.observe(seen, now=time.monotonic())
@@ -153,7 +160,10 @@ class Watch:
 
     async def _pause(self, provider: Provider) -> None:
         """Wait for the next turn, or for somebody who asks; never less than a second, however many ask."""
-        interval_s = provider.health.interval * (1 + _JITTER * (2 * self._chance.random() - 1))
+        usual_s = provider.health.interval
+        if provider.state is State.WARMING:
+            usual_s = min(usual_s, _WARMING_S)
+        interval_s = usual_s * (1 + _JITTER * (2 * self._chance.random() - 1))
         asked = self._asked[provider.name]
         least_s = min(_LEAST_PAUSE_S, interval_s)
         await asyncio.sleep(least_s)

@@ -65,10 +65,9 @@ class KeyRing:
                 self._callers[key.digest] = (key.digest, _caller(name, user, member_of, key))
 
     def recognise(self, offered: Iterable[str], *, now: float) -> Caller:
-        """Name the caller by the first of the offered keys that is known and in force; `now` is epoch
-        seconds.
+        """Name the caller by the first of the offered keys that is known and in force.
 
-        Raises GatewayError (401).
+        `now` is in epoch seconds. Raises GatewayError (401).
         """
         problem = "No API key given. Send 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
         for key in offered:

@@ -223,6 +223,7 @@ class Proxy:
                 provider.refuse_credentials("it refuses the gateway's credentials", now=_now())
             case ProviderWarming():
                 provider.warm("it is loading its model")
+                self._watch.look_now(provider)
                 self._slots.allow_again(order, provider)
             case ProviderErrored(supported=False):
                 pass

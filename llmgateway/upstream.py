@@ -106,22 +106,41 @@ class Pool:
         return None
 
     async def _connect(self) -> Connection:
+        """Make a new connection, trying the host's addresses one after the other."""
         limit_s = self._provider.config.timeouts.connect
         name = self._provider.name
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(limit_s):
-                _, connection = await loop.create_connection(
-                    lambda: Connection(self._went_idle, self._all.discard),
-                    self.address.host,
-                    self.address.port,
-                    ssl=self._tls,
-                )
+                connection = await self._connect_to_any(limit_s)
         except TimeoutError:
             raise ProviderTimedOut(name, "connect", limit_s) from None
         except (OSError, UnicodeError) as exc:
             raise ProviderUnreachable(name, f"is unreachable: {_words(exc)}.") from exc
-        self._all.add(connection)
+        if connection.usable:
+            self._all.add(connection)
+        return connection
+
+    async def _connect_to_any(self, limit_s: float) -> Connection:
+        loop = asyncio.get_running_loop()
+        host, port = self.address.host, self.address.port
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        *others, last = dict.fromkeys(str(address[0]) for *_, address in found)
+        for address in others:  # each may take its share of the time: the next one may be the good one
+            try:
+                async with asyncio.timeout(limit_s / (len(others) + 1)):
+                    return await self._connect_to(address)
+            except (OSError, TimeoutError):
+                continue
+        return await self._connect_to(last)
+
+    async def _connect_to(self, address: str) -> Connection:
+        _, connection = await asyncio.get_running_loop().create_connection(
+            lambda: Connection(self._went_idle, self._all.discard),
+            address,
+            self.address.port,
+            ssl=self._tls,
+            server_hostname=self.address.host if self._tls else None,
+        )
         return connection
 
     def _went_idle(self, connection: Connection) -> None:
@@ -137,10 +156,12 @@ class Pool:
     def sweep(self) -> None:
         """Close connections that have been idle for too long."""
         now = asyncio.get_running_loop().time()
-        expired = [c for c in self._idle if not c.usable or c.idle_until <= now]
-        self._idle = [c for c in self._idle if c not in expired]
-        for connection in expired:
-            connection.abort()
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            if connection.usable and now < connection.idle_until:
+                self._idle.append(connection)
+            else:
+                connection.abort()
 
     def close_idle(self) -> None:
         """Close all connections that are idle."""

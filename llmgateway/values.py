@@ -16,7 +16,7 @@ from math import isfinite
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
-from llmgateway import wire
+from llmgateway import headers, wire
 
 _WHOLE: Final = re.compile(r"[+-]?(0|[1-9][0-9]{0,17})")
 _NUMBER: Final = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
@@ -62,22 +62,9 @@ ENDPOINTS: Final = (*(endpoint.path.removeprefix("/v1") for endpoint in wire.END
 _OLLAMA: Final = ("/api", "/api/chat", "/api/generate", "/api/tags", "/api/embed")
 _OWN_PATHS: Final = ("/healthz", "/readyz", "/metrics", "/gateway", "/v1/models")
 
-# RFC 9110 7.6.1, and the headers that frame or route a message.
+# What ends at the gateway, and what frames or routes a message.
 _NOT_OURS_TO_SET: Final = frozenset(
-    {
-        "connection",
-        "content-length",
-        "expect",
-        "host",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
+    {"content-length", "expect", "host", *(name.decode() for name in headers.HOP_BY_HOP)}
 )
 
 

@@ -1,5 +1,4 @@
-"""What we know of the APIs: the endpoint table, the model and stream flag in a body, model lists, error
-shapes.
+"""What we know of the APIs: the endpoint table, the model and stream flag in a body, error shapes.
 
 Bytes in, values out. A request body is only ever looked at: what is read from it here is never written back.
 """
@@ -30,7 +29,6 @@ class Endpoint:
 
     path: str
     body: BodyKind = "json"
-    dialect: Dialect = "openai"
     streams: bool = False
     """Whether what it streams are server-sent events, so that a comment may stand between them."""
 
@@ -48,8 +46,8 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     Endpoint("/v1/audio/transcriptions", body="multipart"),
     Endpoint("/v1/audio/translations", body="multipart"),
     Endpoint("/v1/images/edits", body="multipart"),
-    Endpoint("/v1/messages", dialect="anthropic", streams=True),
-    Endpoint("/v1/messages/count_tokens", dialect="anthropic"),
+    Endpoint("/v1/messages", streams=True),
+    Endpoint("/v1/messages/count_tokens"),
 )
 
 
@@ -115,6 +113,7 @@ _MARKED_BYTES: Final = 1 << 20  # in longer messages, which are images, marks ar
 _CACHE_MARK: Final = re.compile(rb'(?:,\s*)?"cache_control"\s*:\s*\{[^{}]*\}')  # linear in long blanks
 _MOST_COMMAS: Final = 200_000  # in a body whose turns are told apart: each takes about 400 bytes for a moment
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_MOST_SURROGATES: Final = 100_000
 _NAME_CHARACTERS: Final = 1_000  # longer than any name a server advertises
 _UTF8_STEP_BYTES: Final = 1 << 16
 
@@ -200,9 +199,17 @@ def _decode(body: Body) -> _Envelope:
     except msgspec.ValidationError:
         raise
     except msgspec.DecodeError:
-        if not _SURROGATE.search(body):
-            raise
-        return _ENVELOPE.decode(_SURROGATE.sub(rb"\\ufffd", body))
+        return _ENVELOPE.decode(_mended(body))
+
+
+def _mended(body: Body) -> bytearray:
+    """Put U+FFFD in the place of surrogate escapes, in a copy; both are six bytes long."""
+    copy = bytearray(body)
+    for count, found in enumerate(_SURROGATE.finditer(body)):
+        if count == _MOST_SURROGATES:
+            raise _bad("The request body is not valid JSON: too many halves of surrogate pairs.")
+        copy[found.start() : found.end()] = rb"\ufffd"
+    return copy
 
 
 def _json_trouble(exc: Exception) -> str:
@@ -245,6 +252,7 @@ def _checked_model(model: str) -> str:
     return model
 
 
+_MOST_PARTS: Final = 1_000
 _FORM_FIELD_BYTES: Final = 4_096  # of the fields we read; files and prompts are skipped
 
 
@@ -254,6 +262,7 @@ class _FormFields:
     def __init__(self) -> None:
         self.values: dict[str, bytes] = {}
         self.ended = False
+        self._parts = 0
         self._header = self._value = b""
         self._name: str | None = None
 
@@ -268,6 +277,9 @@ class _FormFields:
         }
 
     def _part_begin(self) -> None:
+        self._parts += 1
+        if self._parts > _MOST_PARTS:
+            raise _bad(f"The form has more than {_MOST_PARTS} parts.")
         self._name = None
         self._header = self._value = b""
 
@@ -278,7 +290,8 @@ class _FormFields:
         self._value += data[start:end]
 
     def _header_end(self) -> None:
-        if self._header.lower() == b"content-disposition":
+        wanted = b"model" in self._value or b"stream" in self._value
+        if wanted and self._header.lower() == b"content-disposition":
             name = _parameter(self._value.decode("utf-8", "replace"), "name")
             self._name = name if name in ("model", "stream") else None
             if self._name:

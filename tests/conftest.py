@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 import yaml
 
+from llmgateway.downstream import Patience
 from tests.fake_provider import FakeProvider
 from tests.journey import KEY, eventually, settings
 from tests.llamacpp.fixtures import llama_embeddings, llama_endless, llama_keyed, llama_models, llama_server
@@ -79,9 +80,12 @@ async def gateway_for(nothing_leaks: None) -> AsyncIterator[GatewayFor]:
     known: list[FakeProvider] = []
     async with AsyncExitStack() as stack:
 
-        async def start(*providers: FakeProvider, **sections: Any) -> Gateway:
+        async def start(
+            *providers: FakeProvider, patience: Patience | None = None, **sections: Any
+        ) -> Gateway:
             known.extend(providers)
-            gateway = await stack.enter_async_context(Gateway(build(settings(*providers, **sections))))
+            config = build(settings(*providers, **sections))
+            gateway = await stack.enter_async_context(Gateway(config, patience))
             async with asyncio.timeout(10):
                 await gateway.ready.wait()
             return gateway

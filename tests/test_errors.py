@@ -14,7 +14,7 @@ from gateway import Gateway
 from llmgateway.app import App
 from llmgateway.breaker import RetryBudget
 from llmgateway.config import build
-from llmgateway.downstream import Client
+from llmgateway.downstream import Client, ClientServer, Patience
 from llmgateway.headers import AnswerHead
 from llmgateway.keys import Caller, KeyRing
 from llmgateway.proxy import Call, Proxy
@@ -227,6 +227,7 @@ class FaultyGateway(Gateway):
         super().__init__(config)
         proxy = FaultyProxy(self.slots, self._upstream, self._watch, RetryBudget())
         self._app = App(config, KeyRing(config.users, config.groups), self.fleet, self._watch, proxy)
+        self._server = ClientServer(self._app.handle, Patience())
 
 
 def tracebacks(caplog: pytest.LogCaptureFixture) -> list[Any]:

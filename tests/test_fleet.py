@@ -20,7 +20,7 @@ SAYS = {
     "+": Probe(State.ONLINE, "", {"m": Model("m")}),
     "-": Probe(State.OFFLINE, "it is unreachable"),
     "w": Probe(State.WARMING, "it is loading its model"),
-    "!": Probe(State.MISCONFIGURED, "it refuses the key"),
+    "!": Probe(State.MISCONFIGURED, "it refuses the key", certain=True),
 }
 SHOWN = {
     State.UNKNOWN: "?",

@@ -98,7 +98,7 @@ LOOKS: dict[str, tuple[Script, State, str]] = {
     "401": (error(401, "Invalid API Key"), State.MISCONFIGURED, "api_key"),
     "403": (error(403, "Forbidden"), State.MISCONFIGURED, "api_key"),
     "404": (error(404, "File Not Found"), State.MISCONFIGURED, "404"),
-    "429": (error(429, "slow down"), State.MISCONFIGURED, "429"),
+    "429": (error(429, "slow down"), State.OFFLINE, "429"),
     "500": (error(500, "out of memory"), State.OFFLINE, "500: out of memory"),
     "503": (error(503, "busy"), State.OFFLINE, "503: busy"),
     "loading": (loading(), State.WARMING, "loading"),
@@ -281,6 +281,31 @@ async def test_an_error_of_real_traffic_leaves_its_health_alone(
         assert (await ask(gateway.port)).status == 502
     await eventually(lambda: len(provider.probes) >= 4)
     assert known(gateway).online
+
+
+PASSING = {
+    "429": error(429),
+    "a redirect": answer(302, "", {"Location": "/"}),
+    "a page": answer(200, "<html>"),
+}
+
+
+@pytest.mark.parametrize("script", PASSING.values(), ids=PASSING.keys())
+async def test_one_odd_answer_to_a_probe_takes_nothing_away(
+    provider: FakeProvider, gateway_for: GatewayFor, script: Script
+) -> None:
+    gateway = await gateway_for(provider, health={**QUICK, "fall": 2})
+    seen = len(provider.probes)
+
+    async def once(exchange: Exchange) -> None:
+        del provider.on[MODELS]
+        await script(exchange)
+
+    provider.on[MODELS] = once
+    await eventually(lambda: len(provider.probes) > seen + 2)
+    assert known(gateway).online
+    provider.on[MODELS] = script
+    await eventually(lambda: not known(gateway).online, saying="but `fall` of them do")
 
 
 BAD_LOOKS = {"an error": error(500, "busy"), "a reset": reset(), "silence": stall()}

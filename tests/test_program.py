@@ -260,7 +260,10 @@ async def test_check_says_what_is_good_and_with_probe_what_is_served(
 
 @pytest.mark.parametrize(
     "arguments",
-    [("fly",), ("--port", "http"), ("--port", "70000"), ("key",), ("--unknown",), ("check", "extra")],
+    [
+        *[("fly",), ("--unknown",), ("check", "extra"), ("--port", "http"), ("--port", "70000")],
+        *[("--host", ""), ("--host", "a..b"), ("--host", "http://x"), ("key",), ("key", ""), ("key", "a b")],
+    ],
     ids=" ".join,
 )
 async def test_wrong_usage_ends_with_2(tmp_path: Path, arguments: tuple[str, ...]) -> None:

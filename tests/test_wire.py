@@ -176,6 +176,21 @@ def test_any_bytes_are_peeked_at_or_refused(body: bytes) -> None:
         assert error.kind == INVALID_REQUEST
 
 
+def test_half_an_emoji_is_json_all_the_same() -> None:
+    assert peek_json(rb'{"x": "\ud83d", "model": "m", "stream": true}') == Peek("m", streams=True)
+    assert peek_json(rb'{"model": "m", "x": "cut \uD83D here"}').model == "m"
+
+
+def test_halves_of_emojis_without_end_are_refused_and_take_no_memory() -> None:
+    body = b'{"model": "m", "x": "' + rb"\ud83d" * 2_000_000 + b'"}'
+    tracemalloc.start()
+    try:
+        assert "surrogate" in refusal(body)
+        assert tracemalloc.get_traced_memory()[1] < 2 * len(body)
+    finally:
+        tracemalloc.stop()
+
+
 # --- what was said ---------------------------------------------------------------------------------
 
 SYSTEM = {"role": "system", "content": "be brief"}
@@ -426,6 +441,11 @@ def test_a_form_cut_anywhere_is_refused() -> None:
         refusal(whole[:size], FORM)
 
 
+def test_a_form_of_very_many_parts_is_refused() -> None:
+    body = b"".join([part("x", b"1") * 2_000, MODEL, END])
+    assert "more than 1000 parts" in refusal(body, FORM)
+
+
 def test_files_in_a_form_are_skipped_not_copied() -> None:
     body = part("file", b"\x00" * 30_000_000) + MODEL + END
     tracemalloc.start()
@@ -517,4 +537,3 @@ def test_a_path_tells_its_dialect(path: str, dialect: str) -> None:
 
 def test_the_table_of_endpoints_is_consistent() -> None:
     assert len({endpoint.path for endpoint in ENDPOINTS}) == len(ENDPOINTS) == 14
-    assert all(endpoint.dialect == dialect_of(endpoint.path) for endpoint in ENDPOINTS)

@@ -112,7 +112,7 @@ def _objects(part: bytes) -> list[dict[str, int]]:
     for mark in _MARKS:
         at = part.find(mark)
         while at >= 0:
-            value = _object_at(part, at + len(mark)) if part[at - 1 : at] != b"\\" else None
+            value = _object_at(part, at + len(mark))
             if value is not None:
                 found.append((at, _counts(value, begins=_begins(part, at))))
             at = part.find(mark, at + len(mark))

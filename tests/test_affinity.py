@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmgateway.affinity import LIVE_S, MAX_AGE_S, MAX_CHAINS, MAX_LINKS, Affinity, Thread, thread_of
+from llmgateway.affinity import (
+    LIVE_S,
+    MAX_AGE_S,
+    MAX_CHAINS,
+    MAX_LINKS,
+    MAX_SYSTEM_PROMPTS,
+    Affinity,
+    Thread,
+    thread_of,
+)
 from llmgateway.wire import peek_json
 
 Message = dict[str, Any]
@@ -261,6 +270,15 @@ def test_memory_is_bounded_however_many_conversations_there_are() -> None:
         tracemalloc.stop()
     assert len(affinity) == MAX_CHAINS
     assert size < 16 << 20
+
+
+def test_the_system_prompts_of_a_provider_are_bounded_and_the_latest_are_kept() -> None:
+    affinity = Affinity()
+    threads = [Thread((b"talk",), str(number).encode()) for number in range(2 * MAX_SYSTEM_PROMPTS)]
+    for number, thread in enumerate(threads):
+        affinity.settle(thread, "a", now=number / 100)
+    held = [affinity.holds_system(thread, "a", now=20) for thread in threads]
+    assert held == [False] * MAX_SYSTEM_PROMPTS + [True] * MAX_SYSTEM_PROMPTS
 
 
 def test_those_used_least_recently_go_first() -> None:

@@ -108,6 +108,11 @@ def test_a_conversation_leaves_its_home_only_when_that_is_full_or_clearly_busier
     assert places(fleet(in_flight, a=capacity, b=capacity), TALK, living(a=1)) == expected
 
 
+def test_a_strong_home_may_be_busier_before_it_is_left() -> None:
+    for in_flight, expected in (("12 2", "a hit"), ("17 2", "b spill"), ("3 0", "a hit"), ("4 0", "b spill")):
+        assert places(fleet(in_flight, a={"weight": 4}, b={}), TALK, living(a=1)) == expected
+
+
 def test_a_home_of_unknown_slots_is_not_left_for_one_whose_slots_are_taken() -> None:
     assert places(fleet("9 2", a={}, b={"slots": 2}), TALK, living(a=1)) == "a hit"
 

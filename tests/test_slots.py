@@ -234,6 +234,8 @@ def test_the_end_of_a_pause_is_noticed_though_it_tells_nobody() -> None:
         await steps()
         assert await house.ask("ann") == "b"
         assert FIRST_PAUSE_S <= now() - 1.0 <= FIRST_PAUSE_S + 1.0
+        await asyncio.sleep(2)
+        assert house.slots._timer is None  # nobody waits, and nobody looks
         await running
 
     run(story())

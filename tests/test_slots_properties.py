@@ -230,7 +230,7 @@ class Story:
         for provider in self.fleet.providers.values():
             for _ in range(2):
                 provider.observe(online(*MODELS), now=now())
-        for _ in range(1_000):
+        for _ in range(200):
             for request in self.requests:
                 if request.provider and not request.end.done():
                     request.end.set_result(True)

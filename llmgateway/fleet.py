@@ -126,6 +126,11 @@ class Provider:
         self._become(State.WARMING, reason)
         self.changed()
 
+    def fell_asleep(self, reason: str) -> None:
+        """Take it that a machine which can be woken cannot be reached because it sleeps."""
+        self._become(State.OFFLINE, reason)
+        self.changed()
+
     def fared_badly(self, *, now: float) -> None:
         """Take the failure of a real request into account."""
         if self.breaker.failed(now):

@@ -142,6 +142,7 @@ class Proxy:
                 self._learn(provider, failure, order)
                 if client.answered:
                     raise GatewayError(UPSTREAM_ERROR, failure.message) from failure
+                self._slots.refund(order)
                 failures.append(failure)
                 continue
             finally:
@@ -227,6 +228,9 @@ class Proxy:
                 self._slots.allow_again(order, provider)
             case ProviderErrored(supported=False):
                 pass
+            case ProviderUnreachable() | ProviderTimedOut(wait="connect") if provider.config.wake is not None:
+                provider.fell_asleep(failure.message)
+                self._slots.allow_again(order, provider)
             case ProviderUnreachable() | ProviderTimedOut(wait="connect"):
                 self._watch.look_now(provider)
                 provider.fared_badly(now=_now())

@@ -134,6 +134,10 @@ class Slots:
         while len(self._usual_output) > _REMEMBERED_MODELS:
             del self._usual_output[next(iter(self._usual_output))]
 
+    def refund(self, order: Order) -> None:
+        """Take the estimate back: the provider failed, and served nothing."""
+        self._charge(order, order.charged)
+
     def expected_output(self, model: str, limit: int | None) -> float:
         """Guess how many tokens an answer of this model will have."""
         usual = self._usual_output.get(model, _UNKNOWN_OUTPUT)
@@ -210,7 +214,7 @@ class Slots:
 
     def _take_back(self, order: Order, provider: Provider) -> None:
         """Undo a grant of which its waiter never learnt."""
-        self._charge(order, order.charged)
+        self.refund(order)
         provider.breaker.abandoned()
         self.release(provider)
 

@@ -168,7 +168,7 @@ def test_capacity_changes_at_once_up_and_down_and_breaks_no_lease() -> None:
 
 
 @pytest.mark.parametrize(
-    "news", [(GONE, GONE), (Probe(State.MISCONFIGURED, "it is a web page"),), (online("n"),)]
+    "news", [(GONE, GONE), (Probe(State.MISCONFIGURED, "it wants a key", certain=True),), (online("n"),)]
 )
 def test_who_has_nothing_left_to_wait_for_is_told_at_once(news: tuple[Probe, ...]) -> None:
     async def story() -> None:

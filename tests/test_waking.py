@@ -158,6 +158,19 @@ async def test_a_machine_that_fell_asleep_is_known_by_what_it_served_last(
         assert (await client.response()).status == 200
 
 
+async def test_a_machine_that_fell_asleep_between_two_probes_is_woken_by_the_first_request(
+    provider_for: ProviderFor, gateway_for: GatewayFor, ear: Ear
+) -> None:
+    rig = await provider_for(wake=WAKE)
+    gateway = await gateway_for(rig, health={"interval": "1s", "fall": 50})
+    await rig.refuse()
+    async with RawClient(gateway.port) as client:
+        await client.send(chat())
+        assert await ear.one() == PACKET
+        await rig.come_back()
+        assert (await client.response()).status == 200
+
+
 async def test_it_is_sent_for_once_a_minute_however_many_want_it(
     sleeper: FakeProvider, gateway_for: GatewayFor, ear: Ear
 ) -> None:

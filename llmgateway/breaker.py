@@ -31,9 +31,11 @@ class Breaker:
         """Tell whether a request may be sent: always, while paused never, and after a pause one at a time."""
         return not self._out or (now >= self.open_until and not self._on_trial)
 
-    def started(self) -> None:
-        """Note a request; after a pause it is the trial."""
-        self._on_trial = self._out
+    def started(self) -> bool:
+        """Note a request; tells whether it is the trial after a pause."""
+        is_trial = self._out and not self._on_trial
+        self._on_trial = self._on_trial or is_trial
+        return is_trial
 
     def answered(self) -> None:
         """Note that an answer has begun: a trial is over, and good, though the next pause grows still."""
@@ -58,7 +60,7 @@ class Breaker:
         return True
 
     def abandoned(self) -> None:
-        """Note that a request ended without telling anything about the provider."""
+        """Note that the trial ended without telling anything about the provider."""
         self._on_trial = False
 
 

@@ -146,8 +146,7 @@ class Proxy:
                 failures.append(failure)
                 continue
             finally:
-                provider.breaker.abandoned()
-                self._slots.release(provider)
+                self._slots.end_attempt(order, provider)
             if answer is None:
                 return
             held = answer

@@ -59,6 +59,7 @@ class Order:
     charged: float = 0.0
     arrival: int = 0
     overtaken: int = 0
+    on_trial: bool = False
     granted: asyncio.Future[Placement] | None = None
 
 
@@ -167,6 +168,13 @@ class Slots:
         self.affinity_results[placement.affinity] += 1
         return placement.provider
 
+    def end_attempt(self, order: Order, provider: Provider) -> None:
+        """Give the slot of an order back; a trial that has told nothing by now frees the way for another."""
+        if order.on_trial:
+            order.on_trial = False
+            provider.breaker.abandoned()
+        self.release(provider)
+
     def release(self, provider: Provider) -> None:
         """Give a slot back; the next waiter gets it at once."""
         provider.in_flight -= 1
@@ -215,8 +223,7 @@ class Slots:
     def _take_back(self, order: Order, provider: Provider) -> None:
         """Undo a grant of which its waiter never learnt."""
         self.refund(order)
-        provider.breaker.abandoned()
-        self.release(provider)
+        self.end_attempt(order, provider)
 
     def _candidates(self, order: Order) -> list[Provider]:
         return candidates(self._fleet, order.caller, order.model, order.tried, now=self._now())
@@ -328,7 +335,7 @@ class Slots:
 
     def _grant(self, order: Order, placement: Placement) -> None:
         placement.provider.in_flight += 1
-        placement.provider.breaker.started()
+        order.on_trial = placement.provider.breaker.started()
         self._affinity.settle(order.thread, placement.provider.name, now=self._now())
         self._fair.granted(order.caller.user)
         if not order.charged and not order.expected:

@@ -188,3 +188,13 @@ def test_a_dying_fleet_gets_little_more_than_its_share_of_retries() -> None:
         budget.deposit(now=number / 100)
         granted += budget.take(number / 100) + budget.take(number / 100)
     assert granted <= requests * RETRY_SHARE + 11 * RETRY_RESERVE
+
+
+def test_only_the_first_request_after_a_pause_is_the_trial() -> None:
+    breaker = Breaker()
+    for _ in range(FAILURES_IN_A_ROW):
+        assert not breaker.started()
+        breaker.failed(0.0)
+    assert breaker.started()
+    assert not breaker.started()
+    assert not breaker.lets_through(LONGEST_PAUSE_S)

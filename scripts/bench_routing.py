@@ -1,8 +1,8 @@
 """Measure what the gateway's routing is worth on real llama.cpp servers.
 
 Simulated people hold conversations: each turn sends all that was said so far, as chat clients do. Where a
-conversation is pinned, or goes by round robin or least in flight, the client itself plays that and talks to the
-servers; the gateway runs as it really starts. Every policy gets the same conversations with the same pauses, in
+conversation is pinned, or goes by round robin or least in flight, the client itself plays that and talks to
+the servers; the gateway runs as it really starts. Every policy gets the same conversations and pauses, in
 interleaved rounds, on servers (and a gateway) of its own: they start in 0.2 s, and nothing is left over in a
 cache or a memory of conversations. How many prompt tokens were computed is what llama.cpp's `timings` say.
 """
@@ -42,10 +42,10 @@ ANSWER_TOKENS: Final = 32
 USERS: Final = 4
 FIRST_WORDS: Final = (300, 700)  # somebody pastes a text, then asks about it
 LATER_WORDS: Final = (15, 50)
-# People answer at once several times, then look at something else. At even pauses, no more conversations than
-# slots can profit at all: whichever has rested for longest is thrown out of its slot, and is the next to speak.
-PAUSE_S: Final = (0.1, 0.4)
-REST_S: Final = (2.5, 4.5)
+# People answer at once several times, then look at something else. Even pauses would make caches worthless
+# with more conversations than slots: the one that rested longest loses its slot, and speaks next.
+PAUSE_S: Final = (0.2, 0.6)
+REST_S: Final = (3.0, 6.0)
 RESTS: Final = 0.25
 ARRIVAL_S: Final = 5.0  # within this all conversations begin
 RUN_LIMIT_S: Final = 120
@@ -69,7 +69,7 @@ class Scenario:
 DAILY: Final = Scenario("Enough slots", 3, 10, 6, (ROUND_ROBIN, LEAST, GATEWAY))
 CROWDED: Final = Scenario("More conversations than slots", 2, 14, 6, (ROUND_ROBIN, PINNED, GATEWAY))
 SHARED: Final = Scenario(
-    "A system prompt of 2,000 words that all share", 3, 10, 3, (ROUND_ROBIN, GATEWAY), system_words=2_000
+    "A system prompt of 2,000 words that all share", 3, 10, 2, (ROUND_ROBIN, GATEWAY), system_words=2_000
 )
 SCENARIOS: Final = (DAILY, CROWDED, SHARED)
 
@@ -119,24 +119,19 @@ class Run:
         """Each turn from the second on, with the one before it."""
         return [pair for turns in self.conversations for pair in pairwise(turns)]
 
-    @property
     def computed(self) -> int:
         return sum(turn.computed for turn in self.turns)
 
-    @property
     def recomputed(self) -> int:
         return sum(turn.computed for _, turn in self.later_pairs)
 
-    @property
     def new(self) -> int:
         """The tokens of later turns that no server can have seen: what the best routing still computes."""
         return sum(turn.prompt - before.prompt - ANSWER_TOKENS for before, turn in self.later_pairs)
 
-    @property
     def moved(self) -> int:
         return sum(turn.server != before.server for before, turn in self.later_pairs)
 
-    @property
     def homes(self) -> list[int]:
         """Conversations per server that has any, each counted where most of its turns were."""
         homes = [Counter(turn.server for turn in turns).most_common(1)[0][0] for turns in self.conversations]
@@ -184,18 +179,11 @@ async def converse(http: aiohttp.ClientSession, script: Script, route: Route) ->
 
 
 async def ask(http: aiohttp.ClientSession, url: str, user: str, messages: Sequence[Message]) -> Turn:
-    body = {
-        "model": "m",
-        "messages": messages,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        "temperature": 0,
-        "max_tokens": ANSWER_TOKENS,
-    }
+    body = {"model": "m", "messages": messages, "temperature": 0, "max_tokens": ANSWER_TOKENS, "stream": True}
+    body["stream_options"] = {"include_usage": True}
+    headers = {"Authorization": f"Bearer {key_of(user)}"}
     text, first_token_s, sent_at = "", 0.0, time.perf_counter()
-    async with http.post(
-        f"{url}/chat/completions", json=body, headers={"Authorization": f"Bearer {key_of(user)}"}
-    ) as answer:
+    async with http.post(f"{url}/chat/completions", json=body, headers=headers) as answer:
         if answer.status != 200:
             raise RuntimeError(f"{url} answered {answer.status}: {await answer.text()}")
         async for line in answer.content:
@@ -303,18 +291,23 @@ def model_file() -> Path:
     if not file.exists():
         file.parent.mkdir(mode=0o700, exist_ok=True)
         draft = file.with_suffix(f".{os.getpid()}")
-        subprocess.run([sys.executable, str(MAKER), str(draft), *SHAPE], check=True, stdout=sys.stderr)
+        subprocess.run(
+            [sys.executable, str(MAKER), str(draft), *SHAPE], check=True, stdout=sys.stderr, timeout=60
+        )
         draft.replace(file)
     return file
 
 
+def moved_share(runs: Sequence[Run]) -> float:
+    return sum(run.moved() for run in runs) / sum(len(run.later_pairs) for run in runs)
+
+
 def row(policy: str, scenario: Scenario, runs: Sequence[Run]) -> str:
-    homes = (run.homes + [0] * (scenario.servers - len(run.homes)) for run in runs)
-    later = sum(len(run.later_pairs) for run in runs)
+    homes = (run.homes() + [0] * (scenario.servers - len(run.homes())) for run in runs)
     cells = (
-        f"{median(run.computed for run in runs):,.0f}",
-        f"{median(run.recomputed for run in runs):,.0f}",
-        f"{sum(run.moved for run in runs) / later:.1%}",
+        f"{median(run.computed() for run in runs):,.0f}",
+        f"{median(run.recomputed() for run in runs):,.0f}",
+        f"{moved_share(runs):.1%}",
         ", ".join("-".join(map(str, counts)) for counts in homes),
         f"{median(run.first_token_ms(50) for run in runs):,.0f}",
         f"{median(run.first_token_ms(95) for run in runs):,.0f}",
@@ -330,7 +323,7 @@ def report(scenario: Scenario, runs: dict[str, list[Run]]) -> None:
     print("|---|--:|--:|--:|---|--:|--:|--:|")
     for policy in scenario.policies:
         print(row(policy, scenario, runs[policy]))
-    new = median(run.new for runs in runs.values() for run in runs)
+    new = median(run.new() for runs in runs.values() for run in runs)
     print(f"\n{new:,.0f} tokens of later turns are new, whatever the routing.", flush=True)
 
 
@@ -341,16 +334,20 @@ def verdicts(runs: dict[Scenario, dict[str, list[Run]]]) -> Iterator[tuple[str, 
         ours, theirs = (median(map(measure, runs[scenario][policy])) for policy in (GATEWAY, ROUND_ROBIN))
         return ours / theirs
 
-    daily = runs[DAILY][GATEWAY]
-    moved = sum(run.moved for run in daily) / sum(len(run.later_pairs) for run in daily)
-    yield "recomputed tokens / round robin's", ratio(DAILY, lambda run: run.recomputed), 0.2
-    yield "turns that moved", moved, 0.03
+    yield "recomputed tokens / round robin's", ratio(DAILY, Run.recomputed), 0.2
+    yield "turns that moved", moved_share(runs[DAILY][GATEWAY]), 0.03
     yield "p50 to the first token / round robin's", ratio(DAILY, lambda run: run.first_token_ms(50)), 0.7
     for scenario in (DAILY, SHARED):
-        fullest = max(run.homes[0] for run in runs[scenario][GATEWAY]) / scenario.conversations
+        fullest = max(run.homes()[0] for run in runs[scenario][GATEWAY]) / scenario.conversations
         yield f"share of the fullest server, {scenario.title.lower()}", fullest, 0.5
-    crowded = ratio(CROWDED, lambda run: run.computed)
+    crowded = ratio(CROWDED, Run.computed)
     yield f"computed / round robin's, {CROWDED.title.lower()}", crowded, 0.75
+
+
+LEGEND: Final = """
+Tokens, wall time and times to the first token (p50, p95) are medians of the rounds; `recomputed` is what was
+computed from the second turn on; a conversation's server is where most of its turns were.
+"""
 
 
 def measure(rounds: int) -> bool:
@@ -366,15 +363,8 @@ def measure(rounds: int) -> bool:
         report(scenario, of_policy)
     turns = [turn for turn in runs[DAILY][GATEWAY][0].turns if turn.computed >= FIRST_WORDS[0]]
     speed = median(turn.computed / turn.computing_s for turn in turns)
-    print(
-        "\nTokens, wall time and times to the first token (p50, p95) are medians of the rounds; a conversation's"
-    )
-    print(
-        "server is where most of its turns were. `recomputed` is what was computed from the second turn on."
-    )
-    print(
-        f"Load of the machine: {load:.1f} before, on {os.cpu_count()} cores; {speed:,.0f} prompt tokens/s.\n"
-    )
+    cores = os.cpu_count()
+    print(LEGEND + f"Load before: {load:.1f} on {cores} cores; {speed:,.0f} prompt tokens a second.\n")
     good = True
     for words, value, limit in verdicts(runs):
         good = good and value <= limit
@@ -384,7 +374,7 @@ def measure(rounds: int) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what the gateway's routing is worth.")
-    parser.add_argument("--rounds", type=int, default=2, help="rounds to take the median of (default: 2)")
+    parser.add_argument("--rounds", type=int, default=1, help="rounds to take the median of (default: 1)")
     arguments = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGHUP):  # end by way of all the `finally`, which stop the servers
         signal.signal(number, lambda number, _: sys.exit(128 + number))

@@ -30,11 +30,13 @@ SYSTEM_PROMPT_BYTES: Final = 512  # a shorter system prompt is not worth a thoug
 class Thread:
     """What a request tells of the conversation it belongs to.
 
-    `links` run from the shortest chain to the whole.
+    `links` run from the shortest chain to the whole. `opening` says that nothing was said before this
+    request, so that another conversation may open in just the same way.
     """
 
     links: tuple[bytes, ...] = ()
     system: bytes | None = None
+    opening: bool = False
 
     @property
     def known(self) -> bool:
@@ -75,7 +77,8 @@ def message_thread(scope: str, model: str, turns: Iterable[Turn]) -> Thread:
             system.update(size)
             system.update(turn.content)
             system_bytes += len(turn.content)
-    return Thread(tuple(links), system.digest() if system_bytes >= SYSTEM_PROMPT_BYTES else None)
+    shared = system.digest() if system_bytes >= SYSTEM_PROMPT_BYTES else None
+    return Thread(tuple(links), shared, opening=len(links) == 1)
 
 
 def text_thread(scope: str, text: Buffer, *, block_bytes: int = 256) -> Thread:
@@ -97,10 +100,11 @@ def _digest(*parts: bytes) -> bytes:
 
 @dataclass(slots=True, eq=False)
 class Conversation:
-    """Where a conversation lives, and when it last had a turn."""
+    """Where a conversation lives, when it last had a turn, and the chain that it had reached by then."""
 
     home: Hashable
     last_turn: float
+    tip: bytes
 
 
 @dataclass(slots=True)
@@ -125,29 +129,44 @@ class Affinity:
 
     def find(self, thread: Thread, *, now: float) -> Conversation | None:
         """Give the conversation that this request goes on, if it is known."""
+        return self._match(thread, now)[1]
+
+    def _match(self, thread: Thread, now: float) -> tuple[bytes, Conversation | None]:
         for link in reversed(thread.links):
             conversation = self._chains.get(link)
             if conversation is not None and now - conversation.last_turn <= self._max_age_s:
-                return conversation
-        return None
+                return link, conversation
+        return b"", None
 
     def settle(self, thread: Thread, home: Hashable, *, now: float) -> None:
-        """Remember that this turn of a conversation was given to a provider."""
+        """Remember that this turn of a conversation was given to a provider.
+
+        A request that leaves a conversation at an earlier turn is a conversation of its own from then on; the
+        other one stays where it is.
+        """
         if not thread.known:
             return
-        conversation = self.find(thread, now=now) or Conversation(home, now)
+        tip = thread.links[-1]
+        link, conversation = self._match(thread, now)
+        if conversation is None or link != conversation.tip or (thread.opening and conversation.home != home):
+            conversation = Conversation(home, now, tip)
         if conversation.home != home:
             self._house(conversation.home).live.pop(id(conversation), None)
-        conversation.home, conversation.last_turn = home, now
-        self._chains[thread.links[-1]] = conversation
-        self._chains.move_to_end(thread.links[-1])
+        conversation.home, conversation.last_turn, conversation.tip = home, now, tip
+        self._chains[tip] = conversation
+        self._chains.move_to_end(tip)
         house = self._house(home)
         house.live[id(conversation)] = conversation
         house.live.move_to_end(id(conversation))
+        self._trim(house, now)
+
+    def computed(self, thread: Thread, home: Hashable, *, now: float) -> None:
+        """Remember that a provider has begun to answer, so that it holds the system prompt from now on."""
         if thread.system is not None:
+            house = self._house(home)
             house.systems[thread.system] = now
             house.systems.move_to_end(thread.system)
-        self._trim(house, now)
+            self._trim(house, now)
 
     def live(self, home: Hashable, *, now: float) -> int:
         """Count the conversations that live with a provider."""
@@ -164,12 +183,6 @@ class Affinity:
             return False
         seen = house.systems.get(thread.system)
         return seen is not None and now - seen <= self._max_age_s
-
-    def forget(self, home: Hashable) -> None:
-        """Drop all that was known of a provider that has gone for good, or has lost its memory."""
-        self._houses.pop(home, None)
-        for link in [link for link, conversation in self._chains.items() if conversation.home == home]:
-            del self._chains[link]
 
     def _house(self, home: Hashable) -> _House:
         return self._houses.setdefault(home, _House())

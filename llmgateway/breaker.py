@@ -31,9 +31,9 @@ class Breaker:
         """Tell whether a request may be sent: always, while paused never, and after a pause one at a time."""
         return not self._out or (now >= self.open_until and not self._on_trial)
 
-    def started(self) -> bool:
+    def started(self, now: float) -> bool:
         """Note a request; tells whether it is the trial after a pause."""
-        is_trial = self._out and not self._on_trial
+        is_trial = self._out and now >= self.open_until and not self._on_trial
         self._on_trial = self._on_trial or is_trial
         return is_trial
 
@@ -49,8 +49,10 @@ class Breaker:
 
     def failed(self, now: float) -> bool:
         """Note a failure; tells whether the provider is taken out by it."""
-        self._failures += 1
         was_on_trial, self._on_trial = self._on_trial, False
+        if self._out and not was_on_trial:
+            return False  # one more of those for which it is out already
+        self._failures += 1
         if not was_on_trial and self._failures < FAILURES_IN_A_ROW:
             return False
         self._failures = 0

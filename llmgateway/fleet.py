@@ -1,7 +1,7 @@
 """The providers, their health and their models.
 
-State that lives, owned by the one event loop. A provider's state changes only in `observe` and
-`refuse_credentials`, from facts that others gathered; nothing here touches the network. The last known models
+State that lives, owned by the one event loop. A provider's state changes only in its own methods, from facts
+that others gathered; nothing here touches the network. The last known models
 stay with a provider through a blip.
 """
 

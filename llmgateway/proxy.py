@@ -133,6 +133,10 @@ class Proxy:
                 provider = await self._slots.acquire(order)
             except NoCandidate:
                 break
+            except GatewayError:
+                if held is None and all(isinstance(failure, ProviderWarming) for failure in failures):
+                    raise
+                break  # there is a better answer than that the queue is full
             call.provider = provider.name
             call.attempts += 1
             order.tried.add(provider.name)
@@ -164,12 +168,13 @@ class Proxy:
                 )
             if exchange.status >= 500:
                 raise await self._errored(provider, exchange)
-            provider.breaker.answered()
+            self._slots.answered(order, provider)
             if exchange.status in _TRY_ELSEWHERE and self._slots.hopeful(order):
                 body, whole = await exchange.read(_HELD_BYTES, _QUOTED_S)
                 if exchange.failure is not None:
                     raise exchange.failure
                 if whole:
+                    self._slots.refund(order)
                     own_lines = _own_lines(provider.name, order)
                     return Held(provider, exchange.status, exchange.reason, exchange.fields, body, own_lines)
             call.outgoing.body = b""
@@ -203,8 +208,11 @@ class Proxy:
             await exchange.relay(sink, provider.config.timeouts.idle)
         finally:
             client.hold(None)
-            call.tokens = sink.meter.tokens(call.prompt_tokens)
-            self._slots.settle(order, call.tokens)
+            if exchange.status >= 400:
+                self._slots.refund(order)
+            else:
+                call.tokens = sink.meter.tokens(call.prompt_tokens)
+                self._slots.settle(order, call.tokens)
 
     def _pass_on(self, held: Held, call: Call, client: Client) -> None:
         call.provider = held.provider.name
@@ -229,6 +237,7 @@ class Proxy:
                 pass
             case ProviderUnreachable() | ProviderTimedOut(wait="connect") if provider.config.wake is not None:
                 provider.fell_asleep(failure.message)
+                self._watch.look_now(provider)
                 self._slots.allow_again(order, provider)
             case ProviderUnreachable() | ProviderTimedOut(wait="connect"):
                 self._watch.look_now(provider)

@@ -76,6 +76,8 @@ def place(
         return None
     conversation = affinity.find(thread, now=now)
     home = next((p for p in among if conversation is not None and p.name == conversation.home), None)
+    if home is not None and thread.opening and not _least_busy(home, free):
+        home = None  # it opens as another one did: most likely a conversation of its own
     if home in free:
         if not _crowded(home, free):
             return Placement(home, "hit")
@@ -94,6 +96,10 @@ def place(
     if not thread.known:
         return Placement(best)
     return Placement(best, "miss" if home is None else "spill")
+
+
+def _least_busy(provider: Provider, among: Sequence[Provider]) -> bool:
+    return provider.in_flight / provider.config.weight <= min(p.in_flight / p.config.weight for p in among)
 
 
 def _crowded(provider: Provider, among: Sequence[Provider]) -> bool:

@@ -12,7 +12,7 @@ the waiter itself, in `_wait`, on its way out.
 import asyncio
 import math
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import Random
@@ -92,7 +92,7 @@ class Slots:
         queue: QueueConfig,
         chance: Random,
         *,
-        wake: Callable[[Provider], None] = lambda provider: None,
+        wake: Callable[[Sequence[Provider]], None] = lambda asleep: None,
         clock: Callable[[], float] | None = None,
     ) -> None:
         self._fleet = fleet
@@ -130,10 +130,17 @@ class Slots:
     def settle(self, order: Order, tokens: Tokens) -> None:
         """Correct the estimate that was charged, now that it is known what the answer cost."""
         self._charge(order, cost(tokens.prompt, tokens.completion))
+        if tokens.estimated:
+            return
         usual = self._usual_output.pop(order.model, float(tokens.completion))
         self._usual_output[order.model] = usual + _LEARNING * (tokens.completion - usual)
         while len(self._usual_output) > _REMEMBERED_MODELS:
             del self._usual_output[next(iter(self._usual_output))]
+
+    def answered(self, order: Order, provider: Provider) -> None:
+        """Learn that a provider has begun to answer an order."""
+        provider.breaker.answered()
+        self._affinity.computed(order.thread, provider.name, now=self._now())
 
     def refund(self, order: Order) -> None:
         """Take the estimate back: the provider failed, and served nothing."""
@@ -194,7 +201,7 @@ class Slots:
     async def _wait(self, order: Order) -> Placement:
         if not self.hopeful(order):
             raise NoCandidate
-        if self.depth(order.model) >= self._queue.size:
+        if self.depth(order.model) >= self._queue.size and not self._make_room(order):
             raise self._overloaded(order.model, f"The queue for model '{order.model}' is full.")
         since = self._now()
         if not self.depth(order.model):
@@ -225,6 +232,22 @@ class Slots:
         self.refund(order)
         self.end_attempt(order, provider)
 
+    def _make_room(self, order: Order) -> bool:
+        """In a full queue, have the newest waiter of whoever has the most give way to one who has fewer."""
+        waiting = [other for other in self._waiting if other.model == order.model]
+        crowd = Counter(other.caller.user for other in waiting)
+        user, count = crowd.most_common(1)[0]
+        if count <= crowd[order.caller.user] + 1:
+            return False
+        newest = max(
+            (other for other in waiting if other.caller.user == user), key=lambda other: other.arrival
+        )
+        words = f"The queue for model '{order.model}' is full, and you have the most requests in it."
+        answer = self._leave_line(newest)
+        if not answer.done():
+            answer.set_exception(self._overloaded(order.model, words))
+        return True
+
     def _candidates(self, order: Order) -> list[Provider]:
         return candidates(self._fleet, order.caller, order.model, order.tried, now=self._now())
 
@@ -237,8 +260,7 @@ class Slots:
         """
         for order in self._waiting:
             if not self._candidates(order):
-                for provider in self._prospects(order):
-                    self._wake(provider)
+                self._wake(self._prospects(order))
         if self._timer is None and self._waiting:
             self._timer = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
 
@@ -265,8 +287,8 @@ class Slots:
         """Grant until nothing more can be granted; tell those who have nothing left to wait for."""
         while self._waiting and self._grant_one():
             pass
-        for order in self._in_line():
-            if not self.hopeful(order):
+        for order in list(self._waiting):
+            if order.granted is not None and not order.granted.done() and not self.hopeful(order):
                 self._leave_line(order).set_exception(NoCandidate())
 
     def _grant_one(self) -> bool:
@@ -335,7 +357,7 @@ class Slots:
 
     def _grant(self, order: Order, placement: Placement) -> None:
         placement.provider.in_flight += 1
-        order.on_trial = placement.provider.breaker.started()
+        order.on_trial = placement.provider.breaker.started(self._now())
         self._affinity.settle(order.thread, placement.provider.name, now=self._now())
         self._fair.granted(order.caller.user)
         if not order.charged and not order.expected:

@@ -7,9 +7,10 @@ up.
 
 import asyncio
 import socket
+from collections.abc import Sequence
 from typing import Final
 
-from llmgateway.fleet import Provider
+from llmgateway.fleet import Provider, State
 from llmgateway.log import Events
 
 events = Events("wake")
@@ -30,12 +31,21 @@ class Alarm:
         self._port = port
         self._sent: dict[str, float] = {}
 
-    def ring(self, provider: Provider) -> None:
-        """Wake the provider's machine, if it says how and was not sent for just now."""
-        wake = provider.config.wake
+    def ring(self, prospects: Sequence[Provider]) -> None:
+        """Wake one of these machines; another one only if that has not come up within a minute."""
         now = asyncio.get_running_loop().time()
-        if wake is None or now - self._sent.get(provider.name, -LEAST_PAUSE_S) < LEAST_PAUSE_S:
+        if any(p.state is State.WARMING or now - self._sent_at(p) < LEAST_PAUSE_S for p in prospects):
             return
+        asleep = [p for p in prospects if p.config.wake is not None]
+        if asleep:
+            self._send(min(asleep, key=self._sent_at), now)
+
+    def _sent_at(self, provider: Provider) -> float:
+        return self._sent.get(provider.name, -LEAST_PAUSE_S)
+
+    def _send(self, provider: Provider, now: float) -> None:
+        wake = provider.config.wake
+        assert wake is not None
         self._sent[provider.name] = now
         try:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:

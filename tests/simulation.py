@@ -112,8 +112,8 @@ class House:
     def __getitem__(self, name: str) -> Provider:
         return self.fleet.providers[name]
 
-    def _wake(self, provider: Provider) -> None:
-        self.woken.append((now(), provider.name))
+    def _wake(self, asleep: Sequence[Provider]) -> None:
+        self.woken += [(now(), provider.name) for provider in asleep]
 
     @property
     def in_flight(self) -> int:

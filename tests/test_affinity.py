@@ -233,20 +233,11 @@ def test_a_conversation_is_forgotten_with_age() -> None:
     assert len(affinity) == 1
 
 
-def test_what_lived_with_a_provider_that_has_gone_is_forgotten() -> None:
-    affinity = Affinity()
-    affinity.settle(chat(SYSTEM, HELLO), "a", now=0)
-    affinity.settle(chat(SYSTEM, MORE), "b", now=0)
-    affinity.forget("a")
-    assert affinity.find(chat(SYSTEM, HELLO), now=1) is None
-    assert affinity.find(chat(SYSTEM, MORE), now=1) is not None
-    assert (affinity.live("a", now=1), affinity.live("b", now=1)) == (0, 1)
-    assert not affinity.holds_system(chat(SYSTEM, HELLO), "a", now=1)
-
-
 def test_a_provider_holds_the_system_prompts_it_has_lately_seen() -> None:
     affinity = Affinity()
     affinity.settle(chat(SYSTEM, HELLO), "a", now=0)
+    assert not affinity.holds_system(chat(SYSTEM, MORE, user="bob"), "a", now=0), "nothing is computed yet"
+    affinity.computed(chat(SYSTEM, HELLO), "a", now=0)
     assert affinity.holds_system(chat(SYSTEM, MORE, user="bob"), "a", now=1)
     assert not affinity.holds_system(chat(SYSTEM, MORE, model="n"), "a", now=1)
     assert not affinity.holds_system(chat(SYSTEM, MORE), "b", now=1)
@@ -276,7 +267,7 @@ def test_the_system_prompts_of_a_provider_are_bounded_and_the_latest_are_kept() 
     affinity = Affinity()
     threads = [Thread((b"talk",), str(number).encode()) for number in range(2 * MAX_SYSTEM_PROMPTS)]
     for number, thread in enumerate(threads):
-        affinity.settle(thread, "a", now=number / 100)
+        affinity.computed(thread, "a", now=number / 100)
     held = [affinity.holds_system(thread, "a", now=20) for thread in threads]
     assert held == [False] * MAX_SYSTEM_PROMPTS + [True] * MAX_SYSTEM_PROMPTS
 
@@ -287,6 +278,18 @@ def test_those_used_least_recently_go_first() -> None:
     for thread in (*threads[:3], threads[0], threads[3]):
         affinity.settle(thread, "a", now=0)
     assert [affinity.find(thread, now=0) is not None for thread in threads] == [True, False, True, True]
+
+
+def test_a_fork_lives_where_it_was_sent_and_leaves_the_original_at_home() -> None:
+    affinity = Affinity()
+    affinity.settle(chat(HELLO), "a", now=0)
+    affinity.settle(chat(HELLO, ANSWER, MORE), "a", now=1)
+    affinity.settle(chat(HELLO, ANSWER, HELLO), "b", now=2)
+    original = affinity.find(chat(HELLO, ANSWER, MORE, ANSWER, HELLO), now=3)
+    fork = affinity.find(chat(HELLO, ANSWER, HELLO, ANSWER, MORE), now=3)
+    assert original is not None and fork is not None
+    assert (original.home, fork.home) == ("a", "b")
+    assert (affinity.live("a", now=3), affinity.live("b", now=3)) == (1, 1)
 
 
 Turn = tuple[int, int, int]

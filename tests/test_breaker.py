@@ -25,7 +25,7 @@ def taken_out(*, now: float = 0.0) -> Breaker:
     """A breaker that has just seen as many failures as it bears."""
     breaker = Breaker()
     for _ in range(FAILURES_IN_A_ROW):
-        breaker.started()
+        breaker.started(1e9)
         breaker.failed(now)
     return breaker
 
@@ -34,7 +34,7 @@ def fail_the_trial(breaker: Breaker) -> float:
     """Let the next trial fail as soon as there may be one; gives the pause that follows."""
     now = breaker.open_until
     assert breaker.lets_through(now)
-    breaker.started()
+    breaker.started(1e9)
     assert breaker.failed(now)
     return breaker.open_until - now
 
@@ -61,7 +61,7 @@ def test_a_success_in_between_makes_the_count_start_anew() -> None:
 def test_an_answer_that_only_begins_is_no_success() -> None:
     breaker = Breaker()
     for _ in range(FAILURES_IN_A_ROW):
-        breaker.started()
+        breaker.started(1e9)
         breaker.answered()
         breaker.failed(0)
     assert not breaker.lets_through(0)
@@ -71,7 +71,7 @@ def test_a_provider_in_order_takes_any_number_at_once() -> None:
     breaker = Breaker()
     for _ in range(100):
         assert breaker.lets_through(0)
-        breaker.started()
+        breaker.started(1e9)
 
 
 # --- the pause and the trial -------------------------------------------------------------------------
@@ -86,26 +86,26 @@ def test_nothing_is_sent_during_the_pause() -> None:
 
 def test_after_the_pause_one_request_is_tried_at_a_time() -> None:
     breaker = taken_out()
-    breaker.started()
+    breaker.started(1e9)
     assert not breaker.lets_through(FOR_EVER)
 
 
 def test_a_trial_that_succeeds_lets_everybody_back() -> None:
     breaker = taken_out()
-    breaker.started()
+    breaker.started(1e9)
     breaker.answered()
     assert breaker.lets_through(0)
-    breaker.started()
+    breaker.started(1e9)
     assert breaker.lets_through(0)
 
 
 def test_a_trial_that_is_abandoned_frees_the_way_for_the_next() -> None:
     breaker = taken_out()
-    breaker.started()
+    breaker.started(1e9)
     breaker.abandoned()
     assert not breaker.lets_through(FIRST_PAUSE_S - 0.001)
     assert breaker.lets_through(FIRST_PAUSE_S)
-    breaker.started()
+    breaker.started(1e9)
     assert not breaker.lets_through(FIRST_PAUSE_S)
 
 
@@ -123,12 +123,12 @@ def test_the_pause_stays_bounded_however_many_trials_fail() -> None:
 
 def test_the_next_pause_is_longer_until_an_answer_came_to_its_end() -> None:
     breaker = taken_out()
-    breaker.started()
+    breaker.started(1e9)
     breaker.answered()
     for _ in range(FAILURES_IN_A_ROW):
         breaker.failed(0)
     assert breaker.open_until == 2 * FIRST_PAUSE_S
-    breaker.started()
+    breaker.started(1e9)
     breaker.answered()
     breaker.succeeded()
     for _ in range(FAILURES_IN_A_ROW):
@@ -140,9 +140,19 @@ def test_the_next_pause_is_longer_until_an_answer_came_to_its_end() -> None:
 def test_whatever_happens_a_provider_is_never_out_for_longer_than_the_longest_pause(acts: list[str]) -> None:
     breaker = Breaker()
     for second, act in enumerate(acts):
-        breaker.failed(second) if act == "failed" else getattr(breaker, act)()
+        takes_time = act in ("started", "failed")
+        getattr(breaker, act)(second) if takes_time else getattr(breaker, act)()
     breaker.abandoned()
     assert breaker.lets_through(len(acts) + LONGEST_PAUSE_S)
+
+
+def test_one_incident_with_many_in_flight_is_one_incident() -> None:
+    breaker = Breaker()
+    for _ in range(100):
+        breaker.started(0.0)
+    for _ in range(100):
+        breaker.failed(0.0)
+    assert breaker.open_until == FIRST_PAUSE_S
 
 
 # --- the retry budget --------------------------------------------------------------------------------
@@ -193,8 +203,8 @@ def test_a_dying_fleet_gets_little_more_than_its_share_of_retries() -> None:
 def test_only_the_first_request_after_a_pause_is_the_trial() -> None:
     breaker = Breaker()
     for _ in range(FAILURES_IN_A_ROW):
-        assert not breaker.started()
+        assert not breaker.started(1e9)
         breaker.failed(0.0)
-    assert breaker.started()
-    assert not breaker.started()
+    assert breaker.started(1e9)
+    assert not breaker.started(1e9)
     assert not breaker.lets_through(LONGEST_PAUSE_S)

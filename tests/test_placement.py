@@ -157,6 +157,7 @@ def test_where_nobody_tells_what_is_loaded_it_makes_no_difference() -> None:
 def test_what_is_loaded_comes_before_the_system_prompt() -> None:
     affinity = Affinity()
     affinity.settle(Thread((b"x",), SHARED.system), "a", now=0)
+    affinity.computed(SHARED, "a", now=0)
     assert places(fleet(unloaded="a", a={}, b={}), SHARED, affinity) == "b miss"
 
 
@@ -167,6 +168,7 @@ def test_a_shared_system_prompt_draws_as_long_as_it_is_within_two_conversations(
     affinity = living(b=1)
     for number in range(1 + more):
         affinity.settle(Thread((f"t{number}".encode(),), SHARED.system), "a", now=0)
+        affinity.computed(SHARED, "a", now=0)
     assert places(fleet("1 0", a={}, b={}), SHARED, affinity) == expected
 
 
@@ -211,6 +213,7 @@ def test_a_system_prompt_that_all_share_does_not_pile_them_up(seed: int) -> None
         found = place(among, BOB, "m", thread, affinity, chance, now=number)
         assert found
         affinity.settle(thread, found.provider.name, now=number)
+        affinity.computed(thread, found.provider.name, now=number)
         homes[found.provider.name] += 1
     assert max(homes.values()) <= 9 and len(homes) == 3, homes
 
@@ -253,3 +256,14 @@ def test_worth_waiting_for_is_what_loads_a_model_or_can_be_woken() -> None:
     assert [provider.name for provider in prospects(them, BOB, "m")] == ["b", "c"]
     assert [provider.name for provider in prospects(them, BOB, "m", {"b"})] == ["c"]
     assert prospects(them, BOB, "other") == []
+
+
+def test_many_that_open_in_the_same_way_at_once_are_spread() -> None:
+    house, affinity = fleet(a={}, b={}, c={}), Affinity()
+    opening = Thread((b"Hi",), opening=True)
+    for _ in range(9):
+        found = place(list(house.providers.values()), BOB, "m", opening, affinity, Random(1), now=0)
+        assert found is not None
+        found.provider.in_flight += 1
+        affinity.settle(opening, found.provider.name, now=0)
+    assert [provider.in_flight for provider in house.providers.values()] == [3, 3, 3]

@@ -245,6 +245,7 @@ def test_a_shared_system_prompt_draws_but_does_not_pile_up() -> None:
         found = placed(them, thread=said, memory=memory, chance=Random(number))
         assert found is not None
         memory.settle(said, found.provider.name, now=0)
+        memory.computed(said, found.provider.name, now=0)
         homes.append(found.provider.name)
     assert len(set(homes[: SYSTEM_PROMPT_SLACK + 1])) == 1
     assert max(Counter(homes).values()) - min(Counter(homes).values()) <= SYSTEM_PROMPT_SLACK + 1

@@ -56,7 +56,7 @@ def test_a_packet_is_six_times_ff_and_sixteen_times_the_address() -> None:
 @pytest.mark.parametrize("written", [MAC, MAC.upper(), MAC.replace(":", "-"), MAC.replace(":", "")])
 def test_a_machine_is_sent_for_however_its_address_is_written(ear: socket.socket, written: str) -> None:
     async def story() -> None:
-        Alarm(port_of(ear)).ring(sleeper(mac=written, broadcast="127.0.0.1"))
+        Alarm(port_of(ear)).ring([sleeper(mac=written, broadcast="127.0.0.1")])
 
     run(story())
     assert heard(ear) == [magic_packet("aabbccddee0f")]
@@ -66,7 +66,7 @@ def test_a_machine_is_sent_for_at_most_once_a_minute(ear: socket.socket) -> None
     async def story() -> None:
         alarm, rig = Alarm(port_of(ear)), sleeper(mac=MAC, broadcast="127.0.0.1")
         for _ in range(int(3 * LEAST_PAUSE_S)):
-            alarm.ring(rig)
+            alarm.ring([rig])
             await asyncio.sleep(1)
 
     run(story())
@@ -77,7 +77,7 @@ def test_each_machine_has_its_own_minute(ear: socket.socket) -> None:
     async def story() -> None:
         alarm = Alarm(port_of(ear))
         for name in ("a", "b", "a", "b"):
-            alarm.ring(sleeper(name, mac=MAC, broadcast="127.0.0.1"))
+            alarm.ring([sleeper(name, mac=MAC, broadcast="127.0.0.1")])
 
     run(story())
     assert len(heard(ear)) == 2
@@ -85,7 +85,7 @@ def test_each_machine_has_its_own_minute(ear: socket.socket) -> None:
 
 def test_a_provider_that_cannot_be_woken_is_left_alone(ear: socket.socket) -> None:
     async def story() -> None:
-        Alarm(port_of(ear)).ring(sleeper())
+        Alarm(port_of(ear)).ring([sleeper()])
 
     run(story())
     assert heard(ear) == []
@@ -95,7 +95,7 @@ def test_a_packet_that_cannot_be_sent_is_only_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def story() -> None:
-        Alarm(port=0).ring(sleeper(mac=MAC, broadcast="127.0.0.1"))
+        Alarm(port=0).ring([sleeper(mac=MAC, broadcast="127.0.0.1")])
 
     run(story())
     assert "could not send for a machine" in caplog.text

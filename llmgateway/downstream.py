@@ -222,9 +222,7 @@ class Client:
         return self._connection.writing_paused
 
     def begin(self, status: int, reason: bytes, head: AnswerHead, more: bytes = b"") -> None:
-        """Prepare the head of an answer; it leaves with the first bytes fed. `more` are header lines of our
-        own.
-        """
+        """Prepare the head of an answer, with `more` lines of our own; it leaves with the first bytes fed."""
         self.status = status
         self._answered = True
         self._sse = head.is_sse
@@ -301,9 +299,7 @@ class Client:
 
 
 class Heartbeat:
-    """Says something on a stream whenever it has been silent for too long, so that nothing in between cuts
-    it.
-    """
+    """Says something on a stream that has been silent for too long, so that nothing in between cuts it."""
 
     def __init__(self, client: Client, every_s: float, words: Callable[[], str]) -> None:
         self._client = client

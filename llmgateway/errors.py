@@ -8,6 +8,7 @@ Two trees, and one border between them:
       ProviderTimedOut      which wait ran out: connect, first_byte or idle
       ProviderBroke         the connection ended, or stopped making sense, before the answer did
       ProviderErrored       it answered 5xx
+      ProviderWarming       it is loading its model; worth waiting for
       ProviderRefused       it answered 401 or 403: the gateway's own credentials are wrong
 """
 

@@ -39,9 +39,7 @@ class FairShare:
         self._grants = 0
 
     def enter(self, user: str) -> None:
-        """Count one more request of this user as waiting or in flight; one who comes back from idleness is
-        lifted.
-        """
+        """Count one more request of this user as waiting or in flight; lift one who was idle."""
         standing = self._users.get(user)
         if standing is None:
             self._forget_idle()

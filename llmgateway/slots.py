@@ -255,9 +255,7 @@ class Slots:
         return prospects(self._fleet, order.caller, order.model, order.tried)
 
     def _keep_looking(self) -> None:
-        """While anybody waits, look every second for what tells nobody: a pause that is over, a machine that
-        sleeps on.
-        """
+        """While anybody waits, look every second for what tells nobody: the end of a pause, a sleeper."""
         for order in self._waiting:
             if not self._candidates(order):
                 self._wake(self._prospects(order))
@@ -331,9 +329,7 @@ class Slots:
         return [order for _, order in sorted(outlook, key=lambda entry: entry[0])]
 
     def _standing(self, order: Order) -> tuple[float, int, int, int]:
-        """Order by fairness; among equals by cache, within reason; then who was served least recently; then
-        arrival.
-        """
+        """Order by fairness; among equals by cache, within reason; then by last service; then by arrival."""
         counter, served = self._fair.rank(order.caller.user)
         haste = -1 if order.overtaken >= MAX_OVERTAKEN else 0 if self._home_is_free(order) else 1
         return counter, haste, served, order.arrival

@@ -216,9 +216,9 @@ class Upstream:
 
     @asynccontextmanager
     async def exchange(self, provider: Provider, request: Outgoing) -> AsyncIterator[Exchange]:
-        """Send a request; inside, the first byte of the answer is there. Leaving early ends the provider's
-        work at once.
+        """Send a request; inside, the first byte of the answer is there.
 
+        Leaving early ends the provider's work at once.
         Raises ProviderFailed.
         """
         pool = self.pool(provider)
@@ -257,9 +257,7 @@ class Upstream:
             exchange.cut()
 
     def last_byte(self, provider: Provider) -> float:
-        """Tell when an answer of this provider that is still under way last brought a byte (loop's clock); 0
-        if none.
-        """
+        """Tell when an answer that is under way last brought a byte (loop's clock); 0 if none is."""
         return self.pool(provider).last_byte()
 
     def sweep(self, provider: Provider) -> None:

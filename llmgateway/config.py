@@ -6,22 +6,24 @@ Problems of the text (`source`), of shape (`settings`) and of meaning (`referenc
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic import ValidationError
 
-from llmgateway import references
-from llmgateway.references import KEY, Steps
+from llmgateway import references, values
+from llmgateway.references import KEY, Finding, Steps
 from llmgateway.settings import (
+    NO_LIMITS,
     AffinityConfig,
     Config,
     HealthConfig,
     KeyConfig,
     KeyEntry,
+    LimitsConfig,
     LogConfig,
     ProviderConfig,
     QueueConfig,
@@ -29,6 +31,7 @@ from llmgateway.settings import (
     ServerConfig,
     StreamsConfig,
     TimeoutsConfig,
+    TlsConfig,
     UserConfig,
     WakeConfig,
 )
@@ -48,11 +51,13 @@ from llmgateway.tree import (
 )
 
 __all__ = [
+    "NO_LIMITS",
     "AffinityConfig",
     "Config",
     "ConfigError",
     "HealthConfig",
     "KeyConfig",
+    "LimitsConfig",
     "Loaded",
     "LogConfig",
     "Problem",
@@ -61,6 +66,7 @@ __all__ = [
     "ServerConfig",
     "StreamsConfig",
     "TimeoutsConfig",
+    "TlsConfig",
     "UserConfig",
     "WakeConfig",
     "build",
@@ -79,26 +85,42 @@ class Loaded:
 
 
 def load(path: Path, environ: Mapping[str, str]) -> Loaded:
-    """Read the config file. Raises ConfigError, for a file that cannot be read as well."""
+    """Read the config file, and see that the files it names are there; their paths are made absolute.
+
+    Relative ones count from the folder of the config file. Raises ConfigError, for a file that cannot be read
+    as well.
+    """
     try:
         with path.open("rb") as opened:
             source = opened.read(MAX_BYTES + 1)
+        folder = path.absolute().parent
     except (OSError, ValueError) as exc:
         why = getattr(exc, "strerror", None) or str(exc)
         raise ConfigError(
             [Problem(str(path), 1, 1, "", f"the file cannot be read ({why}); name another with -c")]
         ) from None
-    return parse(source, file=str(path), environ=environ)
+    document = read(source, file=str(path), environ=environ)
+    loaded = _loaded(document, str(path), _unreadable(document.root, folder), now=time.time())
+    return replace(loaded, config=_seen_from(folder, loaded.config))
 
 
 def parse(text: str | bytes, *, file: str, environ: Mapping[str, str], now: float | None = None) -> Loaded:
-    """Read a config from YAML text; `now` is epoch seconds. Raises ConfigError."""
+    """Read a config from YAML text, leaving paths in it as they are; `now` is epoch seconds.
+
+    Raises ConfigError.
+    """
     document = read(text, file=file, environ=environ)
-    if document.root is None:
+    return _loaded(document, file, now=time.time() if now is None else now)
+
+
+def _loaded(document: Document, file: str, findings: Iterable[Finding] = (), *, now: float) -> Loaded:
+    """Make a config of what was read; `findings` are complaints about it from elsewhere."""
+    root = document.root
+    if root is None:
         raise ConfigError(document.problems)
-    config = _config(document.root, document, file)
-    doubts = references.doubts(config, now=time.time() if now is None else now)
-    return Loaded(config, in_order(_problem(file, document.root, path, message) for path, message in doubts))
+    config = _config(root, document, file, findings)
+    doubts = references.doubts(config, root, now=now)
+    return Loaded(config, in_order(_problem(file, root, path, message) for path, message in doubts))
 
 
 def build(tree: Mapping[str, Any]) -> Config:
@@ -113,9 +135,10 @@ def schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
 
 
-def _config(root: Table, document: Document, file: str) -> Config:
+def _config(root: Table, document: Document, file: str, findings: Iterable[Finding] = ()) -> Config:
     problems = list(document.problems)
-    problems += [_problem(file, root, path, message) for path, message in references.complaints(root)]
+    complaints = (*references.complaints(root), *findings)
+    problems += [_problem(file, root, path, message) for path, message in complaints]
     try:
         config = Config.model_validate(_plain(root))
     except ValidationError as exc:
@@ -137,14 +160,58 @@ def _plain(node: Node) -> Any:
             return None if node.null else node
 
 
+# --- The files that it names ----------------------------------------------------------------------
+
+
+def _seen_from(folder: Path, config: Config) -> Config:
+    """The same config with absolute paths."""
+    server, log = config.server, config.log
+    if server.tls is not None:
+        tls = {name: str(folder / path) for name, path in server.tls}
+        server = server.model_copy(update={"tls": server.tls.model_copy(update=tls)})
+    if log.requests is not None:
+        log = log.model_copy(update={"requests": str(folder / log.requests)})
+    return config.model_copy(update={"server": server, "log": log})
+
+
+def _unreadable(root: Table | None, folder: Path) -> Iterator[Finding]:
+    """Why the certificate and its key, if any are named, cannot be read."""
+    if root is None:
+        return
+    for name in TlsConfig.model_fields:
+        path = ("server", "tls", name)
+        node = _locate(root, path).node
+        if isinstance(node, Scalar) and references.counts(node) and (why := _why_not(node.text, folder)):
+            yield path, why
+
+
+def _why_not(name: str, folder: Path) -> str:
+    """Say what keeps a file from being read, without its name, which may be a secret; "" if nothing does."""
+    try:
+        path = folder / values.file_path(name)
+        if path.exists() and not path.is_file():  # a pipe would wait for its other end
+            return "this is not a file; write the path of one"
+        with path.open("rb"):
+            return ""
+    except FileNotFoundError:
+        return "there is no such file; write its path, seen from the folder of this file, or a full one"
+    except OSError as exc:
+        return f"the file cannot be read ({exc.strerror}); let the user who runs the gateway read it"
+    except ValueError:
+        return ""  # no path at all, as `settings` tells
+
+
 # --- pydantic's errors, in our words --------------------------------------------------------------
 
 # Where each model stands in the file; * is any name or number.
 _SECTIONS: Final[Sequence[tuple[tuple[str, ...], type[Section]]]] = (
     ((), Config),
     (("server",), ServerConfig),
+    (("server", "tls"), TlsConfig),
     (("users", "*"), UserConfig),
+    (("users", "*", "limits"), LimitsConfig),
     (("users", "*", "keys", "*"), KeyEntry),
+    (("users", "*", "keys", "*", "limits"), LimitsConfig),
     (("providers", "*"), ProviderConfig),
     (("providers", "*", "timeouts"), TimeoutsConfig),
     (("providers", "*", "wake"), WakeConfig),

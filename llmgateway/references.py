@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from typing import Final, TypeAlias
 
 from llmgateway import values
-from llmgateway.settings import Config, ProviderConfig, UserConfig
+from llmgateway.settings import NO_LIMITS, Config, LimitsConfig, ProviderConfig, ServerConfig, UserConfig
 from llmgateway.tree import Entry, Node, Scalar, Series, Table, joined, quoted, shown
 
 Steps: TypeAlias = tuple[int | str, ...]
@@ -76,7 +76,7 @@ def _owners_and_shares(root: Table, names: _Names) -> Iterator[Finding]:
     anybody = (*names.users, *names.groups, values.EVERYONE)
     for provider in _entries(root, "providers"):
         owner = _at(root, "providers", provider, "owner")
-        if isinstance(owner, Scalar) and _counts(owner) and owner.text not in names.users:
+        if isinstance(owner, Scalar) and counts(owner) and owner.text not in names.users:
             yield ("providers", provider, "owner"), _no_owner(owner, names)
         for index, name in _words(root, "providers", provider, "share"):
             if name.text not in anybody:
@@ -132,11 +132,11 @@ def _digests(root: Table) -> Iterator[tuple[Steps, bytes]]:
 
 
 def _forms(key: Node) -> Iterator[tuple[Steps, Scalar]]:
-    if isinstance(key, Scalar) and _counts(key):
+    if isinstance(key, Scalar) and counts(key):
         yield (), key
     for form in ("hash", "key"):
         scalar = _at(key, form)
-        if isinstance(scalar, Scalar) and _counts(scalar):
+        if isinstance(scalar, Scalar) and counts(scalar):
             yield (form,), scalar
 
 
@@ -171,17 +171,18 @@ def _entries(root: Table, section: str) -> dict[str, Entry]:
 def _words(root: Table, *steps: str) -> Iterator[tuple[int, Scalar]]:
     node = _at(root, *steps)
     for index, item in enumerate(node.items if isinstance(node, Series) else ()):
-        if isinstance(item, Scalar) and _counts(item):
+        if isinstance(item, Scalar) and counts(item):
             yield index, item
 
 
-def _counts(scalar: Scalar) -> bool:
+def counts(scalar: Scalar) -> bool:
     """Whether there is a word to check: neither nothing nor something that was reported already."""
     return not scalar.null and not scalar.broken
 
 
-def doubts(config: Config, *, now: float) -> Iterator[Finding]:
+def doubts(config: Config, root: Table, *, now: float) -> Iterator[Finding]:
     """What is allowed but hardly meant, in a config that is valid; `now` is epoch seconds."""
+    yield from _about_server(config.server)
     if not config.users:
         yield (
             ("users",),
@@ -191,9 +192,24 @@ def doubts(config: Config, *, now: float) -> Iterator[Finding]:
         yield ("providers",), "no providers, so there is no model to use; write one with its `url`"
     for name, user in config.users.items():
         yield from _about_keys(name, user, now)
+        yield from _about_limits(name, user, root)
     seen: dict[tuple[str, str | None], str] = {}
     for name, provider in config.providers.items():
         yield from _about_provider(name, provider, seen)
+
+
+def _about_server(server: ServerConfig) -> Iterator[Finding]:
+    if "*" in server.cors and len(server.cors) > 1:
+        yield (
+            ("server", "cors"),
+            'with "*" every web page may call, whatever else stands here; write only "*", or only the others',
+        )
+    for index, network in enumerate(server.trusted_proxies):
+        if network.prefixlen == 0:
+            yield (
+                ("server", "trusted_proxies", index),
+                "this trusts everybody, so that anybody can claim any address; write your proxy's own",
+            )
 
 
 def _about_keys(name: str, user: UserConfig, now: float) -> Iterator[Finding]:
@@ -212,6 +228,36 @@ def _about_keys(name: str, user: UserConfig, now: float) -> Iterator[Finding]:
                 ("users", name, "keys", index, "expires"),
                 "this key has expired; remove it, or write a later date",
             )
+
+
+def _about_limits(name: str, user: UserConfig, root: Table) -> Iterator[Finding]:
+    written = _at(root, "users", name)
+    if _is_written_but_empty(user.limits, written):
+        yield ("users", name, "limits"), _SET_NO_LIMIT
+    keys = _at(written, "keys")
+    entries = keys.items if isinstance(keys, Series) else ()
+    for index, (key, entry) in enumerate(zip(user.keys, entries, strict=True)):
+        path = ("users", name, "keys", index, "limits")
+        if _is_written_but_empty(key.limits, entry):
+            yield path, _SET_NO_LIMIT
+        for limit in _larger(key.limits, user.limits):
+            yield (*path, limit), _LIMITS_NOTHING
+
+
+_SET_NO_LIMIT: Final = f"no limit is set here; write one of {', '.join(LimitsConfig.model_fields)}"
+_LIMITS_NOTHING: Final = "this is more than the user may in all, so it limits nothing; write less than that"
+
+
+def _is_written_but_empty(limits: LimitsConfig, parent: Node | None) -> bool:
+    return limits == NO_LIMITS and _at(parent, "limits") is not None
+
+
+def _larger(limits: LimitsConfig, than: LimitsConfig) -> Iterator[str]:
+    """The names of the limits that are larger than what they are part of."""
+    for name in LimitsConfig.model_fields:
+        one, other = getattr(limits, name), getattr(than, name)
+        if one is not None and other is not None and one > other:
+            yield name
 
 
 def _about_provider(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import (
@@ -56,14 +57,17 @@ def _scalar(value: object) -> Scalar:
     return node
 
 
-def _reader(convert: Callable[[str], T], noun: str, *, number: bool) -> Callable[[object], T]:
-    """Read one value; the noun stands for it in messages where it may be a secret, else it is quoted."""
+def _reader(convert: Callable[[str], T], noun: str, *, bare: str = "") -> Callable[[object], T]:
+    """Read one value; the noun stands for it in messages where it may be a secret, else it is quoted.
+
+    `bare` says what is to be written without quotes, if the value must be.
+    """
 
     def check(value: object) -> T:
         scalar = _scalar(value)
         try:
-            if number and not scalar.bare:
-                raise ValueError("is text; write the number without quotes")
+            if bare and not scalar.bare:
+                raise ValueError(f"is text; write {bare} without quotes")
             return convert(scalar.text)
         except ValueError as exc:
             raise _wrong(f"{noun or quoted(scalar)} {exc}") from None
@@ -71,8 +75,12 @@ def _reader(convert: Callable[[str], T], noun: str, *, number: bool) -> Callable
     return check
 
 
-def _value(convert: Callable[[str], Any], noun: str = "", *, number: bool = False) -> BeforeValidator:
-    return BeforeValidator(_reader(convert, noun, number=number))
+def _value(convert: Callable[[str], Any], noun: str = "", *, bare: str = "") -> BeforeValidator:
+    return BeforeValidator(_reader(convert, noun, bare=bare))
+
+
+def _number(convert: Callable[[str], Any]) -> BeforeValidator:
+    return _value(convert, bare="the number")
 
 
 _VARIABLE: Final = {"type": "string", "pattern": r"\$\{"}
@@ -101,13 +109,21 @@ _LENGTH_OF_TIME: Final = WithJsonSchema(
     {"type": ["string", "number"], "examples": ["500ms", "10s", "15m", "1h30m", 10]}
 )
 
-Port = Annotated[
-    int, _value(values.port, number=True), _or_variable(type="integer", minimum=0, maximum=65535)
+_SIZE: Final = WithJsonSchema({"type": ["string", "integer"], "examples": ["100MB", "64KiB"]})
+
+Port = Annotated[int, _number(values.port), _or_variable(type="integer", minimum=0, maximum=65535)]
+Count = Annotated[int, _number(values.count), _or_variable(type="integer", minimum=1)]
+Weight = Annotated[float, _number(values.weight), _or_variable(type="number", exclusiveMinimum=0)]
+Amount = Annotated[
+    int,
+    _number(values.amount),
+    WithJsonSchema({"type": ["string", "integer"], "examples": [60, "500k", "2M"]}),
 ]
-Count = Annotated[int, _value(values.count, number=True), _or_variable(type="integer", minimum=1)]
-Weight = Annotated[float, _value(values.weight, number=True), _or_variable(type="number", exclusiveMinimum=0)]
-Size = Annotated[
-    int, _value(values.size), WithJsonSchema({"type": ["string", "integer"], "examples": ["100MB", "64KiB"]})
+Flag = Annotated[bool, _value(values.flag, bare="true or false"), _or_variable(type="boolean")]
+Size = Annotated[int, _value(values.size), _SIZE]
+LogSize = Annotated[int, _value(values.log_size), _SIZE]
+LogCount = Annotated[
+    int, _number(values.log_count), _or_variable(type="integer", minimum=0, maximum=values.MOST_LOGS)
 ]
 Duration = Annotated[float, _value(values.duration), _LENGTH_OF_TIME]
 Patience = Annotated[float, _value(values.positive_duration), _LENGTH_OF_TIME]
@@ -119,6 +135,11 @@ Moment = Annotated[
 Host = Annotated[str, _value(values.host), _WORD]
 Url = Annotated[str, _value(values.base_url, "the URL"), WithJsonSchema({"type": "string"})]
 ExtraPath = Annotated[str, _value(values.extra_path), WithJsonSchema({"type": "string"})]
+BasePath = Annotated[str, _value(values.base_path), WithJsonSchema({"type": "string"})]
+Origin = Annotated[str, _value(values.origin), WithJsonSchema({"type": "string"})]
+Network = Annotated[IPv4Network | IPv6Network, _value(values.network), WithJsonSchema({"type": "string"})]
+FilePath = Annotated[str, _value(values.file_path), _WORD]
+LogPath = Annotated[str | None, _value(values.log_path), _WORD]
 Name = Annotated[str, _value(values.name), _WORD]
 FreeName = Annotated[str, _value(values.free_name), WithJsonSchema({"type": "string"})]
 Reference = Annotated[str, _value(str), _WORD]  # whether it names anybody, `references` knows
@@ -177,6 +198,16 @@ class Section(BaseModel):
 # --- The file -------------------------------------------------------------------------------------
 
 
+class TlsConfig(Section):
+    """The certificate with which the gateway speaks HTTPS itself."""
+
+    cert: FilePath = Field(description="The file of the certificate and its chain, in PEM.")
+    key: FilePath = Field(description="The file of its private key, in PEM, without a passphrase.")
+
+
+LOOPBACK: Final = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
+
+
 class ServerConfig(Section):
     """Where the gateway listens, and what it lets in."""
 
@@ -184,13 +215,40 @@ class ServerConfig(Section):
         "127.0.0.1", description="Address to listen on; 0.0.0.0 is every IPv4 address of this machine."
     )
     port: Port = Field(8900, description="TCP port to listen on; 0 is any free one.")
+    base_path: BasePath = Field(
+        "", description="What stands before every path, such as /llm, when a reverse proxy passes it on."
+    )
+    tls: TlsConfig | None = Field(None, description="Speak HTTPS with this certificate; unset: plain HTTP.")
     max_body: Size = Field(100_000_000, description="Largest request body; larger ones get 413.")
+    cors: Annotated[tuple[Origin, ...], _LIST, _OR_NOTHING] = Field(
+        (), description='Web pages that may call from a browser: their origins, or "*" for all.'
+    )
+    trusted_proxies: Annotated[tuple[Network, ...], _LIST, _OR_NOTHING] = Field(
+        (), description="Networks whose reverse proxies are believed when they name the client's address."
+    )
+    metrics_from: Annotated[tuple[Network, ...], _LIST, _OR_NOTHING] = Field(
+        LOOPBACK, description="Networks that may read /metrics without a key; none: only an admin's key may."
+    )
     extra_paths: Annotated[tuple[ExtraPath, ...], _LIST, _OR_NOTHING] = Field(
         (), description="More paths to forward, beside the OpenAI endpoints; their JSON bodies name a model."
     )
     drain_timeout: Duration = Field(
         30.0, description="How long requests may take to finish when the gateway stops."
     )
+
+
+class LimitsConfig(Section):
+    """How much a user or a key may use; what is unset has no limit."""
+
+    requests_per_minute: Amount | None = Field(None, description="Requests in a minute.")
+    tokens_per_minute: Amount | None = Field(
+        None, description="Tokens in a minute, prompts and answers together."
+    )
+    tokens_per_day: Amount | None = Field(None, description="Tokens in a day, prompts and answers together.")
+    parallel: Amount | None = Field(None, description="Requests at the same time.")
+
+
+NO_LIMITS: Final = LimitsConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,13 +258,11 @@ class _Digest:
 
 
 def _hash(value: object) -> _Digest:
-    return _Digest(_reader(values.hash_digest, "the hash", number=False)(value), literal=False)
+    return _Digest(_reader(values.hash_digest, "the hash")(value), literal=False)
 
 
 def _key(value: object) -> _Digest:
-    return _Digest(
-        _reader(values.key_digest, "the key", number=False)(value), literal=not _scalar(value).from_env
-    )
+    return _Digest(_reader(values.key_digest, "the key")(value), literal=not _scalar(value).from_env)
 
 
 class KeyEntry(Section):
@@ -224,6 +280,9 @@ class KeyEntry(Section):
     )
     models: Models | None = Field(
         None, description="Models that the key may use, as patterns such as qwen3-*; unset: all."
+    )
+    limits: Annotated[LimitsConfig, _OR_NOTHING] = Field(
+        NO_LIMITS, description="How much this key may use, of what its user may."
     )
 
     @model_validator(mode="before")
@@ -254,6 +313,7 @@ class KeyConfig:
     expires_at: float | None = None  # epoch seconds
     models: tuple[str, ...] = ()  # patterns; none: all models
     plain: bool = False  # written unhashed in the file
+    limits: LimitsConfig = NO_LIMITS
 
     @classmethod
     def __get_pydantic_core_schema__(cls, _: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -272,17 +332,24 @@ def _key_config(value: object, handler: Callable[[object], KeyEntry]) -> KeyConf
         expires_at=entry.expires,
         models=entry.models or (),
         plain=one.literal,
+        limits=entry.limits,
     )
 
 
 class UserConfig(Section):
     """Somebody who may call the gateway."""
 
+    admin: Flag = Field(
+        False, description="Whether they see what everybody does, and /metrics from everywhere."
+    )
     keys: Annotated[tuple[Annotated[KeyConfig, _Also({"type": "string"})], ...], _LIST, _OR_NOTHING] = Field(
         (), description="The API keys of this user."
     )
     route: Route = Field(
         "any", description="Which of the usable providers: any, their own first, or only their own."
+    )
+    limits: Annotated[LimitsConfig, _OR_NOTHING] = Field(
+        NO_LIMITS, description="How much they may use, with all their keys together."
     )
     weight: Weight = Field(1.0, description="Their share of a busy provider, compared with other users.")
 
@@ -389,10 +456,18 @@ class AffinityConfig(Section):
 
 
 class LogConfig(Section):
-    """What the gateway writes to standard error."""
+    """What the gateway writes: events to standard error, requests to a file."""
 
     level: Level = Field("info", description="The least important events to write.")
     format: Format = Field("text", description="text for people, json for programs: one event per line.")
+    requests: LogPath = Field(
+        "requests.jsonl",
+        description="The file that gets a line of JSON for each request; none: it is not written.",
+    )
+    requests_size: LogSize = Field(
+        50_000_000, description="How large that file grows before the next one is begun."
+    )
+    requests_keep: LogCount = Field(10, description="How many older files are kept beside it.")
 
 
 class Config(Section):
@@ -423,5 +498,5 @@ class Config(Section):
         AffinityConfig(), description="How a conversation stays where its cache is."
     )
     log: Annotated[LogConfig, _OR_NOTHING] = Field(
-        LogConfig(), description="What the gateway writes to standard error."
+        LogConfig(), description="What the gateway writes: events to standard error, requests to a file."
     )

@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
+from decimal import Decimal
 from hashlib import sha256
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from math import isfinite
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
@@ -25,7 +26,7 @@ _DURATION_PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 _SECONDS: Final = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _LONGEST_S: Final = 365 * 86400.0
 
-_SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)")
+_SIZE: Final = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?) ?([A-Za-z]*)")
 _BYTES: Final = {
     "": 1,
     "b": 1,
@@ -37,6 +38,11 @@ _BYTES: Final = {
     "gib": 2**30,
 }
 
+_AMOUNT: Final = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)([kKM]?)")
+_TIMES: Final = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6}
+_BIGGEST: Final = 2**53  # beyond it a program that takes numbers for floats, such as a browser, is wrong
+_SMALLEST_LOG_BYTES: Final = 64 * 2**10
+
 _DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _DATETIME: Final = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]([0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,6})?)?) ?(.*)"
@@ -46,6 +52,11 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 _HOST: Final = re.compile(r"(?!-)[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
 _URL_PATH: Final = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")
 _EXTRA_PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@-]+)+")
+_BASE_PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")  # it stands in cookies and HTML as well
+_ORIGIN: Final = re.compile(
+    r"([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[^:/?#@\[\]]+)(?::([0-9]+))?/?", re.IGNORECASE | re.ASCII
+)
+_DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
 _MAC: Final = re.compile(
     r"[0-9a-f]{2}(?:[:-][0-9a-f]{2}){5}|[0-9a-f]{12}|[0-9a-f]{4}(?:\.[0-9a-f]{4}){2}", re.IGNORECASE
 )
@@ -54,8 +65,15 @@ _VISIBLE: Final = re.compile(r"[\x21-\x7e]+")
 _FIELD_VALUE: Final = re.compile(r"(?:[\x21-\x7e](?:[\x20-\x7e\t]*[\x21-\x7e])?)?")
 _HASH: Final = re.compile(r"sha256:([0-9a-fA-F]{64})", re.IGNORECASE)
 
+_TRUE_OR_FALSE: Final = {
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
+_SWITCHES: Final = frozenset({"on", "off", "yes", "no", "true", "false"})
+
 EVERYONE: Final = "everyone"  # in `share`; nobody may be called that
 KEY_LENGTH: Final = 8
+MOST_LOGS: Final = 1000  # each of them is renamed whenever the log is rotated
 
 # What people copy out of a curl line; the base URL ends before it.
 ENDPOINTS: Final = (*(endpoint.path.removeprefix("/v1") for endpoint in wire.ENDPOINTS), "/models")
@@ -86,6 +104,26 @@ def count(text: str) -> int:
     if value < 1:
         raise ValueError("is too small; write 1 or more")
     return value
+
+
+def amount(text: str) -> int:
+    """A number of requests or tokens, at least one, from `500k`, `1.5M` or plain digits."""
+    found = _AMOUNT.fullmatch(text)
+    if found is None:
+        raise ValueError("is not a number of this kind; write one such as 60, 500k or 2M")
+    value = Decimal(found[1]) * _TIMES[found[2]]
+    if value != int(value):
+        raise ValueError("is not a whole number; write one such as 60, 500k or 1.5M")
+    if not 1 <= value <= _BIGGEST:
+        raise ValueError("is too small or too large; write 1 or more, such as 60, 500k or 2M")
+    return int(value)
+
+
+def flag(text: str) -> bool:
+    try:
+        return _TRUE_OR_FALSE[text]
+    except KeyError:
+        raise ValueError("is neither true nor false; write one of them") from None
 
 
 def mac(text: str) -> str:
@@ -147,12 +185,26 @@ def size(text: str) -> int:
     unit = _BYTES.get(found[2].lower()) if found else None
     if found is None or unit is None:
         raise ValueError("is not a size; write 100MB, 64KiB, 2GB or a number of bytes")
-    size_bytes = float(found[1]) * unit
-    if not 1 <= size_bytes <= 2**53:
+    size_bytes = Decimal(found[1]) * unit
+    if not 1 <= size_bytes <= _BIGGEST:
         raise ValueError("is not a size that makes sense; write at least 1 byte, such as 100MB")
-    if not size_bytes.is_integer():
+    if size_bytes != int(size_bytes):
         raise ValueError("is not a whole number of bytes; write 100MB, 64KiB or a number of bytes")
     return int(size_bytes)
+
+
+def log_size(text: str) -> int:
+    size_bytes = size(text)
+    if size_bytes < _SMALLEST_LOG_BYTES:
+        raise ValueError("is too small for a log; write 64KiB or more, such as 50MB")
+    return size_bytes
+
+
+def log_count(text: str) -> int:
+    value = whole(text)
+    if not 0 <= value <= MOST_LOGS:
+        raise ValueError(f"is not a number of files to keep; write 0 to {MOST_LOGS}")
+    return value
 
 
 def moment(text: str) -> float:
@@ -236,7 +288,7 @@ def base_url(text: str) -> str:
         raise ValueError(
             "has a part after ? or #; write the base URL only, such as http://192.168.1.10:8000/v1"
         )
-    path = _base_path(parts.path)
+    path = _path_of_url(parts.path)
     return f"{parts.scheme}://{parts.netloc.lower()}{path}"
 
 
@@ -269,17 +321,21 @@ def _check_origin(parts: SplitResult) -> None:
         )
     if not found[1]:
         raise ValueError("has no host; write one, such as http://192.168.1.10:8000/v1")
-    if not (_is_ipv6(found[1][1:-1]) if found[1].startswith("[") else _is_host(found[1])):
+    if not _is_host_of_url(found[1]):
         raise ValueError(
             "has no valid host; write a host name or an IP address, such as http://192.168.1.10:8000/v1"
         )
+
+
+def _is_host_of_url(text: str) -> bool:
+    return _is_ipv6(text[1:-1]) if text.startswith("[") else _is_host(text)
 
 
 def _is_port(digits: str) -> bool:
     return len(digits) <= 5 and digits.isdigit() and 1 <= int(digits) <= 65535
 
 
-def _base_path(written: str) -> str:
+def _path_of_url(written: str) -> str:
     path = written.rstrip("/")
     if not _URL_PATH.fullmatch(path) or "//" in path or {".", ".."} & set(path.split("/")):
         raise ValueError(
@@ -306,6 +362,71 @@ def extra_path(text: str) -> str:
     if text.removeprefix("/v1") in ENDPOINTS:
         raise ValueError("is forwarded anyway; leave it out")
     return text
+
+
+def base_path(text: str) -> str:
+    """What stands before every path, without a slash at the end; "" for nothing."""
+    if text in ("", "/"):
+        return ""
+    path = text.removesuffix("/")
+    if not text.startswith("/"):
+        raise ValueError("does not begin with /; write only the path, such as /llm")
+    if not _BASE_PATH.fullmatch(path) or {".", ".."} & set(path.split("/")):
+        raise ValueError("is not a plain path; write /, letters, digits and - _ . ~ only, such as /llm")
+    if path.endswith("/v1"):
+        raise ValueError("ends in /v1, which comes after it anyway; write the part before, such as /llm")
+    return path
+
+
+def origin(text: str) -> str:
+    """`*`, or scheme://host[:port] as browsers write it: lower case, no default port, no slash at the end."""
+    if text == "*":
+        return text
+    example = "such as https://chat.example.net or http://192.168.1.10:3000"
+    if "://" not in text:
+        raise ValueError(f'has no http:// or https:// in front; write an origin {example}, or "*" for all')
+    if "*" in text:
+        raise ValueError(f'has a * in it; write each origin on its own, {example}, or only "*" for all')
+    found = _ORIGIN.fullmatch(text)
+    if found is None or not _is_host_of_url(found[2]) or (found[3] is not None and not _is_port(found[3])):
+        raise ValueError(f"is not an origin; write scheme://host or scheme://host:port, {example}")
+    scheme, host_name = found[1].lower(), found[2].lower()
+    port_number = str(int(found[3])) if found[3] else ""
+    if port_number in ("", _DEFAULT_PORTS.get(scheme)):
+        return f"{scheme}://{host_name}"
+    return f"{scheme}://{host_name}:{port_number}"
+
+
+def network(text: str) -> IPv4Network | IPv6Network:
+    """A network of IP addresses; an address alone is a network of one."""
+    example = "such as 192.168.1.10 or 192.168.1.0/24"
+    try:
+        found = ip_network("" if "%" in text else text, strict=False)  # no interface: fe80::1%eth0
+        first = ip_address(text.partition("/")[0])
+    except ValueError:
+        raise ValueError(f"is not an IP address or network; write one {example}") from None
+    if first != found.network_address:
+        raise ValueError(
+            f"is one address in a network; write the address alone, or the network's first one, {example}"
+        )
+    return found
+
+
+def file_path(text: str) -> str:
+    if not text or not text.isprintable() or len(text) > 4096:
+        raise ValueError("is not the name of a file; write one without control characters")
+    if text.endswith("/"):
+        raise ValueError("is a folder; write the name of a file in it")
+    return text
+
+
+def log_path(text: str) -> str | None:
+    """Where to write; `none` is nowhere."""
+    if text.lower() == "none":
+        return None
+    if text.lower() in _SWITCHES:
+        raise ValueError("would be the name of a file; write one such as requests.jsonl, or none for no log")
+    return file_path(text)
 
 
 def header_name(text: str) -> str:

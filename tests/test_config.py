@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from hashlib import sha256
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from llmgateway.config import (
     Config,
     ConfigError,
     KeyConfig,
+    LimitsConfig,
     Loaded,
     LogConfig,
     ProviderConfig,
@@ -24,6 +26,7 @@ from llmgateway.config import (
     ServerConfig,
     StreamsConfig,
     TimeoutsConfig,
+    TlsConfig,
     UserConfig,
     WakeConfig,
     build,
@@ -63,13 +66,18 @@ def problem(text: str, **environ: str) -> str:
 # --- Good files -----------------------------------------------------------------------------------
 
 FULL = f"""
-server: {{host: "::", port: 0, max_body: 64KiB, extra_paths: [/v1/tokenize], drain_timeout: 1m30s}}
+server:
+  {{host: "::", port: 0, base_path: /llm/, max_body: 64KiB, extra_paths: [/v1/tokenize], drain_timeout: 1m30s,
+   tls: {{cert: tls/cert.pem, key: /etc/key.pem}}, cors: ["*", HTTPS://Chat.Example.net/],
+   trusted_proxies: [172.16.0.0/12, "fd00::1"], metrics_from: [10.0.0.7]}}
 users:
   alice:
+    admin: true
+    limits: {{requests_per_minute: 60, tokens_per_minute: 200k, tokens_per_day: 1.5M, parallel: 4}}
     keys:
       - {HASH}
       - {{name: laptop, hash: "sha256:{"CD" * 32}", expires: 2027-06-30, models: ["qwen3-*", 1.5, on]}}
-      - {{name: ci, key: "${{CI_KEY}}", expires: 2027-06-30T12:00:00+02:00}}
+      - {{name: ci, key: "${{CI_KEY}}", expires: 2027-06-30T12:00:00+02:00, limits: {{parallel: 1}}}}
     route: prefer_own
     weight: 2.5
   bob:
@@ -91,16 +99,31 @@ health: {{interval: 1, timeout: 2.5s, fall: 3, rise: 4}}
 queue: {{size: 7, timeout: 90s}}
 streams: {{keepalive: 0}}
 affinity: {{headers: [X-My-Chat, x-session-id]}}
-log: {{level: debug, format: json}}
+log: {{level: debug, format: json, requests: log/r.jsonl, requests_size: 64KiB, requests_keep: 0}}
 """
 
 
 def test_every_setting_arrives() -> None:
     made = config(FULL, CI_KEY="from-the-environment", RIG_KEY="rig-secret")
     assert made.server == ServerConfig(
-        host="::", port=0, max_body=65536, extra_paths=("/v1/tokenize",), drain_timeout=90.0
+        host="::",
+        port=0,
+        base_path="/llm",
+        tls=TlsConfig(cert="tls/cert.pem", key="/etc/key.pem"),
+        max_body=65536,
+        cors=("*", "https://chat.example.net"),
+        trusted_proxies=("172.16.0.0/12", "fd00::1"),
+        metrics_from=("10.0.0.7",),
+        extra_paths=("/v1/tokenize",),
+        drain_timeout=90.0,
     )
+    assert made.server.trusted_proxies == (ip_network("172.16.0.0/12"), ip_network("fd00::1/128"))
+    assert made.server.metrics_from == (ip_network("10.0.0.7/32"),)
     assert made.users["alice"] == UserConfig(
+        admin=True,
+        limits=LimitsConfig(
+            requests_per_minute=60, tokens_per_minute=200_000, tokens_per_day=1_500_000, parallel=4
+        ),
         keys=(
             KeyConfig(digest=b"\xab" * 32),
             KeyConfig(
@@ -109,7 +132,12 @@ def test_every_setting_arrives() -> None:
                 expires_at=1814400000.0,  # 2027-07-01T00:00:00Z
                 models=("qwen3-*", "1.5", "on"),
             ),
-            KeyConfig(name="ci", digest=sha256(b"from-the-environment").digest(), expires_at=1814349600.0),
+            KeyConfig(
+                name="ci",
+                digest=sha256(b"from-the-environment").digest(),
+                expires_at=1814349600.0,
+                limits=LimitsConfig(parallel=1),
+            ),
         ),
         route="prefer_own",
         weight=2.5,
@@ -132,7 +160,9 @@ def test_every_setting_arrives() -> None:
     assert made.queue == QueueConfig(size=7, timeout=90.0)
     assert made.streams == StreamsConfig(keepalive=0.0)
     assert made.affinity == AffinityConfig(headers=("X-My-Chat", "x-session-id"))
-    assert made.log == LogConfig(level="debug", format="json")
+    assert made.log == LogConfig(
+        level="debug", format="json", requests="log/r.jsonl", requests_size=65536, requests_keep=0
+    )
 
 
 def test_what_is_left_out_has_its_default() -> None:
@@ -144,7 +174,9 @@ def test_what_is_left_out_has_its_default() -> None:
         100_000_000,
         (),
     )
-    assert server.drain_timeout == 30.0
+    assert (server.drain_timeout, server.base_path, server.tls) == (30.0, "", None)
+    assert (server.cors, server.trusted_proxies) == ((), ())
+    assert server.metrics_from == (ip_network("127.0.0.0/8"), ip_network("::1/128"))
     assert (rig.owner, rig.share, rig.api_key, rig.headers, rig.weight, rig.models) == (
         None,
         (),
@@ -161,10 +193,17 @@ def test_what_is_left_out_has_its_default() -> None:
     assert all(name == name.lower() for name in made.affinity.headers)
     alice = made.users["alice"]
     assert (alice.route, alice.weight, made.log.level, made.log.format) == ("any", 1.0, "info", "text")
+    assert (alice.admin, alice.limits, alice.keys[0].limits) == (False, LimitsConfig(), LimitsConfig())
+    limits = alice.limits
+    assert (limits.requests_per_minute, limits.tokens_per_minute) == (None, None)
+    assert (limits.tokens_per_day, limits.parallel) == (None, None)
+    log = made.log
+    assert (log.requests, log.requests_size, log.requests_keep) == ("requests.jsonl", 50_000_000, 10)
 
 
 def test_an_empty_section_is_one_that_is_left_out() -> None:
-    text = "server:\nusers:\n  alice:\n    keys:\ngroups:\n  g:\nproviders:\nhealth:\n"
+    text = "server:\n  tls:\n  cors:\n  trusted_proxies:\n"
+    text += "users:\n  alice:\n    keys:\n    limits:\n      parallel:\ngroups:\n  g:\nproviders:\nhealth:\n"
     text += "queue:\nstreams:\naffinity:\nlog:\n"
     assert config(text) == Config(users={"alice": UserConfig()}, groups={"g": ()})
 
@@ -193,6 +232,21 @@ def test_slots_wake_and_the_queue_may_come_from_the_environment() -> None:
     assert (made.affinity.headers, made.users["a"].weight) == (("X-Chat",), 3.0)
     assert made.providers["a"].slots == 3
     assert made.providers["a"].wake == WakeConfig(mac="000000000007", broadcast="10.0.0.255")
+
+
+def test_base_path_admin_limits_and_the_request_log_may_come_from_the_environment() -> None:
+    text = (
+        "server: {base_path: '${P}', cors: ['${O}'], metrics_from: ['${N}'], tls: {cert: '${F}', key: b}}\n"
+    )
+    text += "users: {a: {admin: '${A}', limits: {tokens_per_day: '${L}'}}}\n"
+    text += "log: {requests: '${R:-none}', requests_size: '${S}', requests_keep: '${K:-3}'}"
+    made = config(text, P="/llm", O="HTTP://a:80", N="::1", F="c.pem", A="true", L="2M", S="1MB")
+    assert (made.server.base_path, made.server.cors) == ("/llm", ("http://a",))
+    assert made.server.metrics_from == (ip_network("::1/128"),)
+    assert made.server.tls == TlsConfig(cert="c.pem", key="b")
+    assert (made.users["a"].admin, made.users["a"].limits.tokens_per_day) == (True, 2_000_000)
+    assert made.log == LogConfig(requests="none", requests_size=1_000_000, requests_keep=3)
+    assert made.log.requests is None
 
 
 @pytest.mark.parametrize("nothing", ["", "    slots:\n", "    wake:\n", "    slots:\n    wake:\n"])
@@ -255,6 +309,79 @@ def test_a_url_is_normalised(written: str, meant: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("''", ""),
+        ("/", ""),
+        ("/llm", "/llm"),
+        ("/llm/", "/llm"),
+        ("/a.b/~c-d_1", "/a.b/~c-d_1"),
+        ("/v1x", "/v1x"),
+    ],
+)
+def test_a_base_path_ends_without_a_slash(written: str, meant: str) -> None:
+    assert config(f"server: {{base_path: {written}}}").server.base_path == meant
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("*", "*"),
+        ("https://Chat.Example.net/", "https://chat.example.net"),
+        ("HTTP://192.168.1.10:3000", "http://192.168.1.10:3000"),
+        ("https://a:443", "https://a"),
+        ("http://a:080", "http://a"),
+        ("http://a:443", "http://a:443"),
+        ("http://[FD00::1]:3000", "http://[fd00::1]:3000"),
+        ("tauri://localhost", "tauri://localhost"),
+    ],
+)
+def test_an_origin_is_written_as_browsers_send_it(written: str, meant: str) -> None:
+    assert config(f"server: {{cors: ['{written}']}}").server.cors == (meant,)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("10.0.0.7", "10.0.0.7/32"),
+        ("10.0.0.0/8", "10.0.0.0/8"),
+        ("10.0.0.0/255.0.0.0", "10.0.0.0/8"),
+        ("0.0.0.0/0", "0.0.0.0/0"),
+        ("::1", "::1/128"),
+        ("FD00::/8", "fd00::/8"),
+    ],
+)
+def test_an_address_alone_is_a_network_of_one(written: str, meant: str) -> None:
+    assert config(f"server: {{metrics_from: ['{written}']}}").server.metrics_from == (ip_network(meant),)
+
+
+def test_nobody_may_read_the_metrics_without_a_key_if_the_list_is_empty() -> None:
+    assert config("server: {metrics_from: []}").server.metrics_from == ()
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("1", 1), ("60", 60), ("500k", 500_000), ("500K", 500_000), ("2M", 2_000_000), ("1.001M", 1_001_000)],
+)
+def test_amounts(written: str, meant: int) -> None:
+    made = config(f"users: {{a: {{limits: {{tokens_per_day: {written}}}}}}}")
+    assert made.users["a"].limits.tokens_per_day == meant
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("true", True), ("True", True), ("TRUE", True), ("false", False), ("False", False), ("FALSE", False)],
+)
+def test_true_and_false(written: str, meant: bool) -> None:
+    assert config(f"users: {{a: {{admin: {written}}}}}").users["a"].admin is meant
+
+
+@pytest.mark.parametrize("written", ["none", "None", "'none'"])
+def test_the_request_log_can_be_turned_off(written: str) -> None:
+    assert config(f"log: {{requests: {written}}}").log.requests is None
+
+
+@pytest.mark.parametrize(
     ("written", "seconds"),
     [
         ("0", 0),
@@ -281,6 +408,7 @@ def test_durations(written: str, seconds: float) -> None:
         ("64KiB", 65536),
         ("2GiB", 2**31),
         ("3GB", 3 * 10**9),
+        ("1.001MB", 1_001_000),
     ],
 )
 def test_sizes(written: str, size_bytes: int) -> None:
@@ -347,7 +475,68 @@ def test_expiry(written: str, epoch_s: float) -> None:
         ("extra_paths: {a: b}", "server.extra_paths: a list belongs here"),
         ("extra_paths: [v1/x]", "server.extra_paths[0]: 'v1/x' does not begin with /"),
         ("prot: 1", "server.prot: unknown key; did you mean `port`?"),
-        ("tls: {}", "server.tls: unknown key; known here: host, port, max_body, extra_paths, drain_timeout"),
+        (
+            "quantum: {}",
+            "server.quantum: unknown key; known here: host, port, base_path, tls, max_body, cors, ",
+        ),
+        (
+            "base_path: llm",
+            "server.base_path: 'llm' does not begin with /; write only the path, such as /llm",
+        ),
+        ("base_path: https://a/llm", "server.base_path: 'https://a/llm' does not begin with /"),
+        ("base_path: //", "server.base_path: '//' is not a plain path"),
+        ("base_path: /a//", "server.base_path: '/a//' is not a plain path"),
+        ("base_path: /a/../b", "server.base_path: '/a/../b' is not a plain path"),
+        ("base_path: /a/.", "server.base_path: '/a/.' is not a plain path"),
+        ("base_path: /a;b", "server.base_path: '/a;b' is not a plain path; write /, letters, digits and"),
+        ("base_path: /a b", "server.base_path: '/a b' is not a plain path"),
+        (
+            "base_path: /v1",
+            "server.base_path: '/v1' ends in /v1, which comes after it anyway; write the part",
+        ),
+        ("base_path: /llm/v1/", "server.base_path: '/llm/v1/' ends in /v1"),
+        ("base_path:", "server.base_path: nothing stands here"),
+        ("tls: {cert: a}", "2:8: server.tls.key: `key` is missing; write one here"),
+        ("tls: {key: a}", "2:8: server.tls.cert: `cert` is missing; write one here"),
+        ("tls: {cert: a, key: ''}", "2:23: server.tls.key: '' is not the name of a file"),
+        ('tls: {cert: "a\\0", key: b}', "2:15: server.tls.cert: 'a\\x00' is not the name of a file"),
+        ("tls: {cert: certs/, key: b}", "server.tls.cert: 'certs/' is a folder; write the name of a file"),
+        ("tls: {cert: a, key: }", "server.tls.key: nothing stands here"),
+        ("tls: {cert: a, kye: b, key: c}", "server.tls.kye: unknown key; did you mean `key`?"),
+        ("tls: cert.pem", "server.tls: a mapping belongs here"),
+        ("cors: https://a", "server.cors: a list belongs here"),
+        ("cors: [chat.example.net]", "2:10: server.cors[0]: 'chat.example.net' has no http:// or https://"),
+        (
+            "cors: ['https://*.example.net']",
+            "'https://*.example.net' has a * in it; write each origin on its",
+        ),
+        ("cors: [https://a/chat]", "server.cors[0]: 'https://a/chat' is not an origin; write scheme://host"),
+        ("cors: [https://a//]", "'https://a//' is not an origin"),
+        ("cors: [https://user@a]", "'https://user@a' is not an origin"),
+        ("cors: ['https://a:']", "'https://a:' is not an origin"),
+        ("cors: ['https://a:0']", "'https://a:0' is not an origin"),
+        ("cors: ['https://a:99999']", "'https://a:99999' is not an origin"),
+        ("cors: [https://é]", "'https://é' is not an origin"),
+        ("cors: [\u212attp://a]", "is not an origin"),
+        ("cors: ['https://']", "'https://' is not an origin"),
+        ("cors: ['http://[::z]']", "'http://[::z]' is not an origin"),
+        ("trusted_proxies: 10.0.0.1", "server.trusted_proxies: a list belongs here"),
+        (
+            "trusted_proxies: [nginx]",
+            "2:21: server.trusted_proxies[0]: 'nginx' is not an IP address or network",
+        ),
+        (
+            "trusted_proxies: [10.0.0.5/8]",
+            "'10.0.0.5/8' is one address in a network; write the address alone, or the network's first one, ",
+        ),
+        ("trusted_proxies: ['fd00::1/8']", "'fd00::1/8' is one address in a network"),
+        ("trusted_proxies: [10.0.0.0/33]", "'10.0.0.0/33' is not an IP address or network"),
+        ("trusted_proxies: [10.0.0.0/]", "'10.0.0.0/' is not an IP address or network"),
+        ("trusted_proxies: [10.0.0]", "'10.0.0' is not an IP address or network"),
+        ("trusted_proxies: ['']", "'' is not an IP address or network"),
+        ("metrics_from: [fe80::1%eth0]", "server.metrics_from[0]: 'fe80::1%eth0' is not an IP address or"),
+        ("metrics_from: [~]", "server.metrics_from[0]: nothing stands here"),
+        ("metric_from: []", "server.metric_from: unknown key; did you mean `metrics_from`?"),
     ],
 )
 def test_a_wrong_setting_of_the_server(line: str, expected: str) -> None:
@@ -596,6 +785,69 @@ def test_one_user_cannot_have_a_key_twice_either() -> None:
             "c.yaml:1:20: users.a.route: 'own' is not one of the choices; write 'any', ",
         ),
         ("log: {level: off}", "c.yaml:1:14: log.level: 'off' is not one of the choices; write 'debug', "),
+        (
+            "users: {a: {admin: yes}}",
+            "c.yaml:1:20: users.a.admin: 'yes' is neither true nor false; write one",
+        ),
+        ("users: {a: {admin: 1}}", "users.a.admin: '1' is neither true nor false"),
+        ("users: {a: {admin: 'true'}}", "users.a.admin: 'true' is text; write true or false without quotes"),
+        ("users: {a: {admin: }}", "users.a.admin: nothing stands here"),
+        ("users: {a: {amdin: true}}", "c.yaml:1:13: users.a.amdin: unknown key; did you mean `admin`?"),
+        ("users: {a: {limits: 60}}", "c.yaml:1:21: users.a.limits: a mapping belongs here"),
+        (
+            "users: {a: {limits: {requests_per_hour: 60}}}",
+            "c.yaml:1:22: users.a.limits.requests_per_hour: unknown key; did you mean `requests_per_minute`?",
+        ),
+        (
+            "users: {a: {limits: {budget: 5}}}",
+            "users.a.limits.budget: unknown key; known here: requests_per_minute, tokens_per_minute, ",
+        ),
+        (
+            f"users: {{a: {{keys: [{{hash: '{HASH}', limits: {{parralel: 2}}}}]}}}}",
+            "users.a.keys[0].limits.parralel: unknown key; did you mean `parallel`?",
+        ),
+        (
+            "users: {a: {limits: {parallel: 0}}}",
+            "c.yaml:1:32: users.a.limits.parallel: '0' is too small or too large; write 1 or more",
+        ),
+        (
+            "users: {a: {limits: {parallel: -1}}}",
+            "users.a.limits.parallel: '-1' is not a number of this kind",
+        ),
+        ("users: {a: {limits: {parallel: 0.5}}}", "users.a.limits.parallel: '0.5' is not a whole number"),
+        (
+            "users: {a: {limits: {parallel: 1.2345k}}}",
+            "'1.2345k' is not a whole number; write one such as 60",
+        ),
+        (
+            "users: {a: {limits: {parallel: 2m}}}",
+            "'2m' is not a number of this kind; write one such as 60, 500k",
+        ),
+        ("users: {a: {limits: {parallel: 2 M}}}", "'2 M' is not a number of this kind"),
+        ("users: {a: {limits: {parallel: unlimited}}}", "'unlimited' is not a number of this kind"),
+        ("users: {a: {limits: {parallel: 99999999999M}}}", "'99999999999M' is too small or too large"),
+        (
+            "users: {a: {limits: {parallel: '2M'}}}",
+            "users.a.limits.parallel: '2M' is text; write the number without quotes",
+        ),
+        ("log: {requests: }", "c.yaml:1:17: log.requests: nothing stands here"),
+        ("log: {requests: ''}", "log.requests: '' is not the name of a file"),
+        ("log: {requests: logs/}", "log.requests: 'logs/' is a folder; write the name of a file in it"),
+        (
+            "log: {requests: off}",
+            "'off' would be the name of a file; write one such as requests.jsonl, or none",
+        ),
+        ("log: {requests: true}", "log.requests: 'true' would be the name of a file"),
+        ("log: {requests: [a]}", "log.requests: a single value belongs here"),
+        (
+            "log: {requests_size: 63KiB}",
+            "log.requests_size: '63KiB' is too small for a log; write 64KiB or more",
+        ),
+        ("log: {requests_size: big}", "log.requests_size: 'big' is not a size"),
+        ("log: {requests_keep: -1}", "log.requests_keep: '-1' is not a number of files to keep; write 0 to"),
+        ("log: {requests_keep: 1001}", "log.requests_keep: '1001' is not a number of files to keep"),
+        ("log: {requests_keep: all}", "log.requests_keep: 'all' is not a whole number"),
+        ("log: {request: a}", "c.yaml:1:7: log.request: unknown key; did you mean `requests`?"),
         ("log: {format: [text]}", "c.yaml:1:15: log.format: a single value belongs here"),
         ("health: {timeout: 0}", "c.yaml:1:19: health.timeout: '0' leaves no time at all"),
         ("health: {interval: -1s}", "c.yaml:1:20: health.interval: '-1s' is not a duration"),
@@ -745,6 +997,35 @@ def test_a_sensible_file_has_no_warnings() -> None:
             GOOD.replace("{url", "{share: [alice], url"),
             ["c.yaml:2:26: providers.rig.share: without an `owner` the server belongs to everybody"],
         ),
+        (GOOD.replace("{keys", "{admin: true, keys"), []),
+        (GOOD.replace("{keys", "{limits: {parallel: 1}, keys"), []),
+        (
+            GOOD.replace("{keys", "{limits: {}, keys"),
+            ["c.yaml:1:25: users.alice.limits: no limit is set here; write one of requests_per_minute, "],
+        ),
+        (
+            GOOD.replace("{keys", "{limits: {parallel: }, keys"),
+            ["c.yaml:1:25: users.alice.limits: no limit is set here"],
+        ),
+        (
+            GOOD.replace(f"'{HASH}'", f"{{hash: '{HASH}', limits: }}"),
+            ["c.yaml:1:114: users.alice.keys[0].limits: no limit is set here"],
+        ),
+        (
+            GOOD.replace(
+                f"'{HASH}'", f"{{hash: '{HASH}', limits: {{tokens_per_day: 2M, parallel: 3}}}}"
+            ).replace("{keys", "{limits: {tokens_per_day: 1.5M, parallel: 3}, keys"),
+            ["c.yaml:1:176: users.alice.keys[0].limits.tokens_per_day: this is more than the user may"],
+        ),
+        (GOOD + 'server: {cors: ["*"], trusted_proxies: [10.0.0.0/8], metrics_from: [0.0.0.0/0]}', []),
+        (
+            GOOD + 'server: {cors: [http://a, "*"]}',
+            ['c.yaml:3:16: server.cors: with "*" every web page may call'],
+        ),
+        (
+            GOOD + "server: {trusted_proxies: [10.0.0.1, '::/0']}",
+            ["c.yaml:3:38: server.trusted_proxies[1]: this trusts everybody, so that anybody can claim"],
+        ),
     ],
 )
 def test_what_is_doubtful_is_a_warning(text: str, expected: list[str]) -> None:
@@ -768,6 +1049,10 @@ SETTINGS = """
     providers.p.weight providers.p.models.0 providers.p.timeouts.idle health health.fall log.level
     users.a.weight providers.p.slots providers.p.wake providers.p.wake.mac providers.p.wake.broadcast
     queue queue.size queue.timeout streams.keepalive affinity.headers affinity.headers.0
+    server.base_path server.tls server.tls.cert server.tls.key server.cors server.cors.0
+    server.trusted_proxies.0 server.metrics_from.0 users.a.admin users.a.limits users.a.limits.parallel
+    users.a.keys.0.limits users.a.keys.0.limits.tokens_per_day
+    log.requests log.requests_size log.requests_keep
 """.split()
 
 
@@ -818,7 +1103,68 @@ def test_an_error_of_a_model_itself_does_not_show_the_input() -> None:
 def test_a_file_is_loaded(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(GOOD)
-    assert load(path, {}).config == config(GOOD)
+    made = load(path, {}).config
+    assert (made.users, made.providers) == (config(GOOD).users, config(GOOD).providers)
+
+
+def test_relative_paths_count_from_the_folder_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "etc"
+    (folder / "tls").mkdir(parents=True)
+    for name in ("tls/cert.pem", "key.pem"):
+        (folder / name).touch()
+    (folder / "config.yaml").write_text(
+        GOOD + f"server: {{tls: {{cert: tls/cert.pem, key: '{folder / 'key.pem'}'}}}}\n"
+    )
+    made = load(Path("etc/config.yaml"), {}).config
+    assert made.server.tls == TlsConfig(cert=str(folder / "tls/cert.pem"), key=str(folder / "key.pem"))
+    assert made.log.requests == str(folder / "requests.jsonl")
+    assert made.server.model_copy(update={"tls": None}) == ServerConfig()
+
+
+def test_no_request_log_has_no_path(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(GOOD + "log: {requests: none}\n")
+    assert load(path, {}).config.log.requests is None
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("missing.pem", "there is no such file; write its path, seen from the folder of this file"),
+        ("certs", "this is not a file; write the path of one"),
+        ("config.yaml/cert.pem", "the file cannot be read (Not a directory); let the user who runs the"),
+        (
+            "x" * 300,
+            "the file cannot be read (File name too long); let the user who runs the gateway read it",
+        ),
+    ],
+)
+def test_a_certificate_that_cannot_be_read_is_a_problem_beside_all_others(
+    tmp_path: Path, name: str, why: str
+) -> None:
+    (tmp_path / "certs").mkdir()
+    (tmp_path / "key.pem").touch()
+    path = tmp_path / "config.yaml"
+    path.write_text(f"server:\n  prot: 1\n  tls:\n    cert: ${{CERT}}\n    key: key.pem\n{GOOD}")
+    with pytest.raises(ConfigError) as caught:
+        load(path, {"CERT": name})
+    unknown, unreadable = caught.value.problems
+    assert unknown.path == "server.prot"
+    assert str(unreadable).startswith(f"{path}:4:11: server.tls.cert: {why}")
+    assert name not in unreadable.message
+
+
+@pytest.mark.parametrize("name", ["''", '"a\\0"', "certs/", "[a]", "", "${NOPE}"])
+def test_the_name_of_a_certificate_that_is_none_is_one_problem(tmp_path: Path, name: str) -> None:
+    (tmp_path / "cert.pem").touch()
+    path = tmp_path / "config.yaml"
+    path.write_text(f"{GOOD}server:\n  tls:\n    cert: cert.pem\n    key: {name}\n")
+    with pytest.raises(ConfigError) as caught:
+        load(path, {})
+    assert [problem.path for problem in caught.value.problems] == ["server.tls.key"]
 
 
 def test_a_broken_file_is_named_as_it_was_given(tmp_path: Path) -> None:
@@ -838,8 +1184,14 @@ def test_a_file_that_cannot_be_read_is_a_problem(tmp_path: Path, name: str) -> N
 def test_a_config_is_built_from_plain_values() -> None:
     made = build(
         {
-            "server": {"port": 0, "drain_timeout": 0.5, "extra_paths": ("/v1/x",)},
-            "users": {"a": {"keys": ["a-plain-key", {"hash": HASH, "expires": None}]}},
+            "server": {"port": 0, "drain_timeout": 0.5, "extra_paths": ("/v1/x",), "metrics_from": ["::1"]},
+            "users": {
+                "a": {
+                    "admin": True,
+                    "keys": ["a-plain-key", {"hash": HASH, "expires": None, "limits": {"parallel": 2}}],
+                }
+            },
+            "log": {"requests": "r.jsonl"},
             "providers": {
                 "p": {"url": "http://p", "share": ["a"], "models": None, "timeouts": {"idle": "2m"}}
             },
@@ -847,6 +1199,9 @@ def test_a_config_is_built_from_plain_values() -> None:
     )
     assert (made.server.port, made.server.drain_timeout, made.server.extra_paths) == (0, 0.5, ("/v1/x",))
     assert [key.plain for key in made.users["a"].keys] == [True, False]
+    assert [key.limits.parallel for key in made.users["a"].keys] == [None, 2]
+    assert (made.users["a"].admin, made.log.requests) == (True, "r.jsonl")
+    assert made.server.metrics_from == (ip_network("::1/128"),)
     assert made.providers["p"].timeouts.idle == 120.0
     assert build({}) == Config()
 
@@ -870,7 +1225,7 @@ def test_a_config_cannot_be_changed() -> None:
 # --- Anything at all ------------------------------------------------------------------------------
 
 TEXTS = f"alice everyone {HASH} http://a http://[ 10s 1h 5MB ${{A}} ${{B}} a-plain-key * any".split()
-TEXTS += ["aa:bb:cc:dd:ee:ff", "10.0.0.255", "x-chat"]
+TEXTS += ["aa:bb:cc:dd:ee:ff", "10.0.0.255", "x-chat", "10.0.0.0/8", "::1", "none", "2M", "9" * 400, "/llm"]
 LEAVES = (
     st.none()
     | st.booleans()
@@ -885,6 +1240,8 @@ WORDS = st.sampled_from(
     server users groups providers health log keys url owner share models port alice bob hash key expires
     name route weight headers timeouts extra_paths [key] << 0 connect fall max_body host api_key
     Authorization queue streams affinity slots wake mac broadcast size timeout keepalive
+    base_path tls cert cors trusted_proxies metrics_from admin limits parallel tokens_per_day requests
+    requests_size requests_keep log
 """.split()
 )
 TREES = st.recursive(

@@ -11,10 +11,13 @@ import yaml
 
 from llmgateway.config import Config, Loaded, parse, schema
 from llmgateway.settings import (
+    LOOPBACK,
+    NO_LIMITS,
     SESSION_HEADERS,
     AffinityConfig,
     HealthConfig,
     KeyEntry,
+    LimitsConfig,
     LogConfig,
     ProviderConfig,
     QueueConfig,
@@ -22,6 +25,7 @@ from llmgateway.settings import (
     ServerConfig,
     StreamsConfig,
     TimeoutsConfig,
+    TlsConfig,
     UserConfig,
     WakeConfig,
 )
@@ -29,7 +33,7 @@ from llmgateway.settings import (
 EXAMPLE = Path(__file__).resolve().parent.parent / "config.example.yaml"
 TEXT = EXAMPLE.read_text(encoding="utf-8")
 MODELS: tuple[type[Section], ...] = (
-    *(Config, ServerConfig, UserConfig, KeyEntry),
+    *(Config, ServerConfig, TlsConfig, UserConfig, LimitsConfig, KeyEntry),
     *(ProviderConfig, TimeoutsConfig, WakeConfig, HealthConfig),
     *(QueueConfig, StreamsConfig, AffinityConfig, LogConfig),
 )
@@ -79,11 +83,14 @@ def test_every_setting_is_named(model: type[Section], name: str) -> None:
     assert re.search(rf"^[ #-]*{name}:( |$)", text, re.MULTILINE), f"{model.__name__}.{name} is not explained"
 
 
+OTHERS = {
+    (ServerConfig, name) for name in "base_path tls cors trusted_proxies metrics_from extra_paths".split()
+}
 SIMPLE = [
     (model, name, info.default)
     for model in (ServerConfig, HealthConfig, QueueConfig, StreamsConfig, LogConfig, TimeoutsConfig)
     for name, info in model.model_fields.items()
-    if name != "extra_paths"
+    if (model, name) not in OTHERS
 ]
 
 
@@ -94,6 +101,38 @@ def test_the_default_that_it_tells_is_the_default(model: type[Section], name: st
     told = re.findall(r"Default: ([^ \n]*[^ \n.,])", explained[0])
     assert told
     assert getattr(model.model_validate({name: _value(told[-1])}), name) == default
+
+
+def test_the_defaults_of_the_server_that_it_shows_are_the_defaults() -> None:
+    server = read(TEXT).config.server
+    assert server.base_path == ServerConfig().base_path == ""
+    assert server.cors == ServerConfig().cors == ()
+    assert server.trusted_proxies == ServerConfig().trusted_proxies == ()
+    assert server.metrics_from == ServerConfig().metrics_from == LOOPBACK
+    assert server.tls is ServerConfig().tls is None
+    told = (
+        'Default: "", nothing.\n  base_path: ',
+        "Default: [], none.\n  cors: [",
+        "Default: plain HTTP.\n  # tls:",
+    )
+    assert all(each in TEXT for each in (*told, "Default: [], none.\n  trusted_proxies: ["))
+
+
+def test_the_defaults_of_a_user_that_it_tells_are_the_defaults() -> None:
+    assert "Default: false.\n    admin: false" in TEXT
+    assert "Default: no limits.\n    limits:" in TEXT
+    assert (UserConfig().admin, UserConfig().limits) == (False, NO_LIMITS)
+    for name in LimitsConfig.model_fields:
+        assert re.search(rf"^      {name}: .*Default: no limit$", TEXT, re.MULTILINE)
+        assert getattr(NO_LIMITS, name) is None
+
+
+def test_the_commented_tls_is_valid_and_complete() -> None:
+    block = re.search(r"^  # tls:\n(  #   .*\n)+", TEXT, re.MULTILINE)
+    assert block is not None
+    text = "server:\n" + block[0].replace("  # ", "  ")
+    assert read(text).config.server.tls == TlsConfig(cert="fullchain.pem", key="privkey.pem")
+    assert set(yaml.safe_load(text)["server"]["tls"]) == set(TlsConfig.model_fields)
 
 
 def test_the_other_defaults_that_it_tells_are_the_defaults() -> None:
@@ -107,7 +146,10 @@ def test_the_other_defaults_that_it_tells_are_the_defaults() -> None:
 
 STARTS = {
     ServerConfig: "\nserver:",
+    TlsConfig: "\n  # tls:",
     UserConfig: "\n  bob:",
+    LimitsConfig: "\n    limits:",
+    KeyEntry: "\n      - name: phone",
     ProviderConfig: "\n#   office-gpu:",
     TimeoutsConfig: "timeouts:",
     WakeConfig: "#     wake:",
@@ -208,10 +250,16 @@ def _json(value: Any) -> Any:
         "providers:\n  a:\n    url: http://a\n    slots:\n    wake:\n",
         "queue: {size: '${PORT}', timeout: 10}\nstreams: {keepalive: 0}\naffinity:\n  headers:\n",
         "affinity: {headers: [x-chat]}",
+        "server: {base_path: /llm, tls: {cert: a, key: b}, cors: ['*'], trusted_proxies: [10.0.0.0/8]}",
+        "server: {base_path: '${H}', tls: , cors: , trusted_proxies: , metrics_from: []}",
+        "users: {a: {admin: true, limits: {parallel: 4, tokens_per_day: 2M, tokens_per_minute: '${PORT}'}}}",
+        "users: {a: {admin: '${T}', limits: , keys: [{key: a-plain-key, limits: {parallel: }}]}}",
+        "log: {requests: none, requests_size: 64KiB, requests_keep: 0}",
+        "log: {requests: a.jsonl, requests_size: 70000, requests_keep: '${PORT}'}",
     ],
 )
 def test_the_schema_accepts_what_the_file_accepts(text: str) -> None:
-    read(text, OFFICE_GPU_KEY="x", PORT="80")
+    read(text, OFFICE_GPU_KEY="x", PORT="80", T="true", H="/llm")
     assert of_editors(text) == []
 
 
@@ -232,6 +280,21 @@ def test_the_schema_accepts_what_the_file_accepts(text: str) -> None:
         "providers: {a: {url: http://a, slots: 0}}",
         "providers: {a: {url: http://a, wake: {}}}",
         "providers: {a: {url: http://a, wake: {mac: aabbccddeeff, port: 9}}}",
+        "server: {tls: {cert: a.pem}}",
+        "server: {tls: a.pem}",
+        "server: {cors: '*'}",
+        "server: {metrics_from: 10.0.0.0/8}",
+        "server: {base_path: 5}",
+        "users: {a: {admin: 1}}",
+        "users: {a: {admin: 'true'}}",
+        "users: {a: {limits: 60}}",
+        "users: {a: {limits: {per_hour: 60}}}",
+        "users: {a: {limits: {parallel: [1]}}}",
+        "users: {a: {keys: [{key: a-plain-key, limits: {parallel: 0.5}}]}}",
+        "log: {requests: }",
+        "log: {requests_size: 1.5}",
+        "log: {requests_keep: -1}",
+        "log: {requests_keep: 1001}",
     ],
 )
 def test_the_schema_refuses_what_the_file_refuses(text: str) -> None:

@@ -16,13 +16,13 @@ PACKAGE: Final = "llmgateway"
 
 # A module imports only modules that stand before it.
 ORDER: Final = (
-    "errors", "log",
-    "wire", "headers",
+    "errors", "log", "metrics",
+    "wire", "headers", "peers",
     "tree", "source", "values", "settings", "references", "config",
-    "keys", "discovery", "usage", "affinity", "fairness", "breaker",
-    "fleet", "router", "slots",
-    "exchange", "upstream", "health", "wake", "downstream", "proxy",
-    "app", "demo", "commands",
+    "keys", "sessions", "limits", "discovery", "usage", "history", "affinity", "fairness", "breaker",
+    "fleet", "router", "slots", "ledger",
+    "exchange", "upstream", "health", "wake", "journal", "tls", "downstream", "proxy",
+    "status", "pages", "app", "reload", "demo", "terminal", "commands",
 )  # fmt: skip
 PURE: Final = frozenset(ORDER[: ORDER.index("fleet")])
 OUTSIDE_PURE: Final = frozenset({"asyncio", "aiohttp", "socket", "ssl", "uvloop"})

@@ -1,0 +1,150 @@
+"""The request log on disk: JSON lines, written behind the event loop's back, rotated by size.
+
+A line costs a request one append to a bounded buffer. A task hands what has gathered to a thread, a few times
+a second at most. A full or broken disk costs lines, never requests: what cannot be written is dropped,
+counted, and complained about once.
+"""
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from llmgateway.log import Events
+
+events = Events("journal")
+
+MOST_LINES: Final = 20_000
+PAUSE_S: Final = 0.25
+_LAST_WORDS_S: Final = 2.0
+_MODE: Final = 0o600  # it tells who used what, and when
+
+
+class Journal:
+    """Writes the request log. Use as `async with`; leaving writes what is left."""
+
+    def __init__(self, path: Path | None, *, size_bytes: int, keep: int) -> None:
+        self.dropped = 0
+        """Lines that could not be written since the start."""
+        self._file = _Rotated(path, size_bytes, keep)
+        self._lines: deque[bytes] = deque()
+        self._news = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._broken = False
+
+    def adopt(self, path: Path | None, *, size_bytes: int, keep: int) -> None:
+        """Write to another file, or by other rules, from the next line on."""
+        self._file = _Rotated(path, size_bytes, keep)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Take a line; it is on disk a moment later."""
+        if self._file.path is None:
+            return
+        if len(self._lines) >= MOST_LINES:
+            self._lose(1, "the disk is too slow")
+            return
+        self._lines.append(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+        self._news.set()
+
+    async def __aenter__(self) -> "Journal":
+        self._task = asyncio.create_task(self._keep_writing())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        try:
+            async with asyncio.timeout(_LAST_WORDS_S):
+                await self._write_all()
+        except TimeoutError:
+            self._lose(len(self._lines), "the disk is too slow")
+
+    async def _keep_writing(self) -> None:
+        while True:
+            await self._news.wait()
+            await self._write_all()
+            await asyncio.sleep(PAUSE_S)  # so that a busy gateway writes many lines at a time
+
+    async def _write_all(self) -> None:
+        self._news.clear()
+        lines = list(self._lines)
+        if not lines or self._file.path is None:
+            self._lines.clear()
+            return
+        writing = asyncio.ensure_future(asyncio.to_thread(self._file.append, b"".join(lines)))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait([writing], timeout=_LAST_WORDS_S)  # else they would be written once more
+            self._forget(len(lines))
+            raise
+        except OSError as exc:
+            self._lose(len(lines), exc.strerror or str(exc))
+        else:
+            self._broken = False
+        self._forget(len(lines))
+
+    def _forget(self, count: int) -> None:
+        for _ in range(count):
+            self._lines.popleft()
+
+    def _lose(self, count: int, why: str) -> None:
+        self.dropped += count
+        if count and not self._broken:
+            self._broken = True
+            events.warning(
+                "cannot write the request log; its lines are dropped", file=self._file.path, why=why
+            )
+
+
+class _Rotated:
+    """A file, and those it was before: `name`, `name.1`, `name.2`, ..."""
+
+    def __init__(self, path: Path | None, size_bytes: int, keep: int) -> None:
+        self.path = path
+        self._size_bytes = size_bytes
+        self._keep = keep
+
+    def append(self, data: bytes) -> None:
+        """Write to the end; the file is opened anew each time, as it may have been moved or removed.
+
+        Raises OSError.
+        """
+        assert self.path is not None
+        with open(self.path, "ab", opener=_private) as opened:
+            cut = opened.tell() > 0 and not self._ends_with_a_line()
+            opened.write(b"\n" + data if cut else data)
+            size_bytes = opened.tell()
+        if size_bytes >= self._size_bytes:
+            self._rotate(self.path)
+
+    def _ends_with_a_line(self) -> bool:
+        """Tell whether the last line is whole; a full disk may have cut it."""
+        assert self.path is not None
+        with self.path.open("rb") as opened:
+            opened.seek(-1, 2)
+            return opened.read(1) == b"\n"
+
+    def _rotate(self, path: Path) -> None:
+        if not self._keep:
+            path.unlink()
+            return
+        for number in range(self._keep - 1, 0, -1):
+            older = numbered(path, number)
+            if older.exists():
+                older.replace(numbered(path, number + 1))
+        path.replace(numbered(path, 1))
+
+
+def numbered(path: Path, number: int) -> Path:
+    """Give the name of an older file of the log; 1 is the newest of those."""
+    return path.with_name(f"{path.name}.{number}")
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, _MODE)

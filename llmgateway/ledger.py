@@ -1,0 +1,323 @@
+"""What every request did: those in flight, those just finished, and the usage they add up to.
+
+An `Entry` is opened with a request and closed in its `finally`, so that whoever leaves is accounted for as
+well. Closing one books it everywhere at once: the totals of the day, the rates, the metrics, the request log.
+Nothing here looks at the clock by itself, and every map has a bound.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from llmgateway.metrics import Metrics
+from llmgateway.usage import Meter, Tokens
+
+RECENT: Final = 500
+MOST_TOTALS: Final = 10_000
+HISTORY_MINUTES: Final = 60
+_DAY_CHARACTERS: Final = len("2026-11-25")
+_SHORTEST_S: Final = 0.001
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One request from its head to its end. Moments are on the loop's clock, durations in seconds."""
+
+    id: str
+    endpoint: str
+    began: float
+    user: str | None = None
+    key: str | None = None
+    model: str = ""
+    provider: str = ""
+    affinity: str = ""
+    streams: bool = False
+    attempts: int = 0
+    body_s: float = 0.0
+    """How long the request's body took to arrive."""
+    queue_s: float = 0.0
+    sent_at: float | None = None
+    """When it was sent to the provider that has it now; None while it waits."""
+    overhead_s: float | None = None
+    """The gateway's own time before it was first sent."""
+    first_byte_at: float | None = None
+    meter: Meter | None = None
+    tokens: Tokens | None = None
+    """What it has cost; None before it is settled."""
+    prompt_estimate: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    status: int = 0
+    outcome: str = ""
+
+    @property
+    def phase(self) -> str:
+        """Tell how far it is, in a word."""
+        if self.first_byte_at is not None:
+            return "streaming"
+        if self.sent_at is not None:
+            return "sent"
+        return "waiting" if self.model else "reading"
+
+    def settle(self) -> Tokens | None:
+        """Give what it has cost, once it is over; None if no provider has worked on it.
+
+        One that was cut off before its first byte has had its prompt read, as far as anybody knows.
+        """
+        if self.tokens is None:
+            if self.meter is not None:
+                self.tokens = self.meter.tokens(self.prompt_estimate)
+            elif self.sent_at is not None:
+                self.tokens = Tokens(self.prompt_estimate, estimated=True)
+        return self.tokens
+
+    def sent(self, provider: str, now: float) -> None:
+        """Note that it goes to a provider now."""
+        self.provider = provider
+        self.attempts += 1
+        self.sent_at = now
+        if self.overhead_s is None:
+            self.overhead_s = max(0.0, now - self.began - self.body_s - self.queue_s)
+
+    def came_back(self) -> None:
+        """Note that the provider has refused it, or failed before the first byte: it has cost nothing."""
+        self.sent_at = self.meter = None
+
+
+@dataclass(slots=True)
+class Totals:
+    """What some requests cost together; `estimated` is how many of them are estimates."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    estimated: int = 0
+
+    def add(self, tokens: Tokens | None) -> None:
+        """Add one request."""
+        self.requests += 1
+        if tokens is not None:
+            self.prompt_tokens += tokens.prompt
+            self.completion_tokens += tokens.completion
+            self.cached_tokens += tokens.cached
+            self.reasoning_tokens += tokens.reasoning
+            self.estimated += tokens.estimated
+
+    def merge(self, other: "Totals") -> None:
+        """Add what others cost."""
+        for name, count in other.counts().items():
+            setattr(self, name, getattr(self, name) + count)
+
+    def counts(self) -> dict[str, int]:
+        """Give all counts by name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What usage is kept by; `day` is a date in UTC."""
+
+    day: str
+    user: str
+    key: str
+    model: str
+    provider: str
+
+
+@dataclass(slots=True)
+class _Minutes:
+    """Output tokens of one provider in each of the last minutes; `at` is the minute of the newest."""
+
+    at: int
+    tokens: deque[float] = field(default_factory=lambda: deque([0.0] * HISTORY_MINUTES, HISTORY_MINUTES))
+
+    def move_to(self, minute: int) -> None:
+        for _ in range(min(minute - self.at, HISTORY_MINUTES)):
+            self.tokens.append(0.0)
+        self.at = max(self.at, minute)
+
+    def spread(self, tokens: float, start_s: float, end_s: float) -> None:
+        """Add tokens evenly over the time in which they came."""
+        self.move_to(int(end_s // 60))
+        start_s = min(start_s, end_s - _SHORTEST_S)
+        rate = tokens / (end_s - start_s)
+        for age in range(HISTORY_MINUTES):
+            minute_s = (self.at - age) * 60.0
+            if minute_s + 60.0 <= start_s:
+                return
+            self.tokens[-1 - age] += rate * max(0.0, min(minute_s + 60.0, end_s) - max(minute_s, start_s))
+
+
+class Ledger:
+    """The books of one gateway."""
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        write: Callable[[Mapping[str, Any]], None],
+        is_known: Callable[[str], bool],
+    ) -> None:
+        """Keep books. `write` takes each line of the request log.
+
+        `is_known` tells whether a provider has a model: anybody can ask for any name, and one that nobody has
+        is no account and no label.
+        """
+        self._is_known = is_known
+        self.in_flight: dict[Entry, None] = {}
+        self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
+        self.totals: dict[Account, Totals] = {}
+        self._metrics = metrics
+        self._write = write
+        self._minutes: dict[str, _Minutes] = {}
+
+    def open(self, entry: Entry) -> None:
+        """Begin to follow a request."""
+        self.in_flight[entry] = None
+
+    def close(self, entry: Entry, *, now: float, wall: float) -> None:
+        """Book a request that has ended. `now` is on the loop's clock, `wall` in epoch seconds."""
+        self.in_flight.pop(entry, None)
+        tokens = entry.settle()
+        line = _line(entry, tokens, now=now, wall=wall)
+        self.recent.append(line)
+        self._write(line)
+        model = entry.model if entry.attempts or self._is_known(entry.model) else ""
+        if entry.user is not None:
+            account = Account(_day(wall), entry.user, entry.key or "", model, entry.provider)
+            self._account(account).add(tokens)
+        if tokens is not None:
+            begin = wall - (now - (entry.first_byte_at or now))
+            self._pace(entry.provider, wall).spread(tokens.completion, begin, wall)
+        self._count(entry, tokens, model, now)
+
+    def restore(self, before: Mapping[Account, Totals]) -> None:
+        """Add what had been used before the start."""
+        for account, totals in before.items():
+            self._account(account).merge(totals)
+
+    def hour(self, provider: str, *, now: float, wall: float) -> list[float]:
+        """Give a provider's output in tokens a second for each of the last 60 minutes, the oldest first.
+
+        What is in flight counts, spread over its time so far.
+        """
+        finished = self._pace(provider, wall)
+        minutes = _Minutes(finished.at, finished.tokens.copy())
+        for meter, for_s in self._answering(provider, now):
+            minutes.spread(meter.output_so_far, wall - for_s, wall)
+        return [round(tokens / 60.0, 3) for tokens in minutes.tokens]
+
+    def tokens_per_s(self, provider: str, *, now: float) -> float:
+        """Give the speed of what a provider is answering right now, each answer by its mean so far."""
+        return sum(
+            meter.output_so_far / max(for_s, _SHORTEST_S) for meter, for_s in self._answering(provider, now)
+        )
+
+    def _answering(self, provider: str, now: float) -> Iterator[tuple[Meter, float]]:
+        """Give the meter and the age in seconds of each answer that a provider is giving."""
+        for entry in self.in_flight:
+            if entry.meter is not None and entry.first_byte_at is not None and entry.provider == provider:
+                yield entry.meter, now - entry.first_byte_at
+
+    def _pace(self, provider: str, wall: float) -> _Minutes:
+        minutes = self._minutes.get(provider)
+        if minutes is None:
+            while len(self._minutes) >= MOST_TOTALS:
+                del self._minutes[next(iter(self._minutes))]
+            minutes = self._minutes[provider] = _Minutes(int(wall // 60))
+        minutes.move_to(int(wall // 60))
+        return minutes
+
+    def _account(self, account: Account) -> Totals:
+        totals = self.totals.get(account)
+        if totals is None:
+            while len(self.totals) >= MOST_TOTALS:
+                del self.totals[next(iter(self.totals))]
+            totals = self.totals[account] = Totals()
+        return totals
+
+    def _count(self, entry: Entry, tokens: Tokens | None, model: str, now: float) -> None:
+        user = entry.user or ""
+        self._metrics.finished(
+            (entry.endpoint, model, entry.provider, user, str(entry.status), entry.outcome),
+            total_s=now - entry.began,
+            first_byte_s=None if entry.first_byte_at is None else entry.first_byte_at - entry.began,
+            queue_s=entry.queue_s,
+            overhead_s=entry.overhead_s,
+        )
+        if tokens is not None:
+            self._metrics.tokens(
+                model,
+                entry.provider,
+                user,
+                estimated=tokens.estimated,
+                prompt=tokens.prompt,
+                completion=tokens.completion,
+                cached=tokens.cached,
+                reasoning=tokens.reasoning,
+            )
+
+
+def totals_of(lines: Iterable[Mapping[str, Any]]) -> dict[Account, Totals]:
+    """Add up lines of the request log, as the ledger that wrote them did."""
+    found: dict[Account, Totals] = {}
+    for line in lines:
+        if not line.get("user"):
+            continue
+        names = (str(line.get(name) or "") for name in ("user", "key", "model", "provider"))
+        account = Account(line["time"][:_DAY_CHARACTERS], *names)
+        if account in found or len(found) < MOST_TOTALS:
+            found.setdefault(account, Totals()).add(_tokens_in(line))
+    return found
+
+
+def _tokens_in(line: Mapping[str, Any]) -> Tokens | None:
+    counts = [line.get(f"{name}_tokens") for name in ("prompt", "completion", "cached", "reasoning")]
+    prompt, completion, cached, reasoning = (each if type(each) is int else 0 for each in counts)
+    told = type(counts[0]) is int
+    return Tokens(prompt, completion, cached, reasoning, bool(line.get("estimated"))) if told else None
+
+
+def _line(entry: Entry, tokens: Tokens | None, *, now: float, wall: float) -> dict[str, Any]:
+    """Give a request's line in the request log: never a prompt, an answer or a key."""
+    first_byte_at = entry.first_byte_at
+    return {
+        "time": moment(wall),
+        "id": entry.id,
+        "user": entry.user,
+        "key": entry.key,
+        "model": entry.model or None,
+        "provider": entry.provider or None,
+        "endpoint": entry.endpoint,
+        "status": entry.status,
+        "outcome": entry.outcome,
+        "queue_ms": _ms(entry.queue_s),
+        "first_byte_ms": None if first_byte_at is None else _ms(first_byte_at - entry.began),
+        "total_ms": _ms(now - entry.began),
+        "prompt_tokens": tokens and tokens.prompt,
+        "completion_tokens": tokens and tokens.completion,
+        "cached_tokens": tokens and tokens.cached,
+        "reasoning_tokens": tokens and tokens.reasoning,
+        "estimated": tokens is not None and tokens.estimated,
+        "bytes_in": entry.bytes_in,
+        "bytes_out": entry.bytes_out,
+        "attempts": entry.attempts,
+        "stream": entry.streams,
+        "affinity": entry.affinity,
+    }
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 1)
+
+
+def moment(wall: float) -> str:
+    """Write epoch seconds as the request log does: UTC, to the millisecond."""
+    return datetime.fromtimestamp(wall, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _day(wall: float) -> str:
+    return moment(wall)[:_DAY_CHARACTERS]

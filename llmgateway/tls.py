@@ -1,0 +1,52 @@
+"""HTTPS of our own: one server context, whose certificate can be renewed while it is in use.
+
+A new certificate is tried out first; then it is loaded into the context that the listener holds, which gives
+it to every connection made from then on.
+"""
+
+import ssl
+from typing import Final
+
+from llmgateway.config import TlsConfig
+
+_NO_PASSWORD: Final = "the key is encrypted; give one without a passphrase"
+
+
+class BadCertificate(Exception):
+    """The certificate and key cannot be used; the text says why."""
+
+
+class Certificate:
+    """The server's certificate and its key, as they are on disk."""
+
+    def __init__(self, config: TlsConfig) -> None:
+        """Load both. Raises BadCertificate."""
+        self._config = config
+        self.context = self._load(_fresh())
+
+    def renew(self) -> None:
+        """Take in what is on disk now. Raises BadCertificate; then the one in use stays."""
+        self._load(_fresh())
+        self._load(self.context)
+
+    def _load(self, context: ssl.SSLContext) -> ssl.SSLContext:
+        try:
+            context.load_cert_chain(self._config.cert, self._config.key, password=_refuse)
+        except ssl.SSLError as exc:
+            what = "the certificate and the key do not belong together, or one of them is not PEM"
+            raise BadCertificate(f"server.tls: {what} ({exc.reason or exc})") from exc
+        except (OSError, ValueError) as exc:
+            raise BadCertificate(f"server.tls: {getattr(exc, 'strerror', None) or exc}") from exc
+        return context
+
+
+def _fresh() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def _refuse() -> str:
+    """Answer instead of a prompt on the terminal."""
+    raise ValueError(_NO_PASSWORD)

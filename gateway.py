@@ -5,8 +5,11 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+import time
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,14 +21,24 @@ except ModuleNotFoundError as missing:
 from llmgateway.affinity import Affinity
 from llmgateway.app import App
 from llmgateway.breaker import RetryBudget
-from llmgateway.config import Config, build
+from llmgateway.config import Config, Loaded, TlsConfig, build
 from llmgateway.demo import MODEL, demo_provider
 from llmgateway.downstream import ClientServer, Patience
 from llmgateway.fleet import Fleet
 from llmgateway.health import Watch
-from llmgateway.keys import KeyRing, mint
+from llmgateway.history import COLUMNS, History
+from llmgateway.journal import Journal
+from llmgateway.keys import mint
+from llmgateway.ledger import Account, Ledger, Totals, moment, totals_of
+from llmgateway.limits import Limits
+from llmgateway.metrics import Metrics
+from llmgateway.pages import Pages
 from llmgateway.proxy import Proxy
+from llmgateway.reload import Reloader
+from llmgateway.sessions import Sessions
 from llmgateway.slots import Slots
+from llmgateway.status import Condition, Status
+from llmgateway.tls import BadCertificate, Certificate
 from llmgateway.upstream import Upstream
 from llmgateway.wake import Alarm
 
@@ -33,6 +46,8 @@ events = log.Events("gateway")
 
 DEFAULT_CONFIG = Path("config.yaml")
 BACKLOG = 1024
+DAY_S = 86_400.0
+KEY_VARIABLE = "LLMGATEWAY_KEY"
 LAST_WORDS_S = 1.0  # for handlers that were cut off to write what they have to say
 
 
@@ -43,18 +58,32 @@ class CannotListen(Exception):
 class Gateway:
     """A running gateway: `async with Gateway(config) as gateway`.
 
-    Leaving stops it at once; `drain` first to be kind.
+    Leaving stops it at once; `drain` first to be kind. `adopt` another config at any time.
     """
 
     def __init__(self, config: Config, patience: Patience | None = None) -> None:
+        """Wire everything up; nothing runs yet. Raises CannotListen if the certificate cannot be used."""
+        loop = asyncio.get_running_loop()
         self.config = config
         self.fleet = Fleet(config)
         self.port = 0
+        self.condition = Condition()
+        self.metrics = Metrics(__version__)
+        self.limits = Limits(time.time)
+        self.journal = Journal(**_journal(config))
+        self.ledger = Ledger(self.metrics, self.journal.write, self.fleet.advertises)
+        self._certificate = None if config.server.tls is None else _certificate(config.server.tls)
         self._upstream = Upstream()
         self._watch = Watch(self.fleet, self._upstream, Random())
         self.slots = Slots(self.fleet, Affinity(), config.queue, Random(), wake=Alarm().ring)
-        proxy = Proxy(self.slots, self._upstream, self._watch, RetryBudget())
-        self._app = App(config, KeyRing(config.users, config.groups), self.fleet, self._watch, proxy)
+        proxy = Proxy(self.slots, self._upstream, self._watch, RetryBudget(), self.limits, self.metrics)
+        self.status = Status(
+            self.condition, self._watch, self.fleet, self.slots, self.ledger, self.limits, loop.time
+        )
+        self.metrics.observe_now(self.status.gauges)
+        self.metrics.observe_dropped(lambda: self.journal.dropped)
+        self._pages = Pages(self.fleet, self._watch, self.status, self.metrics, Sessions(time.time))
+        self._app = App(config, self._pages, proxy, self.ledger)
         self._server = ClientServer(self._app.handle, patience or Patience())
         self._stack = AsyncExitStack()
 
@@ -65,25 +94,32 @@ class Gateway:
 
     @property
     def url(self) -> str:
-        """Where it listens, as a URL."""
-        host = self.config.server.host
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        """Where it listens, as a URL, with the base path."""
+        server = self.config.server
+        host = f"[{server.host}]" if ":" in server.host else server.host
+        scheme = "http" if self._certificate is None else "https"
+        return f"{scheme}://{host}:{self.port}{server.base_path}"
 
     async def __aenter__(self) -> "Gateway":
         """Listen and start to look at the providers. Raises CannotListen if the address can't be had."""
         server = self.config.server
         try:
             listener = await asyncio.get_running_loop().create_server(
-                self._server, server.host, server.port, backlog=BACKLOG
+                self._server,
+                server.host,
+                server.port,
+                backlog=BACKLOG,
+                ssl=None if self._certificate is None else self._certificate.context,
             )
         except (OSError, UnicodeError) as exc:
             raise CannotListen(f"cannot listen on {server.host}:{server.port}: {_words(exc)}.") from exc
         self.port = listener.sockets[0].getsockname()[1]
-        # Steps of the end, the last one first: cut what is in flight, close its connections, stop looking,
-        # stop listening.
+        # Steps of the end, the last one first: cut what is in flight, close its connections, write down what
+        # became of it, stop looking, stop listening.
         self._stack.callback(listener.close)
         self._stack.callback(self._upstream.close)
         await self._stack.enter_async_context(self._watch)
+        await self._stack.enter_async_context(self.journal)
         self._stack.push_async_callback(self._server.shutdown, LAST_WORDS_S)
         self._stack.callback(self._app.cut_off)
         events.info(f"listening on {self.url}", version=__version__, providers=len(self.fleet.providers))
@@ -92,37 +128,130 @@ class Gateway:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
+    def adopt(self, config: Config) -> None:
+        """Go on with another config: it holds for all that comes from now on; what is in flight goes on.
+
+        What cannot change while the gateway runs (address, port, whose certificate) stays as it was.
+        """
+        self.config = config
+        adopted = self.fleet.adopt(config)
+        self._upstream.retire(adopted.gone)
+        self._watch.adopt()
+        self.slots.adopt(config.queue)
+        self._app.adopt(config)
+        self.journal.adopt(**_journal(config))
+
+    def renew_certificate(self) -> None:
+        """Take in a certificate that has changed on disk. Raises BadCertificate; then the old one stays."""
+        if self._certificate is not None:
+            self._certificate.renew()
+
+    async def recall(self) -> None:
+        """Add up what the request log tells of today, before this start."""
+        requests, before = self.config.log.requests, self.condition.started_at
+        if requests is None:
+            return
+        try:
+            self.ledger.restore(await asyncio.to_thread(_used_today, Path(requests), before))
+        except FileNotFoundError:
+            pass  # the first start
+        except OSError as exc:
+            events.warning("cannot read the request log", file=requests, why=exc.strerror)
+
     async def drain(self) -> bool:
         """Take no new calls; wait for those in flight, within `drain_timeout`; tell whether all ended."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self.config.server.drain_timeout
-        self._app.draining = True
+        self._app.drain()
         in_time = await self._app.quiet(self.config.server.drain_timeout)
         return in_time and await self._server.delivered(max(0.0, end - loop.time()))
 
 
-async def serve(config: Config, greeting: str = "") -> int:
-    """Run until a signal: the first one drains, a second one ends it at once. Gives the exit code."""
+def _used_today(log: Path, before: float) -> dict[Account, Totals]:
+    now = moment(before)
+    return totals_of(line for line in History(log).read(before - before % DAY_S) if line["time"] < now)
+
+
+def _journal(config: Config) -> dict[str, Any]:
+    log = config.log
+    path = None if log.requests is None else Path(log.requests)
+    return {"path": path, "size_bytes": log.requests_size, "keep": log.requests_keep}
+
+
+def _certificate(config: TlsConfig) -> Certificate:
+    try:
+        return Certificate(config)
+    except BadCertificate as exc:
+        raise CannotListen(str(exc)) from exc
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the config comes from, so that it can be read again; `given` is what the command line sets."""
+
+    path: Path
+    loaded: Loaded
+    given: Mapping[str, Any]
+
+    def amend(self, config: Config) -> Config:
+        """Put what the command line sets in the place of what the file says."""
+        return config.model_copy(update={"server": config.server.model_copy(update=self.given)})
+
+    def reloader(self, gateway: Gateway) -> Reloader:
+        """Give what keeps a running gateway in step with the file."""
+        return Reloader(
+            self.path,
+            gateway.config,
+            partial(_adopt, gateway),
+            condition=gateway.condition,
+            metrics=gateway.metrics,
+            environ=os.environ,
+            warnings=self.loaded.warnings,
+            amend=self.amend,
+            renew_tls=gateway.renew_certificate,
+        )
+
+
+def _adopt(gateway: Gateway, config: Config) -> None:
+    log.configure(level=config.log.level, form=config.log.format)
+    gateway.adopt(config)
+
+
+async def serve(config: Config, greeting: str = "", source: Source | None = None) -> int:
+    """Run until a signal: the first one drains, a second one ends it at once. Gives the exit code.
+
+    SIGHUP has the source of the config read again.
+    """
     loop = asyncio.get_running_loop()
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, number)
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)  # it would end the process
     try:
-        async with Gateway(config) as gateway:
+        async with AsyncExitStack() as stack:
+            gateway = await stack.enter_async_context(Gateway(config))
+            if source is not None:
+                reloader = await stack.enter_async_context(source.reloader(gateway))
+                loop.add_signal_handler(signal.SIGHUP, reloader.now)
             if greeting:
                 print(greeting.format(url=gateway.url), flush=True)
-            name = (await signals.get()).name
-            events.info("draining", signal=name, limit_s=config.server.drain_timeout)
-            async with asyncio.TaskGroup() as group:
-                draining = group.create_task(gateway.drain())
-                impatience = group.create_task(_at_once(signals, draining))
-                await asyncio.wait([draining])
-                impatience.cancel()
-            events.info("stopping", in_time=not draining.cancelled() and draining.result())
-            return 1 if draining.cancelled() else 0
+            await gateway.recall()
+            return await _until_drained(gateway, signals)
     except CannotListen as problem:
         commands.say(str(problem))
         return 1
+
+
+async def _until_drained(gateway: Gateway, signals: asyncio.Queue[signal.Signals]) -> int:
+    name = (await signals.get()).name
+    events.info("draining", signal=name, limit_s=gateway.config.server.drain_timeout)
+    async with asyncio.TaskGroup() as group:
+        draining = group.create_task(gateway.drain())
+        impatience = group.create_task(_at_once(signals, draining))
+        await asyncio.wait([draining])
+        impatience.cancel()
+    events.info("stopping", in_time=not draining.cancelled() and draining.result())
+    return 1 if draining.cancelled() else 0
 
 
 async def _at_once(signals: asyncio.Queue[signal.Signals], draining: asyncio.Task[bool]) -> None:
@@ -151,7 +280,12 @@ async def serve_without_config(port: int | None) -> int:
         if not providers:
             providers, model = {"demo": {"url": await stack.enter_async_context(demo_provider())}}, MODEL
         server = {} if port is None else {"port": port}
-        tree = {"server": server, "users": {"you": {"keys": [key]}}, "providers": providers}
+        tree = {
+            "server": server,
+            "users": {"you": {"keys": [key], "admin": True}},
+            "providers": providers,
+            "log": {"requests": "none"},
+        }
         return await serve(build(tree), _greeting(key, found, model or "MODEL"))
 
 
@@ -167,6 +301,7 @@ def _greeting(key: str, found: str, model: str) -> str:
     if found:
         lines += ["What can be used:", "", f"  curl {auth} {{url}}/v1/models", ""]
     lines += ["Try it:", "", f"  {chat}", ""]
+    lines += ["Or look at {url}/gateway/ and sign in with the same key.", ""]
     return "\n".join((*lines, "config.example.yaml is the manual of every setting; copy it to config.yaml."))
 
 
@@ -181,11 +316,11 @@ def run(path: Path | None, host: str | None, port: int | None) -> int:
     loaded = commands.read_config(path or DEFAULT_CONFIG, os.environ)
     if loaded is None:
         return 1
-    config = loaded.config
     given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
-    config = config.model_copy(update={"server": config.server.model_copy(update=given)})
+    source = Source(path or DEFAULT_CONFIG, loaded, given)
+    config = source.amend(loaded.config)
     log.configure(level=config.log.level, form=config.log.format)
-    return _run(serve(config))
+    return _run(serve(config, source=source))
 
 
 def _run(main: Coroutine[Any, Any, int]) -> int:
@@ -212,6 +347,10 @@ def _checked(read: Callable[[str], Any]) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(f"{text!r} {exc}") from None
 
     return checked
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -249,6 +388,32 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     check.add_argument("--probe", action="store_true", help="ask every provider and show what it would serve")
     key = names.add_parser("key", parents=[anywhere], help="make a new API key")
     key.add_argument("user", metavar="USER", type=_checked(values.free_name))
+    names.add_parser(
+        "init", parents=[anywhere], help="write a first config file: what is found here, and a key"
+    )
+    usage = names.add_parser("usage", parents=[anywhere], help="show who used what, from the request log")
+    usage.add_argument(
+        "--since",
+        type=_checked(values.positive_duration),
+        default=30 * DAY_S,
+        metavar="TIME",
+        help="how far back: 12h, 7d (30d)",
+    )
+    usage.add_argument(
+        "--by",
+        type=_names,
+        default=["user", "model"],
+        metavar="COLUMNS",
+        help=f"what to add up by, of {', '.join(COLUMNS)} (user,model)",
+    )
+    status = names.add_parser("status", parents=[anywhere], help="show what the running gateway is doing")
+    status.add_argument("--json", action="store_true", help="print one snapshot as JSON")
+    status.add_argument("--url", help="the gateway to ask (the one of the config file)")
+    status.add_argument(
+        "--key",
+        default=os.environ.get(KEY_VARIABLE),
+        help=f"an API key to ask with (${KEY_VARIABLE}; else what the config file shows)",
+    )
     names.add_parser("schema", parents=[anywhere], help="print the JSON Schema of the config file")
     return parser.parse_args(argv)
 
@@ -273,6 +438,14 @@ def _main(given: argparse.Namespace) -> int:
             return commands.show_key(given.user)
         case "schema":
             return commands.show_schema()
+        case "init":
+            return commands.init(config or DEFAULT_CONFIG)
+        case "usage":
+            path = config or DEFAULT_CONFIG
+            return commands.show_usage(path, os.environ, since_s=given.since, by=given.by)
+        case "status":
+            path = config or DEFAULT_CONFIG
+            return commands.show_status(path, os.environ, url=given.url, key=given.key, as_json=given.json)
         case _:
             return run(config, getattr(given, "host", None), getattr(given, "port", None))
 

@@ -9,7 +9,7 @@ Pure: time is an argument, nothing waits. Two bounds hold always: the number of 
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Container, Hashable, Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Final
@@ -167,6 +167,10 @@ class Affinity:
             house.systems[thread.system] = now
             house.systems.move_to_end(thread.system)
             self._trim(house, now)
+
+    def keep(self, homes: Container[Hashable]) -> None:
+        """Forget what other providers than these hold: they are gone."""
+        self._houses = {home: house for home, house in self._houses.items() if home in homes}
 
     def live(self, home: Hashable, *, now: float) -> int:
         """Count the conversations that live with a provider."""

@@ -1,75 +1,75 @@
 """The face: the route table, authentication, the request id, and the one place where errors are rendered.
 
 Paths are compared as they came, undecoded, so that no spelling of a path reaches what is not in the table. A
-key is checked before a byte of the body is read.
+key is checked before a byte of the body is read. Every request to a forwarded endpoint has its entry in the
+ledger, whatever becomes of it.
 """
 
 import asyncio
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
-from urllib.parse import unquote
 
-import orjson
 from aiohttp import web
 
 from llmgateway.affinity import Thread, thread_of
 from llmgateway.config import Config
-from llmgateway.discovery import model_entry
 from llmgateway.downstream import MAX_HEAD_BYTES, Client, head_size
 from llmgateway.errors import (
     DRAINING,
     INTERNAL_ERROR,
+    INVALID_API_KEY,
     INVALID_REQUEST,
     METHOD_NOT_ALLOWED,
     NOT_FOUND,
     GatewayError,
 )
-from llmgateway.fleet import Fleet
-from llmgateway.health import Watch
 from llmgateway.keys import Caller, KeyRing, offered_keys
+from llmgateway.ledger import Entry, Ledger
 from llmgateway.log import Events, request_id
+from llmgateway.pages import CHAT, MODELS, Pages, draining
 from llmgateway.proxy import Call, Proxy
-from llmgateway.router import no_provider
 from llmgateway.upstream import Outgoing
 from llmgateway.wire import ENDPOINTS, Endpoint, dialect_of, peek
 
 events = Events("app")
 
-_MODELS: Final = "/v1/models"
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _SANE_QUERY: Final = re.compile(r"[!$-~]*")  # visible ASCII but for `"` and `#`
-_DRAIN_RETRY_S: Final = 5
+_SANE_FIELD_LIST: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~, -]{0,2048}")
 _LOGGED_CHARACTERS: Final = 100  # of what a client chose
-_BYTES_A_TOKEN: Final = 4
-_MOST_PROMPT_TOKENS: Final = 100_000  # images and files make a body long, not the prompt
-
-Handler = Callable[[web.BaseRequest, Client], Awaitable[None]]
+_MODEL_CHARACTERS: Final = 200
+_CLIENT_GONE: Final = 499  # as nginx logs it; it is never sent
+_PREFLIGHT_S: Final = 86_400
 
 
 class App:
-    """Answers every request: the gateway's own pages itself, the rest through the proxy."""
+    """Answers every request: the gateway's own pages by `Pages`, the rest through the proxy."""
 
-    def __init__(self, config: Config, keys: KeyRing, fleet: Fleet, watch: Watch, proxy: Proxy) -> None:
+    def __init__(self, config: Config, pages: Pages, proxy: Proxy, ledger: Ledger) -> None:
         self.draining = False
-        self._config = config
-        self._keys = keys
-        self._fleet = fleet
-        self._watch = watch
+        self._pages = pages
         self._proxy = proxy
-        self._started_at = int(time.time())
+        self._ledger = ledger
         self._running: dict[Client, asyncio.Task[None] | None] = {}
         self._none_running = asyncio.Event()
         self._none_running.set()
-        self._open: Mapping[str, Handler] = {"/healthz": self._healthz, "/readyz": self._readyz}
+        self.adopt(config)
+
+    def adopt(self, config: Config) -> None:
+        """Take in a config: it holds for every request that comes from now on."""
+        self._config = config
+        self._keys = KeyRing(config.users, config.groups)
+        self._pages.adopt(config, self._keys)
         extra = (Endpoint(path) for path in config.server.extra_paths)
         self._endpoints = {endpoint.path: endpoint for endpoint in (*ENDPOINTS, *extra)}
+        self._chat = self._endpoints["/v1/chat/completions"]
+        self._origins = frozenset(config.server.cors)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; whatever happens inside, it ends here, and the process goes on."""
-        path = _path(request.raw_path)
+        path = _below(self._config.server.base_path, _path(request.raw_path))
         own_id = request.headers.get("x-request-id", "")
         client = Client(
             request, own_id if _SANE_ID.fullmatch(own_id) else secrets.token_hex(12), dialect_of(path)
@@ -78,7 +78,8 @@ class App:
         if self.draining:
             client.close_after()
         try:
-            await self._answer(request, path, client)
+            if response := await self._answer(request, path, client):
+                return response
         except GatewayError as error:
             client.fail(error)
         except Exception:
@@ -86,123 +87,163 @@ class App:
             client.fail(GatewayError(INTERNAL_ERROR, "The gateway failed; its log says why."))
         return client.finished()
 
-    async def _answer(self, request: web.BaseRequest, path: str, client: Client) -> None:
+    async def _answer(self, request: web.BaseRequest, path: str, client: Client) -> web.StreamResponse | None:
         _check_head(request, client)
-        if handler := self._open.get(path):
-            _require_method(request, "GET", "HEAD")
-            await handler(request, client)
-            return
-        started = time.monotonic()
-        facts: dict[str, object] = {}
+        if page := self._pages.at(path, request.method):
+            return await page(request, client)
+        if self._origins and self._share(request, client):
+            return None
+        await self._follow(request, path, client)
+        return None
+
+    def _share(self, request: web.BaseRequest, client: Client) -> bool:
+        """Let pages of the origins in `server.cors` use the API; tells whether that was all that was asked.
+
+        The Fetch standard's CORS protocol, without credentials: a page sends its key by itself.
+        """
+        origin = request.headers.get("origin")
+        if origin is None:
+            return False
+        if "*" not in self._origins and origin.lower() not in self._origins:
+            client.tell([("Vary", "Origin")])
+            return False
+        anybody = "*" in self._origins
+        client.tell(
+            [
+                ("Access-Control-Allow-Origin", "*" if anybody else origin),
+                ("Access-Control-Expose-Headers", "*"),
+            ]
+        )
+        if not anybody:
+            client.tell([("Vary", "Origin")])
+        if request.method != "OPTIONS" or "access-control-request-method" not in request.headers:
+            return False
+        wanted = request.headers.get("access-control-request-headers", "")
+        client.tell(
+            [
+                ("Access-Control-Allow-Methods", "GET, POST"),
+                ("Access-Control-Max-Age", str(_PREFLIGHT_S)),
+                *([("Access-Control-Allow-Headers", wanted)] if _SANE_FIELD_LIST.fullmatch(wanted) else []),
+            ]
+        )
+        client.respond(204, b"", b"")
+        return True
+
+    async def _follow(self, request: web.BaseRequest, path: str, client: Client) -> None:
+        """Serve a request of the API, and write down what became of it."""
+        loop = asyncio.get_running_loop()
+        entry = Entry(client.request_id, path, loop.time())
         self._running[client] = asyncio.current_task()
         self._none_running.clear()
         try:
-            await self._serve(request, path, client, facts)
+            await self._serve(request, path, client, entry)
+            entry.outcome = "ok"
         except GatewayError as error:
-            facts["error"] = error.kind.type
+            entry.outcome = "truncated" if client.answered else error.kind.type
             client.fail(error)
         except asyncio.CancelledError:
-            facts["error"] = DRAINING.type if client.ended else "client_gone"
+            entry.outcome = DRAINING.type if client.ended else "client_gone"
+            raise
+        except Exception:
+            entry.outcome = INTERNAL_ERROR.type
             raise
         finally:
             del self._running[client]
             if not self._running:
                 self._none_running.set()
-            facts["ms"] = round((time.monotonic() - started) * 1000, 1)
-            facts["bytes"] = client.bytes_out
-            events.info("request", path=path[:_LOGGED_CHARACTERS], status=client.status, **facts)
+            entry.status = client.status or (500 if entry.outcome == INTERNAL_ERROR.type else _CLIENT_GONE)
+            entry.bytes_out = client.bytes_out
+            if entry in self._ledger.in_flight:
+                self._ledger.close(entry, now=loop.time(), wall=time.time())
+            self._log(entry, client, loop.time())
 
-    async def _serve(
-        self, request: web.BaseRequest, path: str, client: Client, facts: dict[str, object]
-    ) -> None:
-        endpoint = self._endpoints.get(path)
-        is_models = path == _MODELS or path.startswith(_MODELS + "/")
+    def _log(self, entry: Entry, client: Client, now: float) -> None:
+        facts: dict[str, object] = {"user": entry.user, "key": entry.key, "provider": entry.provider}
+        if entry.outcome == INVALID_API_KEY.type:
+            facts["client"] = client.address
+        if entry.attempts > 1:
+            facts["attempts"] = entry.attempts
+        if entry.queue_s:
+            facts["waited_ms"] = round(entry.queue_s * 1000, 1)
+        events.info(
+            "request",
+            path=entry.endpoint[:_LOGGED_CHARACTERS],
+            status=entry.status,
+            outcome="" if entry.outcome == "ok" else entry.outcome,
+            model=entry.model[:_LOGGED_CHARACTERS],
+            affinity=entry.affinity,
+            **facts,
+            ms=round((now - entry.began) * 1000, 1),
+            bytes=entry.bytes_out,
+        )
+
+    async def _serve(self, request: web.BaseRequest, path: str, client: Client, entry: Entry) -> None:
+        from_page = path == CHAT
+        endpoint = self._chat if from_page else self._endpoints.get(path)
+        is_models = path == MODELS or path.startswith(MODELS + "/")
         if endpoint is not None:
             _require_method(request, "POST")
+            entry.endpoint = endpoint.path
+            self._ledger.open(entry)
         elif is_models:
             _require_method(request, "GET", "HEAD")
         else:
             raise GatewayError(NOT_FOUND, "There is no such endpoint here.")
         if self.draining:
-            raise _draining()
-        caller = self._keys.recognise(offered_keys(request.headers), now=time.time())
-        facts |= {"user": caller.user, "key": caller.key_name}
-        if endpoint is None:
-            await self._models(path, caller, client)
+            raise draining()
+        if from_page:
+            self._pages.require_same_origin(request)
+            caller = self._pages.viewer(request)
         else:
-            await self._forward(request, endpoint, caller, client, facts)
+            caller = self._keys.recognise(offered_keys(request.headers), now=time.time())
+        entry.user, entry.key = caller.user, caller.key_name
+        if endpoint is None:
+            await self._pages.models(path, caller, client)
+        else:
+            await self._forward(request, endpoint, caller, client, entry)
 
     async def _forward(
-        self,
-        request: web.BaseRequest,
-        endpoint: Endpoint,
-        caller: Caller,
-        client: Client,
-        facts: dict[str, object],
+        self, request: web.BaseRequest, endpoint: Endpoint, caller: Caller, client: Client, entry: Entry
     ) -> None:
         if request.headers.get("content-encoding", "").lower() not in ("", "identity"):
             raise GatewayError(
                 INVALID_REQUEST, "A compressed request body is not understood; send it as it is."
             )
-        call = await self._call(request, endpoint, caller, client)
-        facts["model"] = call.model[:_LOGGED_CHARACTERS]
-        try:
-            await self._proxy.forward(call, caller, client)
-        finally:
-            facts |= _told_of(call)
+        call = await self._call(request, endpoint, caller, client, entry)
+        await self._proxy.forward(call, caller, client)
 
     async def _call(
-        self, request: web.BaseRequest, endpoint: Endpoint, caller: Caller, client: Client
+        self, request: web.BaseRequest, endpoint: Endpoint, caller: Caller, client: Client, entry: Entry
     ) -> Call:
         """Read the request, and from its body what routing needs to know."""
+        loop = asyncio.get_running_loop()
+        asked_at = loop.time()
         body = await client.read_body(self._config.server.max_body)
+        entry.body_s = loop.time() - asked_at
+        entry.bytes_in = len(body)
         seen = peek(body, endpoint.body, request.headers.get("content-type", ""))
+        entry.model, entry.streams = seen.model[:_MODEL_CHARACTERS], seen.streams
         names = self._config.affinity.headers
         session = next((value for name in names if (value := request.headers.get(name))), None)
         converses = endpoint.streams  # what answers in events builds on a KV cache, and nothing else does
         return Call(
             seen.model,
             Outgoing(
-                endpoint.path,
-                _query(request.raw_path),
-                tuple(request.raw_headers),
-                client.request_id,
-                body,
+                endpoint.path, _query(request.raw_path), tuple(request.raw_headers), client.request_id, body
             ),
             thread_of(seen, user=caller.user, session=session) if converses else Thread(),
-            prompt_tokens=min(len(body) // _BYTES_A_TOKEN, _MOST_PROMPT_TOKENS),
+            entry,
+            prompt_bytes=seen.prompt_bytes or len(body),
             output_limit=seen.output_limit,
             keepalive_s=self._config.streams.keepalive if seen.streams and endpoint.streams else 0.0,
         )
 
-    # -- the gateway's own pages
-
-    async def _healthz(self, _: web.BaseRequest, client: Client) -> None:
-        client.respond(200, b'{"status":"ok"}')
-
-    async def _readyz(self, _: web.BaseRequest, client: Client) -> None:
-        if self.draining:
-            raise _draining()
-        if self._watch.first_round.is_set():
-            client.respond(200, b'{"status":"ready"}')
-        else:
-            client.respond(503, b'{"status":"starting"}')
-
-    async def _models(self, path: str, caller: Caller, client: Client) -> None:
-        await self._watch.first_round.wait()
-        entries = {
-            name: model_entry(model, owned_by=provider, created=self._started_at)
-            for name, (model, provider) in sorted(self._fleet.models_for(caller).items())
-        }
-        wanted = unquote(path.removeprefix(_MODELS).removeprefix("/"))
-        if not wanted:
-            client.respond(200, orjson.dumps({"object": "list", "data": list(entries.values())}))
-        elif wanted in entries:
-            client.respond(200, orjson.dumps(entries[wanted]))
-        else:
-            raise no_provider(wanted)
-
     # -- the end
+
+    def drain(self) -> None:
+        """Take nothing new from now on."""
+        self.draining = True
+        self._pages.drain()
 
     async def quiet(self, limit_s: float) -> bool:
         """Wait until nothing is in flight, for `limit_s` seconds at most; tells whether that was enough."""
@@ -217,19 +258,9 @@ class App:
     def cut_off(self) -> None:
         """Tell everybody who is still being served that it is over."""
         for client, task in list(self._running.items()):
-            client.fail(_draining())
+            client.fail(draining())
             if task is not None:
                 task.cancel()
-
-
-def _told_of(call: Call) -> dict[str, object]:
-    """Give what is worth a place in the log of how a call went."""
-    facts: dict[str, object] = {"provider": call.provider, "affinity": call.affinity}
-    if call.attempts > 1:
-        facts["attempts"] = call.attempts
-    if call.waited_s:
-        facts["waited_ms"] = round(call.waited_s * 1000, 1)
-    return facts
 
 
 def _path(raw_path: str) -> str:
@@ -239,6 +270,13 @@ def _path(raw_path: str) -> str:
     if separator and scheme.lower() in ("http", "https"):
         return "/" + rest.partition("/")[2]
     return path
+
+
+def _below(base: str, path: str) -> str:
+    """Take the base path off; what is not below it is no path of ours."""
+    if not base:
+        return path
+    return path.removeprefix(base) if path == base or path.startswith(base + "/") else ""
 
 
 def _query(raw_path: str) -> str:
@@ -268,7 +306,3 @@ def _check_head(request: web.BaseRequest, client: Client) -> None:
     if trouble:
         client.close_after()
         raise GatewayError(INVALID_REQUEST, trouble)
-
-
-def _draining() -> GatewayError:
-    return GatewayError(DRAINING, "The gateway is shutting down.", (("Retry-After", str(_DRAIN_RETRY_S)),))

@@ -1,18 +1,22 @@
-"""The commands beside running: check, key, schema; and the search for LLM servers on this machine.
+"""The commands beside running: check, key, init, schema, usage, status; and the search for LLM servers here.
 
 Each gives the process's exit code: 0 good, 1 the config or the check failed.
 """
 
 import asyncio
 import json
+import os
 import sys
-from collections.abc import Mapping, Sized
+import time
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, Final
 
+from llmgateway import terminal
 from llmgateway.config import Config, ConfigError, Loaded, build, load, schema
 from llmgateway.fleet import Fleet, Probe, Provider, State
 from llmgateway.health import probe
+from llmgateway.history import History, render, tabulate
 from llmgateway.keys import digest, mint
 from llmgateway.upstream import Upstream
 
@@ -94,6 +98,103 @@ def show_key(user: str) -> int:
 def show_schema() -> int:
     """Print the JSON Schema of the config file, for editors."""
     print(json.dumps(schema(), indent=2))
+    return 0
+
+
+def init(path: Path) -> int:
+    """Write a first config file: the servers found on this machine, one user, an admin, and one key."""
+    if path.exists():
+        say(f"{path} is there already; move it away, or name another file with -c.")
+        return 1
+    servers, model = asyncio.run(find_servers())
+    key = mint()
+    text = _FIRST_CONFIG.format(providers=_first_providers(servers), key=digest(key).hex())
+    try:
+        with open(path, "x", opener=_private) as opened:
+            opened.write(text)
+    except OSError as exc:
+        say(f"{path} cannot be written: {exc.strerror}.")
+        return 1
+    found = ", ".join(servers) or "no LLM server; write the address of yours into it"
+    print(f"Wrote {path}. Found on this machine: {found}.\n")
+    print(f"Your API key (shown once, keep it safe):\n\n    {key}\n")
+    print("Then:\n\n    scripts/run\n")
+    body = json.dumps({"model": model or "MODEL", "messages": [{"role": "user", "content": "Hello"}]})
+    print(f"    curl -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\")
+    print(f"      -d '{body}' http://127.0.0.1:8900/v1/chat/completions")
+    return 0
+
+
+_FIRST_CONFIG: Final = """\
+# The config of the gateway. config.example.yaml is the manual of every setting.
+# `python gateway.py check` tells what is wrong with it. A running gateway takes in changes by itself.
+
+providers:
+{providers}
+users:
+  me:
+    admin: true        # sees everybody's usage on the live page
+    keys:
+      - sha256:{key}
+
+server:
+  host: 127.0.0.1      # 0.0.0.0 lets other machines in
+  port: 8900
+"""
+
+
+def _first_providers(servers: Mapping[str, Any]) -> str:
+    if not servers:
+        return "  # home-rig:\n  #   url: http://192.168.1.10:8080/v1\n"
+    return "".join(f"  {name}:\n    url: {entry['url']}\n" for name, entry in servers.items())
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)  # there may be secrets in it one day
+
+
+def show_usage(path: Path, environ: Mapping[str, str], *, since_s: float, by: Sequence[str]) -> int:
+    """Add up the request log of the last `since_s` seconds, and print the table."""
+    loaded = read_config(path, environ)
+    if loaded is None:
+        return 1
+    requests = loaded.config.log.requests
+    if requests is None:
+        say("The config keeps no request log (log.requests is none), so nothing is known.")
+        return 1
+    log = History(Path(requests))
+    try:
+        table = tabulate(log.read(time.time() - since_s), by)
+    except ValueError as exc:
+        say(f"--by: {exc}.")
+        return 2
+    except FileNotFoundError:
+        say(f"There is no request log at {requests} yet; the gateway begins one with the first request.")
+        return 1
+    except OSError as exc:
+        say(f"{requests} cannot be read: {exc.strerror}.")
+        return 1
+    print(render(table))
+    if log.skipped:
+        say(f"{log.skipped:,} damaged lines were left out.")
+    return 0
+
+
+def show_status(
+    path: Path, environ: Mapping[str, str], *, url: str | None, key: str | None, as_json: bool
+) -> int:
+    """Print what the running gateway is doing, again and again on a terminal."""
+    config = Config()
+    if url is None or key is None:
+        loaded = read_config(path, environ)
+        if loaded is None:
+            return 1
+        config = loaded.config
+    try:
+        asyncio.run(terminal.show(terminal.source_for(config, url, key), as_json=as_json))
+    except terminal.NoStatus as problem:
+        say(str(problem))
+        return 1
     return 0
 
 

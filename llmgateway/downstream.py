@@ -8,11 +8,12 @@ it.
 """
 
 import asyncio
+import re
 import secrets
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
@@ -37,6 +38,7 @@ _JSON: Final = b"Content-Type: application/json\r\n"
 _EVENT_STREAM: Final = (
     b"Content-Type: text/event-stream\r\nCache-Control: no-cache\r\nX-Accel-Buffering: no\r\n"
 )
+_OUR_FAMILIES: Final = re.compile(rb"(?mi)^(?:access-control-|x-ratelimit-)[^\r\n]*\r\n")
 _PING: Final = b'event: ping\ndata: {"type": "ping"}\n\n'
 
 
@@ -105,11 +107,18 @@ class Client:
         self._head: bytes | None = None
         self._chunked = self._sse = self._until_close = False
         self._tail = b""
+        self._own_lines = b""
 
     @property
     def started(self) -> bool:
         """True once bytes of an answer are on their way, so that the status cannot change any more."""
         return self.status != 0
+
+    @property
+    def address(self) -> str:
+        """The address that is connected: the client's, or a proxy's."""
+        peer = self._transport.get_extra_info("peername") if self._transport is not None else None
+        return str(peer[0]) if isinstance(peer, tuple) and peer else ""
 
     # -- the request
 
@@ -174,6 +183,10 @@ class Client:
 
     # -- the answer
 
+    def tell(self, headers: Iterable[tuple[str, str]]) -> None:
+        """Add fields of our own to the answer's head; the provider's of the same families give way."""
+        self._own_lines += "".join(f"{name}: {value}\r\n" for name, value in headers).encode()
+
     def respond(self, status: int, body: bytes, lines: bytes = _JSON) -> None:
         """Send a whole answer of the gateway's own."""
         if not self._request.content.is_eof():
@@ -226,7 +239,9 @@ class Client:
         self.status = status
         self._answered = True
         self._sse = head.is_sse
-        lines = [b"HTTP/1.1 %d %b\r\n" % (status, reason or _REASONS.get(status, b"")), head.lines, more]
+        passed = _OUR_FAMILIES.sub(b"", head.lines) if self._own_lines else head.lines
+        first = b"HTTP/1.1 %d %b\r\n" % (status, reason or _REASONS.get(status, b""))
+        lines = [first, passed, more, self._own_lines]
         if not head.dated:
             lines.append(b"Date: %b\r\n" % formatdate(time.time(), usegmt=True).encode())
         lines.append(f"x-request-id: {self.request_id}\r\n".encode())

@@ -3,6 +3,10 @@
 State that lives, owned by the one event loop. A provider's state changes only in its own methods, from facts
 that others gathered; nothing here touches the network. The last known models
 stay with a provider through a blip.
+
+A new config is taken over at once. A provider that is reached as before keeps all that is known of it; one
+that is reached in another way is another provider. What is in flight with one that is gone ends in its own
+time.
 """
 
 from collections.abc import Callable, Mapping
@@ -59,12 +63,14 @@ class Provider:
     in_flight: int = 0
     changed: Callable[[], None] = lambda: None
     breaker: Breaker = field(default_factory=Breaker)
+    gone: bool = False
+    """True once a newer config has no place for it: what it works on may end, and nothing new comes."""
     _told_slots: int | None = None
     _streak: int = 0  # probes in a row that spoke against the present state
     _refused_until: float = 0.0
 
     def __post_init__(self) -> None:
-        self.models = {name: Model(name) for name in self.config.models or ()}
+        self._serve_what_is_configured()
 
     @property
     def online(self) -> bool:
@@ -101,6 +107,23 @@ class Provider:
         return any(
             name == "everyone" or name == caller.user or name in caller.groups for name in config.share
         )
+
+    def reached_as(self, config: ProviderConfig) -> bool:
+        """Tell whether a config means the same server, spoken to in the same way."""
+        own = self.config
+        return (own.url, own.api_key, own.headers) == (config.url, config.api_key, config.headers)
+
+    def adopt(self, config: ProviderConfig, health: HealthConfig) -> None:
+        """Take over new settings; what is known of the server stays true.
+
+        A new list of models counts at once. Without one, the last known models stay until the next probe.
+        """
+        before, self.config, self.health = self.config, config, health
+        if config.models is not None and config.models != before.models:
+            self._serve_what_is_configured()
+
+    def _serve_what_is_configured(self) -> None:
+        self.models = {name: self.models.get(name, Model(name)) for name in self.config.models or ()}
 
     def observe(self, probe: Probe, *, now: float) -> None:
         """Take one probe into account: `fall` failures in a row mean offline, `rise` successes online."""
@@ -159,23 +182,67 @@ class Provider:
         self.state, self.reason = state, reason
 
 
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """What a new config has done to the providers, by name."""
+
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    gone: tuple[Provider, ...] = ()
+    """Those removed and those replaced."""
+
+
 class Fleet:
     """All providers of the gateway, in the order of the config file."""
 
     def __init__(self, config: Config) -> None:
         self._listeners: list[Callable[[], None]] = []
+        self.providers: dict[str, Provider] = {}
+        self.adopt(config)
+
+    def adopt(self, config: Config) -> Adopted:
+        """Have the providers of this config, and no others, in its order.
+
+        Those that are gone are for the caller to retire; what they work on ends untouched.
+        """
+        before = self.providers
+        kept = {
+            name: provider
+            for name, provider in before.items()
+            if name in config.providers and provider.reached_as(config.providers[name])
+        }
+        changed = tuple(name for name, p in kept.items() if p.config != config.providers[name])
+        for name, provider in kept.items():
+            provider.adopt(config.providers[name], config.health)
         self.providers = {
-            name: Provider(name, entry, config.health, changed=self._changed)
+            name: kept.get(name) or Provider(name, entry, config.health, changed=self._changed)
             for name, entry in config.providers.items()
         }
+        gone = tuple(provider for name, provider in before.items() if name not in kept)
+        for provider in gone:
+            provider.gone = True
+        self._changed()
+        return Adopted(
+            added=tuple(name for name in self.providers if name not in before),
+            removed=tuple(name for name in before if name not in self.providers),
+            replaced=tuple(p.name for p in gone if p.name in self.providers),
+            changed=changed,
+            gone=gone,
+        )
 
     def on_change(self, listener: Callable[[], None]) -> None:
-        """Have a function called whenever a provider's state, models or capacity change."""
+        """Have a function called whenever a provider's state, models or capacity change, or who is there."""
         self._listeners.append(listener)
 
     def _changed(self) -> None:
         for listener in self._listeners:
             listener()
+
+    def advertises(self, model: str) -> bool:
+        """Tell whether any provider, up or not, has a model."""
+        return any(model in provider.models for provider in self.providers.values())
 
     def usable_by(self, caller: Caller) -> list[Provider]:
         """Give the providers that this caller may use, whatever their state, in their order."""

@@ -75,6 +75,8 @@ class AnswerHead:
 
     lines: bytes
     content_length: int | None
+    is_events: bool = False
+    """An event stream, compressed or not."""
     is_sse: bool = False
     """An event stream that may be added to: not compressed."""
     dated: bool = False
@@ -102,7 +104,7 @@ def answer_head(fields: Sequence[Field]) -> AnswerHead:
         if b"cache-control" not in seen:
             lines.append(b"Cache-Control: no-cache\r\n")
     is_sse = events and value_of(fields, b"content-encoding") in (None, b"", b"identity")
-    return AnswerHead(b"".join(lines), length, is_sse, dated=b"date" in seen)
+    return AnswerHead(b"".join(lines), length, events, is_sse, dated=b"date" in seen)
 
 
 def _number(text: bytes) -> int | None:

@@ -7,6 +7,7 @@ a probe says.
 
 import asyncio
 import time
+from dataclasses import dataclass
 from random import Random
 from typing import Final
 
@@ -110,61 +111,111 @@ async def _with_details(
     return Probe(State.ONLINE, "", facts.models, facts.slots)
 
 
+@dataclass(slots=True)
+class _Watched:
+    """A provider under watch. `settings` are those that the task looks at it with."""
+
+    task: asyncio.Task[None]
+    settings: object
+    asked: asyncio.Event
+    seen: asyncio.Event
+
+
 class Watch:
     """Keeps the fleet's picture of its providers current. Use as `async with`; tasks end with it."""
 
     def __init__(self, fleet: Fleet, upstream: Upstream, chance: Random) -> None:
         self.first_round = asyncio.Event()
-        """Set once every provider has been looked at."""
+        """Set once every provider has been looked at, and for good."""
         self._fleet = fleet
         self._upstream = upstream
         self._chance = chance
-        self._asked: dict[str, asyncio.Event] = {name: asyncio.Event() for name in fleet.providers}
-        self._unseen = set(fleet.providers)
-        self._tasks: list[asyncio.Task[None]] = []
+        self._watched: dict[Provider, _Watched] = {}
+        self._ending: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> "Watch":
-        self._tasks = [asyncio.create_task(self._keep_watch(p)) for p in self._fleet.providers.values()]
-        if not self._unseen:
-            self.first_round.set()
+        self.adopt()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for provider in list(self._watched):
+            self._leave(provider)
+        await asyncio.gather(*self._ending, return_exceptions=True)
+
+    def adopt(self) -> None:
+        """Watch the providers that are in the fleet now, and no others.
+
+        One that has to be looked at in another way from now on is looked at once more.
+        """
+        for provider, watched in list(self._watched.items()):
+            is_there = self._fleet.providers.get(provider.name) is provider
+            if not is_there or watched.settings != _settings(provider):
+                self._leave(provider)
+        for provider in self._fleet.providers.values():
+            if provider not in self._watched:
+                self._begin(provider)
+        self._note_first_round()
+
+    def _begin(self, provider: Provider) -> None:
+        asked, seen = asyncio.Event(), asyncio.Event()
+        task = asyncio.create_task(self._keep_watch(provider, asked, seen))
+        self._watched[provider] = _Watched(task, _settings(provider), asked, seen)
+
+    def _leave(self, provider: Provider) -> None:
+        watched = self._watched.pop(provider)
+        watched.seen.set()  # nobody waits for what will not come
+        watched.task.cancel()
+        self._ending.add(watched.task)
+        watched.task.add_done_callback(self._ending.discard)
 
     def look_now(self, provider: Provider) -> None:
         """Ask for a probe without waiting for its turn: real traffic could not reach the provider."""
-        self._asked[provider.name].set()
+        if (watched := self._watched.get(provider)) is not None:
+            watched.asked.set()
 
-    async def _keep_watch(self, provider: Provider) -> None:
+    async def settled(self) -> None:
+        """Wait until every provider of the fleet has been looked at, each for at most `health.timeout`.
+
+        A provider that a newer config brings meanwhile is waited for as well.
+        """
+        while (unseen := self._unseen()) is not None:
+            await unseen.seen.wait()
+
+    def _unseen(self) -> _Watched | None:
+        return next((watched for watched in self._watched.values() if not watched.seen.is_set()), None)
+
+    def _note_first_round(self) -> None:
+        if self._unseen() is None:
+            self.first_round.set()
+
+    async def _keep_watch(self, provider: Provider, asked: asyncio.Event, seen: asyncio.Event) -> None:
         while True:
             try:
                 await self._look(provider)
             except Exception:
                 events.exception("probe failed", provider=provider.name)
-            self._unseen.discard(provider.name)
-            if not self._unseen:
-                self.first_round.set()
-            await self._pause(provider)
+            seen.set()
+            self._note_first_round()
+            await self._pause(provider, asked)
 
     async def _look(self, provider: Provider) -> None:
         seen = await probe(self._upstream, provider)
         lately = asyncio.get_running_loop().time() - max(provider.health.interval, provider.health.timeout)
-        if seen.state in _FAILED and not seen.certain and self._upstream.last_byte(provider) > lately:
+        streamed_at = self._upstream.last_byte(provider)
+        # Right after a start of the machine the clock is young, and "lately" may lie before its zero.
+        streams = streamed_at > 0 and streamed_at > lately
+        if seen.state in _FAILED and not seen.certain and streams:
             events.debug("probe failed while streaming", provider=provider.name, reason=seen.reason)
             seen = Probe(State.ONLINE)
         provider.observe(seen, now=time.monotonic())
         self._upstream.sweep(provider)
 
-    async def _pause(self, provider: Provider) -> None:
+    async def _pause(self, provider: Provider, asked: asyncio.Event) -> None:
         """Wait for the next turn, or for somebody who asks; never less than a second, however many ask."""
         usual_s = provider.health.interval
         if provider.state is State.WARMING:
             usual_s = min(usual_s, _WARMING_S)
         interval_s = usual_s * (1 + _JITTER * (2 * self._chance.random() - 1))
-        asked = self._asked[provider.name]
         least_s = min(_LEAST_PAUSE_S, interval_s)
         await asyncio.sleep(least_s)
         try:
@@ -173,3 +224,8 @@ class Watch:
         except TimeoutError:
             pass
         asked.clear()
+
+
+def _settings(provider: Provider) -> object:
+    """Give the settings that make a difference to how a provider is looked at, and how often."""
+    return provider.config.models, provider.health

@@ -13,10 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from llmgateway.config import KeyConfig, UserConfig
+from llmgateway.config import NO_LIMITS, KeyConfig, LimitsConfig, UserConfig
 from llmgateway.errors import INVALID_API_KEY, MODEL_NOT_ALLOWED, GatewayError
 
 _RANDOM_BYTES: Final = 32
+_LOCAL: Final = b"llmgateway status"
 
 
 def mint() -> str:
@@ -43,6 +44,12 @@ class Caller:
     key_name: str | None = None
     expires_at: float | None = None
     models: tuple[re.Pattern[str], ...] = ()
+    admin: bool = False
+    key_id: str = ""
+    """Tells keys apart where their names do not; it is no secret."""
+    limits: LimitsConfig = NO_LIMITS
+    """Of the user, over all of their keys."""
+    key_limits: LimitsConfig = NO_LIMITS
 
     def may_use(self, model: str) -> bool:
         """Tell whether this key is good for the model, whoever serves it."""
@@ -72,14 +79,33 @@ class KeyRing:
         problem = "No API key given. Send 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
         for key in offered:
             problem = "Invalid API key."
-            offered_digest = digest(key)
-            known, caller = self._callers.get(offered_digest, (b"", None))
-            if caller is None or not hmac.compare_digest(known, offered_digest):
+            caller = self.find(digest(key))
+            if caller is None:
                 continue
             if caller.expires_at is None or now < caller.expires_at:
                 return caller
             problem = "This API key has expired."
         raise GatewayError(INVALID_API_KEY, problem, (("WWW-Authenticate", "Bearer"),))
+
+    def find(self, key_digest: bytes) -> Caller | None:
+        """Name the caller by the digest of a key, in force or not."""
+        known, caller = self._callers.get(key_digest, (b"", None))
+        return caller if hmac.compare_digest(known, key_digest) else None
+
+    @property
+    def callers(self) -> list[Caller]:
+        """Give all callers, one for each key."""
+        return [caller for _, caller in self._callers.values()]
+
+    @property
+    def local_token(self) -> str | None:
+        """Give what shows that somebody can read the config file; None if there is no key in it.
+
+        The file is the administration: who can read it may see how its gateway fares, and no more than that.
+        """
+        if not self._callers:
+            return None
+        return hmac.digest(b"".join(sorted(self._callers)), _LOCAL, "sha256").hex()
 
 
 def _caller(name: str, user: UserConfig, groups: frozenset[str], key: KeyConfig) -> Caller:
@@ -91,6 +117,10 @@ def _caller(name: str, user: UserConfig, groups: frozenset[str], key: KeyConfig)
         key_name=key.name,
         expires_at=key.expires_at,
         models=tuple(re.compile(fnmatch.translate(glob)) for glob in key.models),
+        admin=user.admin,
+        key_id=key.digest.hex()[:16],
+        limits=user.limits,
+        key_limits=key.limits,
     )
 
 

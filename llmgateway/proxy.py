@@ -31,11 +31,14 @@ from llmgateway.fleet import Provider
 from llmgateway.headers import Field, answer_head, value_of
 from llmgateway.health import Watch
 from llmgateway.keys import Caller
+from llmgateway.ledger import Entry
+from llmgateway.limits import Limits
 from llmgateway.log import Events
+from llmgateway.metrics import Metrics
 from llmgateway.router import no_provider
 from llmgateway.slots import NoCandidate, Order, Slots
 from llmgateway.upstream import Outgoing, Upstream
-from llmgateway.usage import Meter, Tokens
+from llmgateway.usage import Meter, PromptSize
 
 events = Events("proxy")
 
@@ -50,21 +53,16 @@ _GZIP_OR_ZLIB: Final = zlib.MAX_WBITS | 32
 
 @dataclass(slots=True)
 class Call:
-    """One request to be forwarded, and how it went."""
+    """One request to be forwarded, and the entry in which it is written down how that goes."""
 
     model: str
     outgoing: Outgoing
     thread: Thread
-    prompt_tokens: int = 1
-    """An estimate."""
+    entry: Entry
+    prompt_bytes: int = 0
     output_limit: int | None = None
     keepalive_s: float = 0.0
     """Silence after which its stream gets a comment; 0 if it must not have one."""
-    provider: str = ""
-    attempts: int = 0
-    waited_s: float = 0.0
-    affinity: str = ""
-    tokens: Tokens | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +80,9 @@ class Held:
 class Metered:
     """Passes an answer on to the client, and looks at each piece after it was written."""
 
-    def __init__(self, client: Client, *, sse: bool) -> None:
-        self.meter = Meter(sse=sse)
+    def __init__(self, client: Client, meter: Meter) -> None:
         self._client = client
+        self._meter = meter
 
     @property
     def full(self) -> bool:
@@ -94,17 +92,28 @@ class Metered:
     def feed(self, data: bytes, *, final: bool) -> None:
         """Write first, count afterwards."""
         self._client.feed(data, final=final)
-        self.meter.feed(data)
+        self._meter.feed(data)
 
 
 class Proxy:
     """Carries calls to providers and their answers back."""
 
-    def __init__(self, slots: Slots, upstream: Upstream, watch: Watch, budget: RetryBudget) -> None:
+    def __init__(
+        self,
+        slots: Slots,
+        upstream: Upstream,
+        watch: Watch,
+        budget: RetryBudget,
+        limits: Limits,
+        metrics: Metrics,
+    ) -> None:
         self._slots = slots
         self._upstream = upstream
         self._watch = watch
         self._budget = budget
+        self._limits = limits
+        self._metrics = metrics
+        self._prompts = PromptSize()
 
     async def forward(self, call: Call, caller: Caller, client: Client) -> None:
         """Carry one call to a provider and its answer back, byte for byte. Raises GatewayError.
@@ -112,18 +121,32 @@ class Proxy:
         An error raised after the client has been sent bytes is to be told as the end of the stream.
         """
         caller.require(call.model)
+        entry = call.entry
+        with self._limits.admit(
+            caller.user, caller.limits, caller.key_id, caller.key_limits, key_name=caller.key_name
+        ) as admission:
+            client.tell(admission.headers())
+            entry.prompt_estimate = self._prompts.estimate(call.model, call.prompt_bytes)
+            try:
+                await self._lease_and_serve(call, caller, client)
+            finally:
+                if (tokens := entry.settle()) is not None:
+                    admission.charge(tokens.prompt + tokens.completion)
+
+    async def _lease_and_serve(self, call: Call, caller: Caller, client: Client) -> None:
+        entry = call.entry
         self._budget.deposit(_now())
-        expected = cost(call.prompt_tokens, self._slots.expected_output(call.model, call.output_limit))
+        expected = cost(entry.prompt_estimate, self._slots.expected_output(call.model, call.output_limit))
         with (
-            self._slots.order(caller, call.model, call.thread, expected) as order,
+            self._slots.order(caller, call.model, call.thread, expected, entry.id) as order,
             _heart(call, client, order, self._slots),
         ):
             if not self._slots.hopeful(order):
-                await self._watch.first_round.wait()
+                await self._watch.settled()
             try:
                 await self._serve(call, client, order)
             finally:
-                call.waited_s, call.affinity = order.waited_s, order.affinity
+                entry.queue_s, entry.affinity = order.waited_s, order.affinity
 
     async def _serve(self, call: Call, client: Client, order: Order) -> None:
         failures: list[ProviderFailed] = []
@@ -132,13 +155,16 @@ class Proxy:
             try:
                 provider = await self._slots.acquire(order)
             except NoCandidate:
+                await self._watch.settled()  # another config may have brought somebody else
+                if self._slots.hopeful(order):
+                    continue
                 break
             except GatewayError:
                 if held is None and all(isinstance(failure, ProviderWarming) for failure in failures):
                     raise
                 break  # there is a better answer than that the queue is full
-            call.provider = provider.name
-            call.attempts += 1
+            call.entry.queue_s = order.waited_s
+            call.entry.sent(provider.name, _now())
             order.tried.add(provider.name)
             try:
                 answer = await self._attempt(provider, call, client, order)
@@ -146,13 +172,14 @@ class Proxy:
                 self._learn(provider, failure, order)
                 if client.answered:
                     raise GatewayError(UPSTREAM_ERROR, failure.message) from failure
-                self._slots.refund(order)
+                self._give_up_on(call, order, provider, failure.reason)
                 failures.append(failure)
                 continue
             finally:
                 self._slots.end_attempt(order, provider)
             if answer is None:
                 return
+            self._give_up_on(call, order, provider, f"status_{answer.status}")
             held = answer
         if held is None:
             raise _none_left(call.model, failures)
@@ -174,7 +201,6 @@ class Proxy:
                 if exchange.failure is not None:
                     raise exchange.failure
                 if whole:
-                    self._slots.refund(order)
                     own_lines = _own_lines(provider.name, order)
                     return Held(provider, exchange.status, exchange.reason, exchange.fields, body, own_lines)
             call.outgoing.body = b""
@@ -202,20 +228,32 @@ class Proxy:
             client.resume_stream()
         else:
             client.begin(exchange.status, exchange.reason, head, _own_lines(provider.name, order))
-        sink = Metered(client, sse=head.is_sse)
+        entry = call.entry
+        entry.first_byte_at = _now()
+        coding = value_of(exchange.fields, b"content-encoding") or b""
+        entry.meter = Meter(sse=head.is_events, coding=coding)
         client.hold(exchange)
         try:
-            await exchange.relay(sink, provider.config.timeouts.idle)
+            await exchange.relay(Metered(client, entry.meter), provider.config.timeouts.idle)
         finally:
             client.hold(None)
             if exchange.status >= 400:
+                entry.came_back()
                 self._slots.refund(order)
-            else:
-                call.tokens = sink.meter.tokens(call.prompt_tokens)
-                self._slots.settle(order, call.tokens)
+            elif (tokens := entry.settle()) is not None:
+                self._slots.settle(order, tokens)
+                if not tokens.estimated:
+                    self._prompts.learn(call.model, call.prompt_bytes, tokens.prompt)
+
+    def _give_up_on(self, call: Call, order: Order, provider: Provider, reason: str) -> None:
+        """Look for another provider: this one has served nothing."""
+        self._slots.refund(order)
+        call.entry.came_back()
+        self._metrics.failed_over(provider.name, reason)
 
     def _pass_on(self, held: Held, call: Call, client: Client) -> None:
-        call.provider = held.provider.name
+        call.entry.provider = held.provider.name
+        call.entry.first_byte_at = _now()
         if client.started:
             raise _too_late(held.provider, held.status, held.fields, held.body)
         client.begin(held.status, held.reason, answer_head(held.fields), held.own_lines)

@@ -52,6 +52,7 @@ class Order:
     model: str
     thread: Thread
     estimate: float
+    request_id: str = ""
     tried: set[str] = field(default_factory=set)
     waited_s: float = 0.0
     affinity: str = ""
@@ -110,16 +111,23 @@ class Slots:
         self._timer: asyncio.TimerHandle | None = None
         fleet.on_change(self._dispatch)
 
+    def adopt(self, queue: QueueConfig) -> None:
+        """Take over new settings; who waits already keeps the place and the time they were given."""
+        self._queue = queue
+        self._affinity.keep(self._fleet.providers)
+
     # -- one request
 
     @contextmanager
-    def order(self, caller: Caller, model: str, thread: Thread, estimate: float) -> Iterator[Order]:
+    def order(
+        self, caller: Caller, model: str, thread: Thread, estimate: float, request_id: str = ""
+    ) -> Iterator[Order]:
         """Let a request take part: its user is active until it leaves.
 
         What `settle` has not corrected by then stays charged as it was estimated.
         """
         self._arrivals += 1
-        order = Order(caller, model, thread, estimate, arrival=self._arrivals)
+        order = Order(caller, model, thread, estimate, request_id, arrival=self._arrivals)
         self._fair.enter(caller.user)
         try:
             yield order
@@ -190,6 +198,24 @@ class Slots:
     def depth(self, model: str) -> int:
         """Count the waiters for a model."""
         return sum(order.model == model for order in self._waiting)
+
+    @property
+    def waiting(self) -> Sequence[Order]:
+        """Those who wait, in no special order."""
+        return self._waiting
+
+    def waiting_by_provider(self) -> Counter[str]:
+        """Count for each provider the waiters that it could serve; one may be counted at several."""
+        return Counter(p.name for order in self._waiting for p in self._candidates(order))
+
+    def positions(self) -> dict[str, int]:
+        """Give the place of every waiter in the queue for its model, from 1, by the id of its request."""
+        ahead: Counter[str] = Counter()
+        positions = {}
+        for order in self._outlook():
+            ahead[order.model] += 1
+            positions[order.request_id] = ahead[order.model]
+        return positions
 
     def position(self, order: Order) -> int:
         """Tell a waiter's place in the queue for its model, from 1; 0 if it does not wait."""

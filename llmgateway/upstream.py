@@ -3,14 +3,17 @@
 Foreign exceptions are translated here, and only here. A request that met a connection which the provider had
 just closed is sent once more on a fresh one, if no byte of an answer came; nothing else is ever sent twice by
 this module.
+
+The pool of a provider that a new config has no place for keeps no connection, and lasts as long as its last
+exchange.
 """
 
 import asyncio
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
@@ -67,6 +70,8 @@ class Pool:
 
     def __init__(self, provider: Provider, address: Address, tls: ssl.SSLContext | None) -> None:
         self.address = address
+        self.users = 0
+        """How many exchanges it is needed for."""
         self._provider = provider
         self._tls = tls
         self._idle: list[Connection] = []
@@ -144,7 +149,7 @@ class Pool:
         return connection
 
     def _went_idle(self, connection: Connection) -> None:
-        if len(self._idle) < MAX_IDLE_CONNECTIONS:
+        if len(self._idle) < MAX_IDLE_CONNECTIONS and not self._provider.gone:
             self._idle.append(connection)
         else:
             connection.abort()
@@ -214,6 +219,31 @@ class Upstream:
             pool = self._pools[provider] = Pool(provider, address, self._tls if address.secure else None)
         return pool
 
+    @contextmanager
+    def _use(self, provider: Provider) -> Iterator[Pool]:
+        """Give the provider's pool for one exchange; that of a provider that is gone ends with its last one.
+
+        Whoever has a lease on a provider when it goes may come here later: its pool is made anew then.
+        """
+        pool = self.pool(provider)
+        pool.users += 1
+        try:
+            yield pool
+        finally:
+            pool.users -= 1
+            if provider.gone and not pool.users:
+                del self._pools[provider]
+
+    def retire(self, gone: Iterable[Provider]) -> None:
+        """Close the idle connections to providers that are gone; what is in flight there ends by itself."""
+        for provider in gone:
+            pool = self._pools.get(provider)
+            if pool is None:
+                continue
+            pool.close_idle()
+            if not pool.users:
+                del self._pools[provider]
+
     @asynccontextmanager
     async def exchange(self, provider: Provider, request: Outgoing) -> AsyncIterator[Exchange]:
         """Send a request; inside, the first byte of the answer is there.
@@ -221,50 +251,52 @@ class Upstream:
         Leaving early ends the provider's work at once.
         Raises ProviderFailed.
         """
-        pool = self.pool(provider)
-        address = pool.address
-        target = address.target(request.path) + (f"?{request.query}" if request.query else "")
-        head = b"".join(
-            (
-                f"POST {target} HTTP/1.1\r\n".encode(),
-                address.lines,
-                request_lines(request.fields, request_id=request.request_id, replaced=address.replaced),
-                b"Content-Length: %d\r\n\r\n" % len(request.body),
+        with self._use(provider) as pool:
+            address = pool.address
+            target = address.target(request.path) + (f"?{request.query}" if request.query else "")
+            head = b"".join(
+                (
+                    f"POST {target} HTTP/1.1\r\n".encode(),
+                    address.lines,
+                    request_lines(request.fields, request_id=request.request_id, replaced=address.replaced),
+                    b"Content-Length: %d\r\n\r\n" % len(request.body),
+                )
             )
-        )
-        exchange = await pool.open(head, request.body)
-        try:
-            yield exchange
-        finally:
-            exchange.cut()
+            exchange = await pool.open(head, request.body)
+            try:
+                yield exchange
+            finally:
+                exchange.cut()
 
     async def get(self, provider: Provider, path: str, limit_bytes: int) -> tuple[int, bytes]:
         """Fetch a small page: status and body, cut at `limit_bytes`.
 
         The caller limits the time. Raises ProviderFailed.
         """
-        pool = self.pool(provider)
-        head = f"GET {pool.address.target(path)} HTTP/1.1\r\n".encode() + pool.address.lines
-        exchange = await pool.open(
-            head + b"Accept: application/json\r\nAccept-Encoding: identity\r\n\r\n", b""
-        )
-        try:
-            body, _ = await exchange.read(limit_bytes, provider.config.timeouts.idle)
-            if exchange.failure is not None:
-                raise exchange.failure
-            return exchange.status, body
-        finally:
-            exchange.cut()
+        with self._use(provider) as pool:
+            head = f"GET {pool.address.target(path)} HTTP/1.1\r\n".encode() + pool.address.lines
+            exchange = await pool.open(
+                head + b"Accept: application/json\r\nAccept-Encoding: identity\r\n\r\n", b""
+            )
+            try:
+                body, _ = await exchange.read(limit_bytes, provider.config.timeouts.idle)
+                if exchange.failure is not None:
+                    raise exchange.failure
+                return exchange.status, body
+            finally:
+                exchange.cut()
 
     def last_byte(self, provider: Provider) -> float:
         """Tell when an answer that is under way last brought a byte (loop's clock); 0 if none is."""
-        return self.pool(provider).last_byte()
+        pool = self._pools.get(provider)
+        return pool.last_byte() if pool is not None else 0.0
 
     def sweep(self, provider: Provider) -> None:
         """Close the provider's connections that have been idle for too long."""
-        self.pool(provider).sweep()
+        if (pool := self._pools.get(provider)) is not None:
+            pool.sweep()
 
     def close(self) -> None:
-        """Close all connections to all providers."""
+        """Close all connections to all providers, also to those that are gone."""
         for pool in self._pools.values():
             pool.close()

@@ -1,14 +1,21 @@
 """Read token counts off passing bytes, without holding or touching them.
 
-An answer tells its usage near one of its ends: OpenAI's and llama.cpp's at the end, Anthropic's prompt tokens
-in the first event. So the first and the last few kilobytes are kept, and looked at once, when the answer is
-over. Where nothing was told, output is estimated from the number of events in the stream.
+An answer tells its usage in a few small objects: `usage` in OpenAI's, Responses' and Anthropic's shapes,
+llama.cpp's `timings`. A stream may tell it in every event, and the last word counts; or near its end; or, cut
+off, never. Then its output is estimated as the number of events that carry a piece of text, which is about
+the number of tokens; those that open a stream, close it, or keep it alive carry none.
 
-What Anthropic's first event says of the output is no count of it yet, and a stream may break off before the
-last one: there, too, output is estimated.
+The rules:
+
+- However an answer is cut into pieces, it costs the same. Of a stream only whole lines are read, some
+  kilobytes at a time; of a very long line, and of an answer that is no stream, only both ends.
+- Whatever the bytes, nothing raises. Memory is bounded, and so is the time a byte takes, whoever sent it.
+- A compressed answer is decompressed on the side, up to a bound. What cannot be read is an estimate.
 """
 
 import re
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,84 +23,207 @@ import orjson
 
 FIRST_BYTES: Final = 4 * 1024
 LAST_BYTES: Final = 16 * 1024
-_MARKS: Final = (b'"usage"', b'"timings"')
-_EVENT: Final = b"\ndata:"
-_BEGINNING: Final = re.compile(rb'"type"\s*:\s*"message_start"')
-_DONE: Final = b"\ndata: [DONE]"
-_PROMPT: Final = ("prompt_tokens", "input_tokens")
-_COMPLETION: Final = ("completion_tokens", "output_tokens", "predicted_n")
-_CACHED: Final = ("cached", "cache_read_input_tokens", "cache_n")
-_COUNTS: Final = frozenset((*_PROMPT, *_COMPLETION, *_CACHED, "prompt_n", "cache_creation_input_tokens"))
-_DETAILS: Final = ("prompt_tokens_details", "input_tokens_details")
+LOOK_BYTES: Final = 8 * 1024
+"""What comes in between two looks: a look costs more than a byte."""
+MOST_INFLATED_BYTES: Final = 16 * 1024 * 1024
+
+# No words of a model match: inside a JSON string a quote has a backslash before it. No match goes beyond its
+# line, and no attempt far beyond a brace, so that no bytes make them slow. That `delta` comes without its
+# first quote, and the plainest shapes on a line of their own, halves the time.
+_TEXT_KEYS: Final = rb"content|reasoning_content|reasoning|text|thinking|partial_json|arguments|name|refusal"
+_DELTA: Final = re.compile(
+    rb'delta"(?:'
+    rb':\{"content":"[^"]'
+    rb'|:\{(?:"\w++":(?:"\w*+"|null),)++"(?:content|text|reasoning(?:_content)?)":"[^"]'
+    rb'| *+: *+"[^"]'  # Responses
+    rb'| *+: *+\{[^{}\n]*?(?:\{[^{}\n]*?){0,3}?"(?:' + _TEXT_KEYS + rb')" *+: *+"[^"]'
+    rb")"
+)
+_CHOICE: Final = re.compile(rb'"choices" *+: *+\[ *+\{[^{}\n]*?"text" *+: *+"[^"]')  # of a plain completion
+_BEGINNING: Final = re.compile(rb'"type" *+: *+"message_start"')
+_OBJECT: Final = re.compile(rb" *+: *+(\{(?:[^{}\n]++|\{(?:[^{}\n]++|\{[^{}\n]*+\})*+\})*+\})")
+_OBJECT_BYTES: Final = 2048
+
+_USAGE: Final = b'"usage"'
+_TIMINGS: Final = b'"timings"'
+_COMPLETION: Final = ("completion_tokens", "output_tokens")
+_CACHED: Final = ("cached_tokens", "cache_read_input_tokens", "cache_n")
+_COUNTS: Final = frozenset(
+    "prompt_tokens input_tokens completion_tokens output_tokens total_tokens "
+    "cache_read_input_tokens cache_creation_input_tokens "
+    "prompt_n cache_n predicted_n".split()
+)
+_BREAKDOWNS: Final = (
+    ("prompt_tokens_details", "cached_tokens"),
+    ("input_tokens_details", "cached_tokens"),
+    ("completion_tokens_details", "reasoning_tokens"),
+    ("output_tokens_details", "reasoning_tokens"),
+)
+# One of these in every event tells all anew; what else is told adds up over the events.
+_WHOLE: Final = (frozenset({"prompt_tokens", "completion_tokens"}), frozenset({"prompt_n", "predicted_n"}))
+_MOST_TOKENS: Final = 1_000_000_000  # more is no count, but an attempt at somebody's limits
+
+_BYTES_A_TOKEN: Final = 4
+_MOST_PROMPT_TOKENS: Final = 100_000
+_REMEMBERED_MODELS: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
     """What a request cost.
 
-    `prompt` includes what was cached; `estimated` says that the server did not tell.
+    `prompt` includes what was cached, `completion` what was thought; `estimated` says that the server did not
+    tell all of it.
     """
 
     prompt: int = 0
     completion: int = 0
     cached: int = 0
+    reasoning: int = 0
     estimated: bool = True
 
 
 class Meter:
-    """Watches one answer go by."""
+    """Watches one answer go by. `coding` is its Content-Encoding."""
 
-    __slots__ = ("_events", "_first", "_last", "_passed", "_seam", "_sse")
+    __slots__ = ("_buffer", "_due", "_inflater", "_output", "_readable", "_sse", "_timings", "_usage")
 
-    def __init__(self, *, sse: bool) -> None:
+    def __init__(self, *, sse: bool, coding: bytes = b"") -> None:
+        coding = coding.strip().lower()
         self._sse = sse
-        self._first = b""
-        self._last = bytearray()
-        self._passed = 0
-        self._events = 0
-        self._seam = b"\n"
+        self._inflater = _Inflater(coding) if coding in _Inflater.CODINGS else None
+        self._readable = self._inflater is not None or coding in (b"", b"identity")
+        self._buffer = bytearray()
+        self._due = LOOK_BYTES
+        self._output = 0
+        self._usage: dict[str, int] = {}
+        self._timings: dict[str, int] = {}
 
     def feed(self, data: bytes) -> None:
         """Look at a piece that has just been written."""
-        if len(self._first) < FIRST_BYTES:
-            self._first += data[: FIRST_BYTES - len(self._first)]
-        if len(data) >= LAST_BYTES:
-            self._last.clear()
-        elif len(self._last) > 2 * LAST_BYTES:  # seldom, since it moves what is kept
-            del self._last[:-LAST_BYTES]
-        self._last += data[-LAST_BYTES:]
-        self._passed += len(data)
-        if self._sse:
-            self._count_events(data)
+        if self._inflater is not None or not self._readable:
+            self._inflate(data)
+            return
+        self._buffer += data
+        if len(self._buffer) >= self._due:
+            self._look()
 
-    def _count_events(self, data: bytes) -> None:
-        seam = self._seam + data[: len(_EVENT) - 1]
-        self._events += seam.count(_EVENT) + data.count(_EVENT)
-        self._seam = (self._seam + data[-len(_EVENT) :])[1 - len(_EVENT) :]
+    @property
+    def output_so_far(self) -> int:
+        """The number of events with text that have come in; 0 for what is no stream."""
+        self._look()
+        return self._output
 
     def tokens(self, prompt_estimate: int) -> Tokens:
-        """Give what the answer cost: as the server told it, else an estimate."""
-        told: dict[str, int] = {}
-        for part in self._kept():
-            for found in _objects(part):
-                told |= found
-        completion = _told(told, *_COMPLETION)
-        if completion is None and not self._sse and told:
-            completion = 0  # an embedding has no output
-        guessed = max(0, self._events - self._last.count(_DONE))
-        prompt = _prompt(told)
-        return Tokens(
-            prompt_estimate if prompt is None else prompt,
-            guessed if completion is None else completion,
-            _told(told, *_CACHED) or 0,
-            estimated=prompt is None or completion is None,
-        )
+        """Give what the answer cost, now that it is over: as the server told it, else an estimate."""
+        self._look()
+        self._read(self._buffer)
+        self._buffer.clear()
+        told = self._timings | self._usage
+        prompt, completion = _prompt(told), self._completion()
+        estimated = prompt is None or completion is None or not self._readable
+        prompt = prompt_estimate if prompt is None else prompt
+        completion = self._output if completion is None else completion
+        cached = _told(told, *_CACHED) or 0
+        reasoning = told.get("reasoning_tokens", 0)
+        return Tokens(prompt, completion, min(cached, prompt), min(reasoning, completion), estimated)
 
-    def _kept(self) -> list[bytes]:
-        """Give both ends of the answer, or the whole if they meet: half an event may tell the wrong thing."""
-        first, last = self._first, bytes(self._last)
-        twice = len(first) + len(last) - self._passed
-        return [first, last] if twice < 0 else [first + last[twice:]]
+    def _completion(self) -> int | None:
+        """Give the output as it was told, unless the stream shows that this cannot be all of it."""
+        completion = _told(self._usage, *_COMPLETION)
+        if completion is None:
+            completion = self._timings.get("predicted_n")
+            if completion is not None and completion < self._output:
+                return None  # of several choices each has timings of its own
+        if completion is None and not self._sse and self._usage:
+            return 0  # an embedding has no output
+        return None if completion == 0 and self._output else completion
+
+    def _inflate(self, data: bytes) -> None:
+        """Look at a compressed piece, as long as its answer can be read."""
+        if self._inflater is None:
+            return
+        try:
+            for piece in self._inflater.inflate(data):
+                self._buffer += piece
+                self._look()
+        except (zlib.error, _TooMuch):
+            self._inflater, self._readable = None, False
+
+    def _look(self) -> None:
+        """Read the lines that are whole by now, and bound what stays."""
+        buffer = self._buffer
+        if self._sse and (end := buffer.rfind(b"\n") + 1):
+            self._read(buffer[:end])
+            del buffer[:end]
+        if len(buffer) > 2 * (FIRST_BYTES + LAST_BYTES):
+            del buffer[FIRST_BYTES : -2 * LAST_BYTES]
+        self._due = len(buffer) + LOOK_BYTES
+
+    def _read(self, part: bytearray) -> None:
+        """Learn from whole lines of a stream, or from what was kept of an answer that is none."""
+        if not self._sse:
+            part = _ends(part.replace(b"\n", b" "))
+        elif len(part) > FIRST_BYTES + LAST_BYTES:
+            part = bytearray(b"\n").join(map(_ends, part.split(b"\n")))
+        if self._sse:
+            self._output += len(_DELTA.findall(part))
+            if part.rfind(b'"text"') >= 0:
+                self._output += len(_CHOICE.findall(part))
+        if (at := part.rfind(_USAGE)) >= 0:
+            self._usage = _last_word(part, _USAGE, at, self._usage)
+        if (at := part.rfind(_TIMINGS)) >= 0:
+            self._timings = _last_word(part, _TIMINGS, at, self._timings)
+
+
+class _TooMuch(Exception):
+    """An answer decompresses to more than is worth reading."""
+
+
+class _Inflater:
+    """Decompresses one answer piece by piece, up to a bound: a bomb costs neither memory nor seconds."""
+
+    CODINGS: Final = frozenset({b"gzip", b"x-gzip", b"deflate"})
+
+    __slots__ = ("_head", "_left", "_stream", "_wrapped")
+
+    def __init__(self, coding: bytes) -> None:
+        self._wrapped = coding != b"deflate"
+        self._head = b""
+        self._left = MOST_INFLATED_BYTES
+        self._stream: Any = None
+
+    def inflate(self, data: bytes) -> Iterator[bytes]:
+        """Yield what a piece decompresses to, in small steps. Raises zlib.error and _TooMuch."""
+        if self._stream is not None and self._stream.eof:
+            return  # zlib would keep whatever else comes
+        if self._stream is None:
+            self._head += data
+            if len(self._head) < 2:
+                return
+            self._stream, data, self._head = zlib.decompressobj(self._window()), self._head, b""
+        step = b" " * LOOK_BYTES
+        while len(step) == LOOK_BYTES:  # a shorter one says that there is no more for now
+            step = self._stream.decompress(data, LOOK_BYTES)
+            data = self._stream.unconsumed_tail
+            yield step[: self._left]
+            self._left -= len(step)
+            if self._left < 0:
+                raise _TooMuch
+
+    def _window(self) -> int:
+        """Tell zlib the format. `deflate` is to have zlib's header (RFC 9110 8.4.1.2); some leave it out."""
+        if self._wrapped:
+            return zlib.MAX_WBITS | 16
+        headed = self._head[0] & 0x0F == zlib.DEFLATED and int.from_bytes(self._head[:2], "big") % 31 == 0
+        return zlib.MAX_WBITS if headed else -zlib.MAX_WBITS
+
+
+def _ends(line: bytearray) -> bytearray:
+    """Give both ends of a line that is too long, as two lines: what was between them may be gone already."""
+    if len(line) <= FIRST_BYTES + LAST_BYTES:
+        return line
+    return line[:FIRST_BYTES] + b"\n" + line[-LAST_BYTES:]
 
 
 def _prompt(told: dict[str, int]) -> int | None:
@@ -103,58 +233,129 @@ def _prompt(told: dict[str, int]) -> int | None:
     if "input_tokens" in told:
         kept = told.get("cache_read_input_tokens", 0) + told.get("cache_creation_input_tokens", 0)
         return told["input_tokens"] + kept
-    return told["prompt_n"] + told.get("cache_n", 0) if "prompt_n" in told else None
+    if "prompt_n" in told:
+        return told["prompt_n"] + told.get("cache_n", 0)
+    return None if _told(told, *_COMPLETION) is not None else told.get("total_tokens")  # some rerankers
 
 
-def _objects(part: bytes) -> list[dict[str, int]]:
-    """Find what the objects that stand behind a mark tell, in their order."""
-    found: list[tuple[int, dict[str, int]]] = []
-    for mark in _MARKS:
-        at = part.find(mark)
-        while at >= 0:
-            value = _object_at(part, at + len(mark))
-            if value is not None:
-                found.append((at, _counts(value, begins=_begins(part, at))))
-            at = part.find(mark, at + len(mark))
-    return [value for _, value in sorted(found, key=lambda pair: pair[0])]
+def _last_word(part: bytearray, mark: bytes, at: int, told: dict[str, int]) -> dict[str, int]:
+    """Add what the objects behind a mark tell to what was told before; `at` is where the last one stands.
+
+    Backwards, since a stream may tell all of it in every event.
+    """
+    later: dict[str, int] = {}
+    while at >= 0:
+        counts = _counts(part, at + len(mark))
+        if "output_tokens" in counts and _begins(part, at):
+            del counts["output_tokens"]
+        if counts:
+            later = counts | later
+            if any(counts.keys() >= whole for whole in _WHOLE):
+                return later
+        at = part.rfind(mark, 0, at)
+    return told | later
 
 
-def _object_at(part: bytes, start: int) -> dict[str, Any] | None:
-    """Parse `: {...}`: usage objects hold only numbers and small objects, so braces can be counted."""
-    opening = part.find(b"{", start, start + 8)
-    if opening < 0 or part[start:opening].strip(b" \t\r\n:"):
-        return None
-    depth = 0
-    for at in range(opening, min(len(part), opening + 2048)):
-        depth += {0x7B: 1, 0x7D: -1}.get(part[at], 0)
-        if depth == 0:
-            try:
-                value = orjson.loads(part[opening : at + 1])
-            except orjson.JSONDecodeError:
-                return None
-            return value if isinstance(value, dict) else None
-    return None
-
-
-def _counts(usage: dict[str, Any], *, begins: bool) -> dict[str, int]:
-    """Keep the counts that we know."""
-    names = _COUNTS.difference(_COMPLETION) if begins else _COUNTS
-    counts = {name: usage[name] for name in names if _is_count(usage.get(name))}
-    for details in (usage.get(name) for name in _DETAILS):
-        if isinstance(details, dict) and _is_count(details.get("cached_tokens")):
-            counts["cached"] = details["cached_tokens"]
+def _counts(part: bytearray, start: int) -> dict[str, int]:
+    """Read `: {...}`, and keep the counts that we know."""
+    if part.startswith(b":null", start):  # in every event but the last, on some servers
+        return {}
+    found = _OBJECT.match(part, start, start + _OBJECT_BYTES)
+    if found is None:
+        return {}
+    try:
+        value: dict[str, Any] = orjson.loads(found[1])
+    except orjson.JSONDecodeError:
+        return {}
+    counts = {name: value[name] for name in _COUNTS & value.keys() if _is_count(value[name])}
+    for name, detail in _BREAKDOWNS:
+        details = value.get(name)
+        if isinstance(details, dict) and _is_count(details.get(detail)):
+            counts[detail] = details[detail]
     return counts
 
 
-def _begins(part: bytes, at: int) -> bool:
-    """Tell whether a place is in an event that begins an answer, and so cannot know how long it will be."""
-    start, end = part.rfind(_EVENT, 0, at), part.find(b"\n", at)
-    return bool(_BEGINNING.search(part, max(start, 0), end if end >= 0 else len(part)))
+def _begins(part: bytearray, at: int) -> bool:
+    """Tell whether a place is in the event that begins Anthropic's answers, and cannot know their output."""
+    start = part.rfind(b"\n", 0, at) + 1
+    end = part.find(b"\n", start, start + FIRST_BYTES)
+    return _BEGINNING.search(part, start, end if end >= 0 else start + FIRST_BYTES) is not None
 
 
 def _is_count(value: object) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value <= _MOST_TOKENS
 
 
 def _told(told: dict[str, int], *names: str) -> int | None:
     return next((told[name] for name in names if name in told), None)
+
+
+class PromptSize:
+    """Learns how many prompt tokens a request has, from its size, for each model.
+
+    A chat template adds some tokens to every request, and the tokenizer makes the rest of its bytes: so the
+    tokens are fitted as `base + slope * size`, by least squares of the *relative* error, in which a long
+    request does not drown the short ones. What was long ago counts less and less.
+    """
+
+    def __init__(self) -> None:
+        self._fits: dict[str, _Fit] = {}
+
+    def learn(self, model: str, size_bytes: int, prompt_tokens: int) -> None:
+        """Note what a request of a model turned out to have."""
+        if size_bytes <= 0 or prompt_tokens <= 0:
+            return
+        fit = self._fits.pop(model, None) or _Fit()
+        fit.learn(size_bytes, prompt_tokens)
+        self._fits[model] = fit
+        while len(self._fits) > _REMEMBERED_MODELS:
+            del self._fits[next(iter(self._fits))]
+
+    def estimate(self, model: str, size_bytes: int) -> int:
+        """Guess the prompt tokens of a request; not too many, since a long one may be an image or a file."""
+        fit = self._fits.get(model)
+        guess = fit.estimate(size_bytes) if fit is not None else size_bytes / _BYTES_A_TOKEN
+        return round(min(max(guess, 0.0), _MOST_PROMPT_TOKENS))
+
+
+class _Fit:
+    """Decayed sums of a weighted least squares line. They begin with a little of what we guess anyway."""
+
+    DECAY: Final = 0.98  # half of what is known comes from the last 35 requests
+    KNEE_BYTES: Final = 64  # below it the error counts as it is; above, relative to the size
+    SPREAD: Final = 1e-3  # the least relative variance of the sizes that a slope is drawn from
+    PRIOR: Final = 0.25
+    PRIOR_BYTES: Final = 4096
+
+    __slots__ = ("_product", "_size", "_square", "_tokens", "_weight")
+
+    def __init__(self) -> None:
+        self._weight = self._size = self._tokens = self._square = self._product = 0.0
+        self._add(self.PRIOR_BYTES, self.PRIOR_BYTES / _BYTES_A_TOKEN, share=self.PRIOR)
+
+    def learn(self, size: float, tokens: float) -> None:
+        """Let one more request count, and those before a little less."""
+        self._weight *= self.DECAY
+        self._size *= self.DECAY
+        self._tokens *= self.DECAY
+        self._square *= self.DECAY
+        self._product *= self.DECAY
+        self._add(size, tokens)
+
+    def _add(self, size: float, tokens: float, share: float = 1.0) -> None:
+        weight = share / (size + self.KNEE_BYTES) ** 2
+        self._weight += weight
+        self._size += weight * size
+        self._tokens += weight * tokens
+        self._square += weight * size * size
+        self._product += weight * size * tokens
+
+    def estimate(self, size: float) -> float:
+        """Give the tokens on the line at a size; neither its base nor its slope is ever negative."""
+        spread = self._weight * self._square - self._size**2
+        ratio = self._product / self._square
+        if spread < self.SPREAD * self._weight * self._square:
+            return ratio * size
+        slope = max(0.0, (self._weight * self._product - self._size * self._tokens) / spread)
+        base = (self._tokens - slope * self._size) / self._weight
+        return base + slope * size if base >= 0 else ratio * size

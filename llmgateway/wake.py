@@ -17,6 +17,7 @@ events = Events("wake")
 
 LEAST_PAUSE_S: Final = 60.0
 PORT: Final = 9
+REMEMBERED_S: Final = 86_400.0
 
 
 def magic_packet(mac: str) -> bytes:
@@ -46,6 +47,7 @@ class Alarm:
     def _send(self, provider: Provider, now: float) -> None:
         wake = provider.config.wake
         assert wake is not None
+        self._sent = {name: at for name, at in self._sent.items() if now - at < REMEMBERED_S}
         self._sent[provider.name] = now
         try:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:

@@ -81,6 +81,11 @@ class Peek:
     text: Buffer = b""
     output_limit: int | None = None
 
+    @property
+    def prompt_bytes(self) -> int:
+        """The size of what the prompt is made of; 0 if that cannot be told apart."""
+        return len(self.text) + sum(len(turn.content) for turn in self.turns)
+
 
 _ABSENT: Final = msgspec.Raw(b"null")
 

@@ -49,6 +49,7 @@ def settings(*providers: FakeProvider, **sections: Any) -> dict[str, Any]:
     """
     return {
         "users": {"alice": {"keys": [KEY]}},
+        "log": {"requests": "none"},
         **sections,
         "server": {"port": 0, **sections.get("server", {})},
         "providers": {provider.name: provider.entry for provider in providers}

@@ -309,3 +309,12 @@ def test_a_live_conversation_lives_in_one_place_and_bounds_hold(turns: list[Turn
         assert len(affinity) <= 6
         assert sum(affinity.live(home, now=clock) for home in range(3)) <= len(turns)
     assert sum(affinity.live(home, now=clock + LIVE_S + 1) for home in range(3)) == 0
+
+
+def test_what_a_provider_that_is_gone_holds_is_forgotten() -> None:
+    affinity = Affinity()
+    thread = thread_of(peek_json(b'{"model":"m","messages":[{"role":"user","content":"a"}]}'), user="u", session=None)
+    affinity.settle(thread, "gone", now=0.0)
+    affinity.settle(thread, "kept", now=0.0)
+    affinity.keep({"kept"})
+    assert (affinity.live("gone", now=0.0), affinity.live("kept", now=0.0)) == (0, 1)

@@ -16,7 +16,7 @@ from llmgateway.breaker import RetryBudget
 from llmgateway.config import build
 from llmgateway.downstream import Client, ClientServer, Patience
 from llmgateway.headers import AnswerHead
-from llmgateway.keys import Caller, KeyRing
+from llmgateway.keys import Caller
 from llmgateway.proxy import Call, Proxy
 from tests.conftest import GatewayFor, ProgramFor
 from tests.fake_provider import FakeProvider
@@ -225,8 +225,10 @@ class FaultyGateway(Gateway):
     def __init__(self, *providers: FakeProvider) -> None:
         config = build(settings(*providers))
         super().__init__(config)
-        proxy = FaultyProxy(self.slots, self._upstream, self._watch, RetryBudget())
-        self._app = App(config, KeyRing(config.users, config.groups), self.fleet, self._watch, proxy)
+        proxy = FaultyProxy(
+            self.slots, self._upstream, self._watch, RetryBudget(), self.limits, self.metrics
+        )
+        self._app = App(config, self._pages, proxy, self.ledger)
         self._server = ClientServer(self._app.handle, Patience())
 
 

@@ -327,3 +327,112 @@ def test_who_listens_hears_of_every_change_that_could_matter_to_a_waiter_and_of_
     provider.warm("it is loading its model")
     provider.refuse_credentials("it refuses", now=0)
     assert heard == ["+ None 1", "+ 2 1", "+ 2 2", "- 2 2", "w 2 2", "! 2 2"]
+
+
+# --- another config ----------------------------------------------------------------------------------
+
+
+def entry(**settings: Any) -> dict[str, Any]:
+    return {"url": "http://127.0.0.1:9", **settings}
+
+
+def providers(**entries: dict[str, Any]) -> Config:
+    return build({**PEOPLE, "providers": entries})
+
+
+def met(provider: Provider) -> Provider:
+    """A provider of which much is known."""
+    provider.observe(Probe(State.ONLINE, "", {"m": Model("m", context_length=4096)}, 3), now=0)
+    for _ in range(5):
+        provider.fared_badly(now=0)
+    provider.in_flight = 2
+    return provider
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"slots": 1},
+        {"weight": 2},
+        {"owner": "alice", "share": ["family"]},
+        {"timeouts": {"idle": "1s"}},
+        WAKES,
+        {"url": "http://127.0.0.1:9/v1"},  # what was meant before
+    ],
+    ids=str,
+)
+def test_a_provider_that_is_reached_as_before_keeps_what_is_known_of_it(settings: dict[str, Any]) -> None:
+    them = Fleet(providers(rig=entry()))
+    rig = met(them.providers["rig"])
+    config = providers(rig=entry(**settings))
+    adopted = them.adopt(config)
+    assert them.providers["rig"] is rig
+    assert (rig.state, list(rig.models), rig.in_flight) == (State.ONLINE, ["m"], 2)
+    assert rig.capacity == (config.providers["rig"].slots or 3)
+    assert not rig.breaker.lets_through(1)
+    assert (rig.config, rig.gone) == (config.providers["rig"], False)
+    assert not (adopted.gone or adopted.added or adopted.removed or adopted.replaced)
+    assert bool(adopted.changed) is (rig.config != providers(rig=entry()).providers["rig"])
+
+
+@pytest.mark.parametrize(
+    "settings", [{"url": "http://127.0.0.1:10"}, {"api_key": "sk-new"}, {"headers": {"X-New": "1"}}], ids=str
+)
+def test_a_provider_that_is_reached_in_another_way_is_another_one(settings: dict[str, Any]) -> None:
+    them = Fleet(providers(rig=entry()))
+    old = met(them.providers["rig"])
+    adopted = them.adopt(providers(rig=entry(**settings)))
+    new = them.providers["rig"]
+    assert new is not old
+    assert (new.state, dict(new.models), new.capacity, new.in_flight) == (State.UNKNOWN, {}, None, 0)
+    assert new.breaker.lets_through(0)
+    assert (old.gone, new.gone, old.in_flight) == (True, False, 2)
+    assert (adopted.replaced, adopted.gone, adopted.changed) == (("rig",), (old,), ())
+
+
+def test_providers_come_and_go_and_stand_in_the_order_of_the_new_file() -> None:
+    them = Fleet(providers(a=entry(), b=entry(), c=entry()))
+    c = them.providers["c"]
+    b = them.providers["b"]
+    adopted = them.adopt(providers(d=entry(), c=entry(), a=entry(slots=2)))
+    assert list(them.providers) == ["d", "c", "a"]
+    assert them.providers["c"] is c
+    assert (adopted.added, adopted.removed, adopted.changed, adopted.gone) == (("d",), ("b",), ("a",), (b,))
+
+
+def test_new_health_settings_hold_for_every_provider() -> None:
+    them = fleet({}, {})
+    them.adopt(config({}, {}, health={"fall": 1}))
+    for provider in them.providers.values():
+        assert states(provider, "-") == "-"
+
+
+def test_who_listens_hears_of_a_new_config_once_when_it_is_in_force() -> None:
+    them = Fleet(providers(a=entry(), b=entry()))
+    heard: list[str] = []
+    them.on_change(lambda: heard.append(" ".join(them.providers)))
+    them.adopt(providers(c=entry(), a=entry(slots=2)))
+    assert heard == ["c a"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "served"),
+    [
+        (["a"], ["b", "c"], "b c"),  # a new list counts at once
+        (["a"], None, "m"),  # the last known ones stay until the server has been asked
+        (None, ["m", "b"], "m b"),
+        (["a", "b"], ["a", "b"], "m"),
+    ],
+    ids=str,
+)
+def test_a_new_list_of_models_counts_at_once_and_none_means_to_ask(
+    before: list[str] | None, after: list[str] | None, served: str
+) -> None:
+    them = Fleet(providers(rig=entry(**({"models": before} if before else {}))))
+    rig = met(them.providers["rig"])
+    them.adopt(providers(rig=entry(**({"models": after} if after else {}))))
+    assert them.providers["rig"] is rig
+    assert " ".join(rig.models) == served
+    if "m" in rig.models:
+        assert rig.models["m"].context_length == 4096, "what the server told of it stays true"

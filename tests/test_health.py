@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from random import Random
 from typing import Any
 
 import pytest
 
 from gateway import Gateway
 from llmgateway.config import build
-from llmgateway.fleet import Provider, State
+from llmgateway.fleet import Fleet, Provider, State
+from llmgateway.health import Watch
+from llmgateway.upstream import Upstream
 from tests.conftest import GatewayFor, ProgramFor, ProviderFor
 from tests.exchange import Exchange, Script
 from tests.fake_provider import FakeProvider, redirect
@@ -433,3 +437,141 @@ async def test_a_list_without_end_is_given_up(provider: FakeProvider, gateway_fo
     gateway = await gateway_for(provider, health=SELDOM)
     assert not known(gateway).online
     assert 8_000_000 < taken[0]() < 40_000_000
+
+
+# --- another config ----------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def watching(*providers: FakeProvider, **sections: Any) -> AsyncIterator[tuple[Fleet, Watch]]:
+    """A watch over these providers, without a gateway around it."""
+    fleet = Fleet(build(settings(*providers, **sections)))
+    upstream = Upstream()
+    try:
+        async with Watch(fleet, upstream, Random(0)) as watch:
+            yield fleet, watch
+    finally:
+        upstream.close()
+
+
+def take_over(fleet: Fleet, watch: Watch, *providers: FakeProvider, **sections: Any) -> None:
+    fleet.adopt(build(settings(*providers, **sections)))
+    watch.adopt()
+
+
+async def test_a_provider_that_a_new_config_brings_is_looked_at_at_once_and_can_be_waited_for(
+    provider_for: ProviderFor,
+) -> None:
+    rig, box = await provider_for("rig"), await provider_for("box")
+    gate = asyncio.Event()
+    box.on[MODELS] = play(wait(gate), listing("n"))
+    async with watching(rig, health=SELDOM) as (fleet, watch), asyncio.timeout(5):
+        await watch.first_round.wait()
+        take_over(fleet, watch, rig, box, health=SELDOM)
+        settled = asyncio.create_task(watch.settled())
+        await eventually(lambda: box.probes)
+        assert not settled.done()
+        assert watch.first_round.is_set(), "the gateway stays ready"
+        gate.set()
+        await settled
+        assert fleet.providers["box"].online
+        assert list(fleet.providers["box"].models) == ["n"]
+        assert len(rig.probes) == 1, "nothing is new about this one"
+
+
+async def test_a_provider_that_is_gone_is_looked_at_no_more_and_nobody_waits_for_it(
+    provider_for: ProviderFor,
+) -> None:
+    rig, box = await provider_for("rig"), await provider_for("box")
+    box.on[MODELS] = stall()
+    async with watching(rig, box, health=SELDOM) as (fleet, watch), asyncio.timeout(5):
+        gone = fleet.providers["box"]
+        settled = asyncio.create_task(watch.settled())
+        await eventually(lambda: box.probes and fleet.providers["rig"].online)
+        take_over(fleet, watch, rig, health=SELDOM)
+        await settled
+        await eventually(lambda: not box.connections)
+        assert watch.first_round.is_set()
+        assert gone.state is State.UNKNOWN
+        watch.look_now(gone)
+
+
+async def test_one_that_is_replaced_while_somebody_waits_for_it_is_waited_for_again(
+    provider_for: ProviderFor,
+) -> None:
+    rig = await provider_for("rig")
+    gate = asyncio.Event()
+    rig.on[MODELS] = play(wait(gate), listing("n"))
+    async with watching(rig, health=SELDOM) as (fleet, watch), asyncio.timeout(5):
+        settled = asyncio.create_task(watch.settled())
+        await eventually(lambda: rig.probes)
+        rig.settings["headers"] = {"X-New": "1"}
+        take_over(fleet, watch, rig, health=SELDOM)
+        await eventually(lambda: len(rig.probes) == 2)
+        assert rig.probes[1].header("x-new") == "1"
+        assert not settled.done()
+        gate.set()
+        await settled
+        assert fleet.providers["rig"].online
+
+
+async def test_a_watch_without_providers_is_settled() -> None:
+    async with watching(health=SELDOM) as (_, watch), asyncio.timeout(1):
+        await watch.first_round.wait()
+        await watch.settled()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"models": ["x"]}, {}),
+        ({}, {"models": ["x"]}),
+        ({"models": ["x"]}, {"models": ["y"]}),
+    ],
+    ids=str,
+)
+async def test_a_provider_whose_models_are_configured_anew_is_asked_anew_at_once(
+    provider_for: ProviderFor, before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    rig = await provider_for("rig")
+    rig.settings = before
+    async with watching(rig, health=SELDOM) as (fleet, watch), asyncio.timeout(5):
+        await watch.settled()
+        rig.settings = after
+        take_over(fleet, watch, rig, health=SELDOM)
+        await watch.settled()
+        assert len(rig.probes) == 2
+        assert list(fleet.providers["rig"].models) == after.get("models", ["m"])
+
+
+async def test_the_answer_to_a_look_with_old_settings_does_not_undo_the_new_ones(
+    provider_for: ProviderFor,
+) -> None:
+    rig = await provider_for("rig")
+    gate = asyncio.Event()
+    rig.on[MODELS] = play(wait(gate), listing("a", "b"))
+    rig.settings = {"models": ["a"]}
+    async with watching(rig, health=SELDOM) as (fleet, watch), asyncio.timeout(5):
+        await eventually(lambda: len(rig.probes) == 1)
+        rig.settings = {"models": ["b"]}
+        take_over(fleet, watch, rig, health=SELDOM)
+        await eventually(lambda: len(rig.probes) == 2)
+        gate.set()
+        await watch.settled()
+        assert list(fleet.providers["rig"].models) == ["b"]
+
+
+async def test_a_shorter_interval_does_not_wait_for_the_end_of_a_longer_one(provider: FakeProvider) -> None:
+    async with watching(provider, health=SELDOM) as (fleet, watch), asyncio.timeout(5):
+        await watch.settled()
+        take_over(fleet, watch, provider, health=QUICK)
+        await eventually(lambda: len(provider.probes) >= 3)
+
+
+async def test_settings_that_make_no_difference_to_a_look_cause_none(provider: FakeProvider) -> None:
+    async with watching(provider, health=SELDOM) as (fleet, watch), asyncio.timeout(5):
+        await watch.settled()
+        provider.settings["slots"] = 2
+        take_over(fleet, watch, provider, health=SELDOM)
+        await watch.settled()
+        assert len(provider.probes) == 1

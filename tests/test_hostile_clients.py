@@ -176,7 +176,7 @@ ODD_PATHS = r"""
     /v1/chat/completions/../completions /V1/chat/completions /v1/Chat/completions /v1/chat%2fcompletions
     /v1/chat/%63ompletions /%76%31/chat/completions /v1/chat/completions%00 /v1/chat/completions%0d%0a
     /v1/chat/completions%20 /v1/chat/completions/x /v1/chat/completion /v1\chat\completions
-    /v1/chat\..\completions /v1/%5c../slots /v1/slots /slots /props /metrics /v1/load
+    /v1/chat\..\completions /v1/%5c../slots /v1/slots /slots /props /v1/metrics /v1/load
     /v1/%c0%ae%c0%ae/slots /v1/%252e%252e/slots /v1/chat/completions/%2e%2e/%2e%2e/%2e%2e/slots /. /..
     // /v1/messages/../slots /v1/audio/../slots /v1/chat/completions:80 /v1/chat/completions#x
     http://other http://other/slots https://other/v1/../slots http:///slots http://x/v1/%2e%2e/slots

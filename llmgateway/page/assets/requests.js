@@ -1,0 +1,43 @@
+// Requests in flight. Their ages tick between snapshots.
+
+import { byId, setAttribute, setText, show } from "./dom.js";
+import { DASH, age, count } from "./format.js";
+import { Table } from "./table.js";
+import { PHASES, say } from "./words.js";
+
+const COLUMNS = [
+  { name: "model", label: "Model", heads: true, text: (request) => request.model || DASH, title: (request) => request.endpoint },
+  { name: "user", label: "User", text: (request) => request.user ?? DASH },
+  { name: "provider", label: "Provider", text: (request) => request.provider || DASH },
+  { name: "phase", label: "Phase", text: phase, tone: (request) => say(PHASES, request.phase)[1] },
+  { name: "tokens", label: "Tokens", number: true, text: (request) => (request.tokens ? count(request.tokens) : DASH) },
+  { name: "age", label: "Age", number: true, text: (request, elapsed_s) => age(request.age_s + elapsed_s) },
+];
+
+/** @returns {(snapshot: any, elapsed_s: number) => void} */
+export function requestTable() {
+  const node = byId("requests-table");
+  const table = new Table(node, COLUMNS, { keyOf: (request) => request.id, mark });
+  return ({ requests, in_flight }, elapsed_s) => {
+    table.render(requests, elapsed_s);
+    show(node.parentElement, requests.length > 0);
+    show(byId("requests-empty"), requests.length === 0);
+    setText(byId("requests-summary"), summary(requests.length, in_flight));
+  };
+}
+
+function mark(row, request) {
+  setAttribute(row, "data-testid", "request-row");
+  setAttribute(row, "data-id", request.id);
+  setAttribute(row, "data-phase", request.phase);
+}
+
+function phase(request) {
+  const [words] = say(PHASES, request.phase);
+  return request.phase === "waiting" && request.position ? `${words}, place ${request.position}` : words;
+}
+
+function summary(shown, all) {
+  if (all > shown) return `the newest ${count(shown)} of ${count(all)}`;
+  return all ? count(all) : "";
+}

@@ -1,0 +1,327 @@
+"""The gateway behind a real nginx and a real Caddy, with the very files that contrib/ offers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import aiohttp
+import pytest
+from yarl import URL
+
+from tests.conftest import GatewayFor
+from tests.fake_provider import FakeProvider
+from tests.journey import ASK, KEY, eventually
+from tests.raw_client import chat, events
+from tests.script import answer, completion, done, play, sse, stall, wait, word
+from tests.test_contrib import CONTRIB, tool
+
+if TYPE_CHECKING:
+    from gateway import Gateway
+
+HOST = "llm.example.org"
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """A running reverse proxy, and a client that trusts its certificate and has alice's key."""
+
+    url: str
+    http: aiohttp.ClientSession
+    tls: ssl.SSLContext
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """A connection of one's own. It ends like that of a process: without a TLS goodbye."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", URL(self.url).port, ssl=self.tls)
+        try:
+            yield reader, writer
+        finally:
+            writer.transport.abort()
+
+    @property
+    def host(self) -> str:
+        return URL(self.url).authority
+
+    def chat(self, *, stream: bool = False, **options: Any) -> Any:
+        """`async with proxy.chat() as response`."""
+        return self.http.post(f"{self.url}/v1/chat/completions", json=ASK | {"stream": stream}, **options)
+
+
+ProxyFor: TypeAlias = "Callable[..., Awaitable[Proxy]]"
+Start: TypeAlias = "Callable[[Gateway, Path, Mapping[str, str]], Any]"
+
+
+def free_port() -> int:
+    """A port that was free a moment ago; neither proxy can tell which one it took by itself."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def replaced(text: str, changes: Mapping[str, str]) -> str:
+    """A file of contrib/ for this place. Fails when something to be replaced is not there."""
+    for old, new in changes.items():
+        assert old in text, f"{old!r} is missing"
+        text = text.replace(old, new)
+    return text
+
+
+def uncommented(text: str, first: str) -> str:
+    """The variant that a file offers in comments: uncomment from the line `first` to the end of its block."""
+    lines = text.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.strip() == f"# {first}")
+    end = next(number for number in range(start, len(lines)) if lines[number].strip() == "# }")
+    block = [line.replace("# ", "", 1) for line in lines[start : end + 1]]
+    return "\n".join([*lines[:start], *block, *lines[end + 1 :], ""])
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that signed itself, and its key."""
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    command = (
+        f"{tool('openssl')} req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
+        f" -subj /CN={HOST} -addext subjectAltName=IP:127.0.0.1,DNS:{HOST} -keyout {key} -out {cert}"
+    )
+    subprocess.run(command.split(), check=True, capture_output=True, timeout=20)
+    return cert, key
+
+
+@asynccontextmanager
+async def process(*command: str, env: Mapping[str, str], port: int) -> AsyncIterator[None]:
+    """Run a server until the end of the block, once it accepts connections."""
+    server = await asyncio.create_subprocess_exec(
+        *command,
+        env=dict(env),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert server.stderr
+    said = asyncio.ensure_future(server.stderr.read())
+    try:
+        await eventually(lambda: server.returncode is not None or accepts(port), 15)
+        assert server.returncode is None, (await said).decode()
+        yield
+    finally:
+        if server.returncode is None:
+            server.terminate()
+        async with asyncio.timeout(10):
+            await server.wait()
+            await said
+
+
+def accepts(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@asynccontextmanager
+async def nginx(gateway: Gateway, folder: Path, *, under: str = "") -> AsyncIterator[tuple[str, Path]]:
+    """contrib/nginx.conf in an nginx without privileges; gives its URL and its certificate."""
+    cert, key = certificate(folder)
+    port = free_port()
+    site = (CONTRIB / "nginx.conf").read_text()
+    if under:
+        site = uncommented(replaced(site, {"location / {": "location /unused/ {"}), f"location {under}/ {{")
+    site = replaced(
+        site,
+        {
+            "listen 443 ssl": f"listen 127.0.0.1:{port} ssl",
+            "/etc/ssl/llm.example.org/fullchain.pem": str(cert),
+            "/etc/ssl/llm.example.org/privkey.pem": str(key),
+            "http://127.0.0.1:8900": f"http://127.0.0.1:{gateway.port}",
+        },
+    )
+    (folder / "site.conf").write_text(site)
+    scratch = "\n".join(
+        f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    (folder / "nginx.conf").write_text(
+        f"daemon off;\nworker_processes 1;\npid {folder}/nginx.pid;\nevents {{}}\n"
+        f"http {{\naccess_log off;\n{scratch}\ninclude {folder}/site.conf;\n}}\n"
+    )
+    command = (tool("nginx"), "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr")
+    async with process(*command, env={}, port=port):
+        yield f"https://127.0.0.1:{port}{under}", cert
+
+
+@asynccontextmanager
+async def caddy(gateway: Gateway, folder: Path, *, under: str = "") -> AsyncIterator[tuple[str, Path]]:
+    """contrib/Caddyfile in a Caddy that asks nobody for certificates; gives its URL and its certificate."""
+    cert, key = certificate(folder)
+    port = free_port()
+    site = (CONTRIB / "Caddyfile").read_text()
+    if under:
+        site = uncommented(
+            replaced(site, {"\n\treverse_proxy 127": "\n\treverse_proxy /unused 127"}), f"handle {under}/* {{"
+        )
+    site = replaced(
+        site,
+        {
+            f"{HOST} {{": f"https://127.0.0.1:{port} {{\n\tbind 127.0.0.1\n\ttls {cert} {key}",
+            "127.0.0.1:8900": f"127.0.0.1:{gateway.port}",
+        },
+    )
+    file = folder / "Caddyfile"
+    file.write_text("{\n\tadmin off\n\tauto_https disable_redirects\n\tskip_install_trust\n}\n" + site)
+    command = (tool("caddy"), "run", "--adapter", "caddyfile", "--config", str(file))
+    async with process(*command, env={"HOME": str(folder)}, port=port):
+        yield f"https://127.0.0.1:{port}{under}", cert
+
+
+@pytest.fixture(params=[nginx, caddy], ids=["nginx", "caddy"])
+async def behind(
+    request: pytest.FixtureRequest, gateway_for: GatewayFor, tmp_path: Path
+) -> AsyncIterator[ProxyFor]:
+    """Put a reverse proxy in front of a gateway: `proxy = await behind(gateway)`."""
+    async with AsyncExitStack() as stack:
+
+        async def start(gateway: Gateway, *, under: str = "") -> Proxy:
+            url, cert = await stack.enter_async_context(request.param(gateway, tmp_path, under=under))
+            tls = ssl.create_default_context(cafile=str(cert))
+            session = aiohttp.ClientSession(
+                headers={"Authorization": f"Bearer {KEY}"},
+                timeout=aiohttp.ClientTimeout(total=10),
+                connector=aiohttp.TCPConnector(ssl=tls),
+            )
+            return Proxy(url, await stack.enter_async_context(session), tls)
+
+        yield start
+
+
+async def read_events(response: aiohttp.ClientResponse, count: int) -> list[Any]:
+    """Read until so many events have come."""
+    body = b""
+    while len(events(body)) < count:
+        piece = await response.content.readany()
+        assert piece, f"it ended after {body!r}"
+        body += piece
+    return events(body)
+
+
+async def test_an_event_arrives_before_the_next_one_is_sent(
+    provider: FakeProvider, gateway_for: GatewayFor, behind: ProxyFor
+) -> None:
+    gate = asyncio.Event()
+    provider.script = play(sse(), word("Hello"), wait(gate), word(" world"), done())
+    proxy = await behind(await gateway_for(provider))
+    async with proxy.chat(stream=True) as response:
+        [first] = await read_events(response, 1)
+        gate.set()
+        second, end = await read_events(response, 2)
+    contents = [event["choices"][0]["delta"]["content"] for event in (first, second)]
+    assert contents == ["Hello", " world"]
+    assert end == "[DONE]"
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "buffered"])
+async def test_a_client_that_leaves_ends_the_work_at_the_provider(
+    provider: FakeProvider, gateway_for: GatewayFor, behind: ProxyFor, stream: bool
+) -> None:
+    provider.script = play(sse(), word("Hello"), stall()) if stream else stall()
+    proxy = await behind(await gateway_for(provider))
+    async with asyncio.timeout(10), proxy.connection() as (reader, writer):
+        # Caddy knows its sites by name.
+        writer.write(chat(stream=stream).replace(b"Host: gateway", b"Host: " + proxy.host.encode()))
+        exchange = await provider.next_call()
+        if stream:
+            await reader.readuntil(b"Hello")
+    await exchange.hung_up()
+
+
+async def test_a_large_body_passes_byte_for_byte(
+    provider: FakeProvider, gateway_for: GatewayFor, behind: ProxyFor
+) -> None:
+    body = json.dumps(ASK | {"image": "x" * 5_000_000}).encode()
+    proxy = await behind(await gateway_for(provider))
+    async with proxy.http.post(f"{proxy.url}/v1/chat/completions", data=BytesIO(body)) as response:
+        assert response.status == 200
+    assert provider.requests[0].body == body
+
+
+async def test_what_is_too_large_gets_the_gateways_own_words(
+    provider: FakeProvider, gateway_for: GatewayFor, behind: ProxyFor
+) -> None:
+    proxy = await behind(await gateway_for(provider, server={"max_body": "1MB"}))
+    async with proxy.http.post(
+        f"{proxy.url}/v1/chat/completions", data=BytesIO(bytes(2_000_000))
+    ) as response:
+        assert response.status == 413
+        assert (await response.json())["error"]["type"] == "request_too_large"
+
+
+# Not Caddy: Go's server takes up to 256 KiB of the body before it answers.
+@pytest.mark.parametrize("behind", [nginx], ids=["nginx"], indirect=True)
+async def test_a_wrong_key_is_told_before_the_body_was_sent(
+    provider: FakeProvider, gateway_for: GatewayFor, behind: ProxyFor
+) -> None:
+    proxy = await behind(await gateway_for(provider))
+    refused = asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"{"
+        await refused.wait()  # for ever, where the proxy waits for the whole body
+        yield b"}"
+
+    headers = {"Authorization": "Bearer sk-wrong"}
+    url = f"{proxy.url}/v1/chat/completions"
+    async with proxy.http.post(url, data=body(), headers=headers) as response:
+        assert response.status == 401
+        refused.set()
+
+
+async def test_the_request_id_of_the_client_survives_both_ways(
+    provider: FakeProvider, gateway_for: GatewayFor, behind: ProxyFor
+) -> None:
+    provider.script = completion()
+    proxy = await behind(await gateway_for(provider))
+    async with proxy.chat(headers={"x-request-id": "mine-1"}) as response:
+        assert response.status == 200
+        assert response.headers["x-request-id"] == "mine-1"
+        assert response.headers["x-gateway-provider"] == provider.name
+
+
+async def test_an_error_of_a_provider_passes_as_it_is(
+    provider: FakeProvider, gateway_for: GatewayFor, behind: ProxyFor
+) -> None:
+    provider.script = answer(400, {"error": {"message": "too long"}}, {"x-mine": "yes"})
+    proxy = await behind(await gateway_for(provider))
+    async with proxy.chat() as response:
+        assert (response.status, response.headers["x-mine"]) == (400, "yes")
+        assert await response.json() == {"error": {"message": "too long"}}
+
+
+@pytest.mark.parametrize("under", ["", "/llm"], ids=["whole site", "under a path"])
+async def test_the_metrics_are_not_for_the_world(
+    provider: FakeProvider, gateway_for: GatewayFor, behind: ProxyFor, under: str
+) -> None:
+    # It trusts the proxy, and the client of this test is on this machine: the gateway itself would show them.
+    server = {"base_path": under, "trusted_proxies": ["127.0.0.1"]}
+    gateway = await gateway_for(provider, server=server)
+    proxy = await behind(gateway, under=under)
+    async with proxy.http.get(f"http://127.0.0.1:{gateway.port}{under}/metrics") as response:
+        assert response.status == 200
+    async with proxy.http.get(f"{proxy.url}/metrics") as response:
+        assert response.status == 404
+
+
+async def test_it_works_under_a_path(
+    provider: FakeProvider, gateway_for: GatewayFor, behind: ProxyFor
+) -> None:
+    proxy = await behind(await gateway_for(provider, server={"base_path": "/llm"}), under="/llm")
+    async with proxy.chat(stream=True) as response:
+        assert response.status == 200
+        assert (await read_events(response, 5))[-1] == "[DONE]"
+    async with proxy.http.get(f"{proxy.url}/v1/models/m") as response:
+        assert response.status == 200

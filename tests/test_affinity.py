@@ -313,7 +313,8 @@ def test_a_live_conversation_lives_in_one_place_and_bounds_hold(turns: list[Turn
 
 def test_what_a_provider_that_is_gone_holds_is_forgotten() -> None:
     affinity = Affinity()
-    thread = thread_of(peek_json(b'{"model":"m","messages":[{"role":"user","content":"a"}]}'), user="u", session=None)
+    body = b'{"model":"m","messages":[{"role":"user","content":"a"}]}'
+    thread = thread_of(peek_json(body), user="u", session=None)
     affinity.settle(thread, "gone", now=0.0)
     affinity.settle(thread, "kept", now=0.0)
     affinity.keep({"kept"})

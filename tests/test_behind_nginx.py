@@ -23,7 +23,8 @@ from tests.fake_provider import FakeProvider
 from tests.journey import ASK, KEY, eventually
 from tests.raw_client import chat, events
 from tests.script import answer, completion, done, play, sse, stall, wait, word
-from tests.test_contrib import CONTRIB, tool
+from tests.test_contrib import CONTRIB
+from tests.tools import tool
 
 if TYPE_CHECKING:
     from gateway import Gateway

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import os
 import re
 import shlex
 import shutil
@@ -27,21 +26,13 @@ from tests.conftest import GatewayFor
 from tests.fake_provider import FakeProvider
 from tests.journey import ASK, KEY, settings
 from tests.program import run, running
+from tests.tools import tool
 
 if TYPE_CHECKING:
     from gateway import Gateway
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTRIB = ROOT / "contrib"
-
-
-def tool(name: str) -> str:
-    """The path of a program of the system. Skips the test where it is missing, unless all tests must run."""
-    if path := shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin"):
-        return path
-    if os.environ.get("LLMGATEWAY_TEST_ALL") == "1":
-        pytest.fail(f"{name} is not installed, and LLMGATEWAY_TEST_ALL=1 says that all tests must run")
-    pytest.skip(f"{name} is not installed")
 
 
 # --- Dashboard and alerts -------------------------------------------------------------------------

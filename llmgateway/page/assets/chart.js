@@ -1,7 +1,7 @@
 // Tokens per second over the last hour, a line for each provider; its legend is a table that says the same in numbers.
 
 import uPlot from "./vendor/uPlot.esm.js";
-import { KeyedChildren, byId, el, setAttribute, setText } from "./dom.js";
+import { KeyedChildren, byId, el, setAttribute, setText, show } from "./dom.js";
 import { minute, rate } from "./format.js";
 import { cssColour, seriesClass, seriesLook } from "./palette.js";
 
@@ -28,6 +28,7 @@ export class Throughput {
 
   render(snapshot) {
     this.#snapshot = snapshot;
+    show(byId("throughput"), snapshot.providers.length > 0);
     const names = JSON.stringify(snapshot.providers.map(({ name }) => name));
     if (names !== this.#names) {
       this.#names = names;
@@ -130,7 +131,8 @@ function dataOf({ providers, gateway }) {
 
 function inWords(providers) {
   const total = providers.reduce((sum, provider) => sum + meanOf(provider.hour), 0);
-  return `Chart of tokens per second over the last hour, by provider; ${rate(total)} on average in all. The table has the numbers.`;
+  const what = "Chart of tokens per second over the last hour, by provider";
+  return `${what}; ${rate(total)} on average in all. The table has the numbers.`;
 }
 
 const rootPx = () => parseFloat(getComputedStyle(document.documentElement).fontSize);

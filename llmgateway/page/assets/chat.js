@@ -17,6 +17,8 @@ export class Chat {
   #options = new KeyedChildren(this.#model, (option) => option.id, modelOption);
   /** @type {{question: string, turn: Turn}[]} those that were answered, oldest first */
   #turns = [];
+  /** @type {Turn | null} */
+  #latest = null;
   /** @type {AbortController | null} */
   #running = null;
 
@@ -36,9 +38,12 @@ export class Chat {
 
   /** Offer the models that can answer now. */
   render({ providers }) {
+    const chosen = this.#model.value;
     const options = modelsOf(providers);
-    this.#options.render(options);
-    if (!this.#model.value && options.length) this.#model.value = options[0].id;
+    // A model that went away stays chosen: a message must not go to another one unnoticed.
+    const gone = chosen && !options.some(({ id }) => id === chosen);
+    this.#options.render(gone ? [...options, { id: chosen, note: "not available" }] : options);
+    if (!chosen && options.length) this.#model.value = (options.find(({ note }) => note) ?? options[0]).id;
     this.#controls();
   }
 
@@ -66,10 +71,10 @@ export class Chat {
 
   #begin(model, question) {
     this.#running = new AbortController();
-    byId("try-log").querySelector("#try-empty")?.remove();
-    this.#turns.at(-1)?.turn.retire();
-    for (const stale of this.#log.querySelectorAll("[data-testid=try-answer]")) stale.removeAttribute("data-testid");
+    this.#log.querySelector("#try-empty")?.remove();
+    this.#latest?.retire();
     const turn = new Turn(model, question);
+    this.#latest = turn;
     this.#log.append(turn.node);
     this.#log.scrollTop = this.#log.scrollHeight;
     this.#input.value = "";
@@ -137,14 +142,15 @@ function modelsOf(providers) {
   const able = providers.filter(({ state }) => state === "online" || state === "warming");
   const loaded = new Map();
   for (const { id, loaded: now } of able.flatMap(({ models }) => models)) loaded.set(id, loaded.get(id) || now === true);
-  return [...loaded].map(([id, now]) => ({ id, now })).sort((a, b) => a.id.localeCompare(b.id));
+  const options = [...loaded].map(([id, now]) => ({ id, note: now ? "loaded" : "" }));
+  return options.sort((a, b) => a.id.localeCompare(b.id));
 }
 
 function modelOption() {
   const node = el("option");
-  const update = ({ id, now }) => {
+  const update = ({ id, note }) => {
     setAttribute(node, "value", id);
-    setText(node, now ? `${id} (loaded)` : id);
+    setText(node, note ? `${id} (${note})` : id);
   };
   return { node, update };
 }

@@ -40,7 +40,8 @@ function titleOf(view, state, snapshot) {
 
 function staleness(snapshot, elapsed_s) {
   if (!snapshot) return "The gateway cannot be reached. Trying again …";
-  return `The gateway cannot be reached. This is from ${clock(snapshot.gateway.now)}, ${age(elapsed_s)} ago. Trying again …`;
+  const why = snapshot.gateway.state === "draining" ? "The gateway is shutting down." : "The gateway cannot be reached.";
+  return `${why} This is from ${clock(snapshot.gateway.now)}, ${age(elapsed_s)} ago. Trying again …`;
 }
 
 function mark(node, [words, tone], state) {

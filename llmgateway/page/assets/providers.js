@@ -7,6 +7,7 @@ import { seriesClass } from "./palette.js";
 
 const MODELS_AT_FIRST = 3;
 const MOST_SEGMENTS = 24;
+const IDLE_STATES = new Set(["offline", "misconfigured", "unknown"]);
 
 /** @returns {(snapshot: any) => void} */
 export function providerCards() {
@@ -20,6 +21,7 @@ export function providerCards() {
 }
 
 function summary(providers) {
+  if (!providers.length) return "";
   const online = providers.filter(({ state }) => state === "online").length;
   const waiting = providers.reduce((sum, provider) => sum + provider.waiting, 0);
   const said = [`${online} of ${providers.length} online`];
@@ -54,6 +56,7 @@ function card() {
     setText(reason, provider.reason);
     show(reason, Boolean(provider.reason));
     load.update(provider);
+    show(load.node, !IDLE_STATES.has(provider.state) || provider.in_flight > 0);
     models.update(provider.models);
   };
   return { node, update };
@@ -100,7 +103,7 @@ function modelList() {
     hidden.render(sorted.slice(MODELS_AT_FIRST));
     show(none, models.length === 0);
     show(details, models.length > MODELS_AT_FIRST);
-    setText(more, `${count(models.length - MODELS_AT_FIRST)} more`);
+    setText(more, `${count(Math.max(0, models.length - MODELS_AT_FIRST))} more`);
   };
   return { node: el("div", { class: "model-box" }, first, details, none), update };
 }

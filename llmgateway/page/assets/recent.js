@@ -9,7 +9,7 @@ const COLUMNS = [
   { name: "time", label: "Ended", text: (entry) => moment(Date.parse(entry.time) / 1000), title: (entry) => `request ${entry.id}` },
   { name: "model", label: "Model", heads: true, text: (entry) => entry.model ?? DASH, title: (entry) => entry.endpoint },
   { name: "outcome", label: "Outcome", text: outcome, tone: (entry) => say(OUTCOMES, outcomeOf(entry))[1] },
-  { name: "user", label: "User", text: (entry) => entry.user ?? DASH, title: (entry) => (entry.key ? `key ${entry.key}` : null) },
+  { name: "user", label: "User", text: (entry) => entry.user ?? DASH, title: key },
   { name: "provider", label: "Provider", text: provider },
   { name: "in", label: "Tokens in", number: true, text: (entry) => tokens(entry, entry.prompt_tokens) },
   { name: "out", label: "Out", number: true, text: (entry) => tokens(entry, entry.completion_tokens) },
@@ -43,6 +43,10 @@ function outcomeOf({ outcome, status }) {
 function outcome(entry) {
   const [words] = say(OUTCOMES, outcomeOf(entry));
   return entry.status && entry.status !== 200 ? `${words} (${entry.status})` : words;
+}
+
+function key(entry) {
+  return entry.key ? `key ${entry.key}` : null;
 }
 
 function provider(entry) {

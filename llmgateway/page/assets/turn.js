@@ -1,7 +1,7 @@
 // One question and its answer in the conversation.
 
 import { el, setText, show } from "./dom.js";
-import { duration, plural, rate } from "./format.js";
+import { milliseconds, plural, rate } from "./format.js";
 
 export class Turn {
   content = "";
@@ -67,7 +67,7 @@ export class Turn {
     const writing_s = (performance.now() - this.#firstToken) / 1000;
     const tokens = this.#tokens ?? this.#pieces;
     const sign = this.#tokens === null ? "~" : "";
-    const measures = [`first token after ${duration((this.#firstToken - this.#started) / 1000)}`, sign + plural(tokens, "token")];
+    const measures = [`first token after ${milliseconds(this.#firstToken - this.#started)}`, sign + plural(tokens, "token")];
     return writing_s > 0.2 ? [...measures, `${sign}${rate(tokens / writing_s)} tok/s`] : measures;
   }
 }

@@ -30,7 +30,7 @@ export function usageTable() {
 
 function summary({ day, rows }) {
   const estimated = sum(rows).estimated;
-  return estimated ? `${day}; ~ holds estimates, of ${plural(estimated, "request")}` : day;
+  return estimated ? `${day}; ~ includes estimates for ${plural(estimated, "request")}` : day;
 }
 
 function sum(rows) {

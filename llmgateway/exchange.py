@@ -18,7 +18,7 @@ from typing import Final, Protocol, cast
 import httptools
 
 from llmgateway.errors import ProviderBroke, ProviderFailed, ProviderTimedOut
-from llmgateway.headers import Field, keep_alive_limits, value_of
+from llmgateway.headers import Field, keep_alive_limits
 from llmgateway.wire import Body
 
 MAX_HEAD_BYTES: Final = 64 * 1024
@@ -65,13 +65,15 @@ class Exchange:
 
     async def first_byte(self, limit_s: float) -> None:
         """Wait for the head and the first body byte. Raises ProviderFailed."""
+        timer = self._loop.call_later(limit_s, self._took_too_long, limit_s)
         try:
-            async with asyncio.timeout(limit_s):
-                await self._until(lambda: self.complete or self._buffered > 0)
-        except TimeoutError:
-            self._fail(ProviderTimedOut(self.provider, "first_byte", limit_s))
-            if self.failure is not None:
-                raise self.failure from None
+            while not (self.complete or self._buffered):
+                await self._news()
+        finally:
+            timer.cancel()
+
+    def _took_too_long(self, limit_s: float) -> None:
+        self._fail(ProviderTimedOut(self.provider, "first_byte", limit_s))
 
     async def read(self, limit_bytes: int, limit_s: float) -> tuple[bytes, bool]:
         """Read the body up to a size and a time; gives what came and whether that is all.
@@ -82,7 +84,8 @@ class Exchange:
         self.resume()
         try:
             async with asyncio.timeout(limit_s):
-                await self._until(lambda: self.complete or self._buffered > limit_bytes)
+                while not (self.complete or self._buffered > limit_bytes):
+                    await self._news()
         except (TimeoutError, ProviderFailed):
             pass  # the caller gets what is there; a relay would raise the failure again
         return b"".join(self._buffer), self.complete
@@ -100,9 +103,12 @@ class Exchange:
             self.resume()
         if early or self.complete:
             sink.feed(early, final=self.complete)
+        if self.complete:
+            return
         watch = _Watch(self, idle_s)
         try:
-            await self._until(lambda: self.complete)
+            while not self.complete:
+                await self._news()
         finally:
             watch.stop()
 
@@ -130,12 +136,12 @@ class Exchange:
             self._connection.abort()
             self._connection = None
 
-    async def _until(self, reached: Callable[[], bool]) -> None:
-        while not reached():
-            if self.failure is not None:
-                raise self.failure
-            self._wake = self._loop.create_future()
-            await self._wake
+    async def _news(self) -> None:
+        """Wait until something has happened. Raises ProviderFailed if that was the end."""
+        if self.failure is not None:
+            raise self.failure
+        self._wake = self._loop.create_future()
+        await self._wake
 
     # -- for the connection
 
@@ -211,6 +217,7 @@ class Connection(asyncio.Protocol):
         self._on_lost = on_lost
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
+        self._loop = asyncio.get_running_loop()
         self._served = 0
         self._reset()
 
@@ -225,6 +232,7 @@ class Connection(asyncio.Protocol):
         self._pieces: list[bytes] = []
         self._complete = False
         self._keep_alive = False
+        self._keep_alive_field = b""
         self._fault = ""
         self._barren_bytes = 0
 
@@ -326,7 +334,7 @@ class Connection(asyncio.Protocol):
         """Part from a complete exchange: back to the pool if the connection can serve again, else close."""
         self.exchange = None
         assert self._transport is not None
-        idle_s, most = keep_alive_limits(exchange.fields)
+        idle_s, most = keep_alive_limits(self._keep_alive_field)
         request_sent = self._transport.get_write_buffer_size() == 0
         reusable = (
             self._keep_alive and request_sent and not self._fault and (most is None or self._served < most)
@@ -336,7 +344,7 @@ class Connection(asyncio.Protocol):
             return
         self.resume_reading()
         life_s = DEFAULT_IDLE_S if idle_s is None else min(idle_s - 1.0, MAX_IDLE_S)
-        self.idle_until = asyncio.get_running_loop().time() + life_s
+        self.idle_until = self._loop.time() + life_s
         self._on_idle(self)
 
     # -- httptools
@@ -369,8 +377,16 @@ class Connection(asyncio.Protocol):
         if 100 <= self._status < 200:
             return
         version = self._parser.get_http_version()
-        codings = [value.lower() for name, value in self._fields if name.lower() == b"transfer-encoding"]
-        length = value_of(self._fields, b"content-length")
+        codings: list[bytes] = []
+        length: bytes | None = None
+        for name, value in self._fields:
+            lower = name.lower()
+            if lower == b"transfer-encoding":
+                codings.append(value.lower())
+            elif lower == b"content-length":
+                length = value
+            elif lower == b"keep-alive":
+                self._keep_alive_field = value
         if version not in ("1.1", "1.0"):
             self._fault = "not HTTP/1.1"
         elif not 200 <= self._status <= 599:

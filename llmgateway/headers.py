@@ -11,6 +11,8 @@ from typing import Final
 
 Field = tuple[bytes, bytes]
 
+_CONNECTION_LENGTH: Final = len(b"connection")
+_OPTIONS: Final = frozenset((b"close", b"keep-alive"))
 _DIGITS: Final = 18  # more than any number that a header field means
 
 HOP_BY_HOP: Final = frozenset(
@@ -55,18 +57,21 @@ def request_lines(
     `replaced` are lower-case names of fields that the provider's own configuration sets.
     """
     fields = list(fields)
-    dropped = NOT_FORWARDED | replaced | _named_by_connection(fields)
+    dropped = NOT_FORWARDED | replaced if replaced else NOT_FORWARDED
+    if named := _named_by_connection(fields):
+        dropped |= named
     lines = [b"%b: %b\r\n" % (name, value) for name, value in fields if name.lower() not in dropped]
     lines.append(b"X-Request-Id: %b\r\n" % request_id.encode())
     return b"".join(lines)
 
 
 def _named_by_connection(fields: Iterable[Field]) -> frozenset[bytes]:
+    """Give the fields that `Connection` names, beside those that end here anyway."""
     named: frozenset[bytes] = frozenset()
     for name, value in fields:
-        if name.lower() == b"connection":
+        if len(name) == _CONNECTION_LENGTH and name.lower() == b"connection":
             named |= {token.strip() for token in value.lower().split(b",")}
-    return named
+    return named - HOP_BY_HOP - _OPTIONS if named else named
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,31 +85,42 @@ class AnswerHead:
     is_sse: bool = False
     """An event stream that may be added to: not compressed."""
     dated: bool = False
+    coding: bytes = b""
+    """Its Content-Encoding, in lower case."""
 
 
 def answer_head(fields: Sequence[Field]) -> AnswerHead:
     """Sort the header fields of a provider's answer; proxies are told not to hold event streams back."""
-    dropped = NOT_RETURNED | _named_by_connection(fields)
+    dropped = NOT_RETURNED
+    if named := _named_by_connection(fields):
+        dropped |= named
     lines: list[bytes] = []
-    seen: set[bytes] = set()
     length: int | None = None
-    events = False
+    coding = b""
+    events = dated = unbuffered = uncached = False
     for name, value in fields:
         lower = name.lower()
-        seen.add(lower)
-        if lower == b"content-length":
-            length = _number(value)
-        elif lower == b"content-type":
-            events = value.lower().lstrip().startswith(b"text/event-stream")
         if lower not in dropped:
             lines.append(b"%b: %b\r\n" % (name, value))
-    if events:
-        if b"x-accel-buffering" not in seen:
-            lines.append(b"X-Accel-Buffering: no\r\n")
-        if b"cache-control" not in seen:
-            lines.append(b"Cache-Control: no-cache\r\n")
-    is_sse = events and value_of(fields, b"content-encoding") in (None, b"", b"identity")
-    return AnswerHead(b"".join(lines), length, events, is_sse, dated=b"date" in seen)
+        match lower:
+            case b"content-length":
+                length = _number(value)
+            case b"content-type":
+                events = value.lower().lstrip().startswith(b"text/event-stream")
+            case b"content-encoding":
+                coding = coding or value.strip().lower()
+            case b"date":
+                dated = True
+            case b"x-accel-buffering":
+                unbuffered = True
+            case b"cache-control":
+                uncached = True
+    if events and not unbuffered:
+        lines.append(b"X-Accel-Buffering: no\r\n")
+    if events and not uncached:
+        lines.append(b"Cache-Control: no-cache\r\n")
+    is_sse = events and coding in (b"", b"identity")
+    return AnswerHead(b"".join(lines), length, events, is_sse, dated, coding)
 
 
 def _number(text: bytes) -> int | None:
@@ -119,11 +135,11 @@ def value_of(fields: Iterable[Field], name: bytes) -> bytes | None:
     return next((value for found, value in fields if found.lower() == name), None)
 
 
-def keep_alive_limits(fields: Iterable[Field]) -> tuple[float | None, int | None]:
+def keep_alive_limits(field: bytes) -> tuple[float | None, int | None]:
     """Read `Keep-Alive: timeout=5, max=100`: seconds that a connection may idle, requests that it takes."""
     timeout_s: float | None = None
     most: int | None = None
-    for part in (value_of(fields, b"keep-alive") or b"").lower().split(b","):
+    for part in field.lower().split(b",") if field else ():
         name, _, number = part.strip().partition(b"=")
         limit = _number(number)
         if limit is None:

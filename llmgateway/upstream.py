@@ -12,8 +12,8 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
@@ -74,6 +74,7 @@ class Pool:
         """How many exchanges it is needed for."""
         self._provider = provider
         self._tls = tls
+        self._loop = asyncio.get_running_loop()
         self._idle: list[Connection] = []
         self._all: set[Connection] = set()
 
@@ -102,7 +103,9 @@ class Pool:
             return exchange
 
     def _take(self) -> Connection | None:
-        now = asyncio.get_running_loop().time()
+        if not self._idle:
+            return None
+        now = self._loop.time()
         while self._idle:
             connection = self._idle.pop()
             if connection.usable and now < connection.idle_until:
@@ -221,18 +224,27 @@ class Upstream:
 
     @contextmanager
     def _use(self, provider: Provider) -> Iterator[Pool]:
-        """Give the provider's pool for one exchange; that of a provider that is gone ends with its last one.
+        """Give the provider's pool for one exchange."""
+        pool = self._enter(provider)
+        try:
+            yield pool
+        finally:
+            self._leave(provider, pool)
+
+    def _enter(self, provider: Provider) -> Pool:
+        """Use the provider's pool; pairs with `_leave`.
 
         Whoever has a lease on a provider when it goes may come here later: its pool is made anew then.
         """
         pool = self.pool(provider)
         pool.users += 1
-        try:
-            yield pool
-        finally:
-            pool.users -= 1
-            if provider.gone and not pool.users:
-                del self._pools[provider]
+        return pool
+
+    def _leave(self, provider: Provider, pool: Pool) -> None:
+        """End the use; the pool of a provider that is gone ends with its last one."""
+        pool.users -= 1
+        if provider.gone and not pool.users:
+            del self._pools[provider]
 
     def retire(self, gone: Iterable[Provider]) -> None:
         """Close the idle connections to providers that are gone; what is in flight there ends by itself."""
@@ -244,29 +256,12 @@ class Upstream:
             if not pool.users:
                 del self._pools[provider]
 
-    @asynccontextmanager
-    async def exchange(self, provider: Provider, request: Outgoing) -> AsyncIterator[Exchange]:
-        """Send a request; inside, the first byte of the answer is there.
+    def exchange(self, provider: Provider, request: Outgoing) -> "Exchanging":
+        """Send a request, as `async with`; inside, the first byte of the answer is there.
 
-        Leaving early ends the provider's work at once.
-        Raises ProviderFailed.
+        Leaving early ends the provider's work at once. Raises ProviderFailed on entering.
         """
-        with self._use(provider) as pool:
-            address = pool.address
-            target = address.target(request.path) + (f"?{request.query}" if request.query else "")
-            head = b"".join(
-                (
-                    f"POST {target} HTTP/1.1\r\n".encode(),
-                    address.lines,
-                    request_lines(request.fields, request_id=request.request_id, replaced=address.replaced),
-                    b"Content-Length: %d\r\n\r\n" % len(request.body),
-                )
-            )
-            exchange = await pool.open(head, request.body)
-            try:
-                yield exchange
-            finally:
-                exchange.cut()
+        return Exchanging(self, provider, request)
 
     async def get(self, provider: Provider, path: str, limit_bytes: int) -> tuple[int, bytes]:
         """Fetch a small page: status and body, cut at `limit_bytes`.
@@ -300,3 +295,41 @@ class Upstream:
         """Close all connections to all providers, also to those that are gone."""
         for pool in self._pools.values():
             pool.close()
+
+
+class Exchanging:
+    """The context of one exchange; a class, as a generator would cost every request some more."""
+
+    __slots__ = ("_exchange", "_pool", "_provider", "_request", "_upstream")
+
+    def __init__(self, upstream: Upstream, provider: Provider, request: Outgoing) -> None:
+        self._upstream = upstream
+        self._provider = provider
+        self._request = request
+
+    async def __aenter__(self) -> Exchange:
+        self._pool = pool = self._upstream._enter(self._provider)
+        try:
+            self._exchange = await pool.open(_head(pool.address, self._request), self._request.body)
+        except BaseException:
+            self._upstream._leave(self._provider, pool)
+            raise
+        return self._exchange
+
+    async def __aexit__(self, *_: object) -> None:
+        self._exchange.cut()
+        self._upstream._leave(self._provider, self._pool)
+
+
+def _head(address: Address, request: Outgoing) -> bytes:
+    target = address.target(request.path)
+    if request.query:
+        target = f"{target}?{request.query}"
+    return b"".join(
+        (
+            f"POST {target} HTTP/1.1\r\n".encode(),
+            address.lines,
+            request_lines(request.fields, request_id=request.request_id, replaced=address.replaced),
+            b"Content-Length: %d\r\n\r\n" % len(request.body),
+        )
+    )

@@ -63,7 +63,6 @@ class Gateway:
 
     def __init__(self, config: Config, patience: Patience | None = None) -> None:
         """Wire everything up; nothing runs yet. Raises CannotListen if the certificate cannot be used."""
-        loop = asyncio.get_running_loop()
         self.config = config
         self.fleet = Fleet(config)
         self.port = 0
@@ -78,13 +77,18 @@ class Gateway:
         self.slots = Slots(self.fleet, Affinity(), config.queue, Random(), wake=Alarm().ring)
         proxy = Proxy(self.slots, self._upstream, self._watch, RetryBudget(), self.limits, self.metrics)
         self.status = Status(
-            self.condition, self._watch, self.fleet, self.slots, self.ledger, self.limits, loop.time
+            self.condition, self._watch, self.fleet, self.slots, self.ledger, self.limits, time.monotonic
         )
         self.metrics.observe_now(self.status.gauges)
         self.metrics.observe_dropped(lambda: self.journal.dropped)
-        self._pages = Pages(self.fleet, self._watch, self.status, self.metrics, Sessions(time.time))
+        self._recalling = asyncio.Lock()
+        self._recalled = False
+        self._pages = Pages(
+            self.fleet, self._watch, self.status, self.metrics, Sessions(time.time), self.recall
+        )
         self._app = App(config, self._pages, proxy, self.ledger)
-        self._server = ClientServer(self._app.handle, patience or Patience())
+        self._patience = patience or Patience()
+        self._server = ClientServer(self._app.handle, self._patience)
         self._stack = AsyncExitStack()
 
     @property
@@ -110,6 +114,7 @@ class Gateway:
                 server.port,
                 backlog=BACKLOG,
                 ssl=None if self._certificate is None else self._certificate.context,
+                ssl_handshake_timeout=None if self._certificate is None else self._patience.head_s,
             )
         except (OSError, UnicodeError) as exc:
             raise CannotListen(f"cannot listen on {server.host}:{server.port}: {_words(exc)}.") from exc
@@ -147,16 +152,18 @@ class Gateway:
             self._certificate.renew()
 
     async def recall(self) -> None:
-        """Add up what the request log tells of today, before this start."""
+        """Add up what the request log tells of today, before this start; once, when somebody wants to know."""
         requests, before = self.config.log.requests, self.condition.started_at
-        if requests is None:
-            return
-        try:
-            self.ledger.restore(await asyncio.to_thread(_used_today, Path(requests), before))
-        except FileNotFoundError:
-            pass  # the first start
-        except OSError as exc:
-            events.warning("cannot read the request log", file=requests, why=exc.strerror)
+        async with self._recalling:
+            if requests is None or self._recalled:
+                return
+            try:
+                self.ledger.restore(await asyncio.to_thread(_used_today, Path(requests), before))
+            except FileNotFoundError:
+                pass  # the first start
+            except OSError as exc:
+                events.warning("cannot read the request log", file=requests, why=exc.strerror)
+            self._recalled = True
 
     async def drain(self) -> bool:
         """Take no new calls; wait for those in flight, within `drain_timeout`; tell whether all ended."""
@@ -235,7 +242,6 @@ async def serve(config: Config, greeting: str = "", source: Source | None = None
                 loop.add_signal_handler(signal.SIGHUP, reloader.now)
             if greeting:
                 print(greeting.format(url=gateway.url), flush=True)
-            await gateway.recall()
             return await _until_drained(gateway, signals)
     except CannotListen as problem:
         commands.say(str(problem))

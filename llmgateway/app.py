@@ -9,6 +9,7 @@ import asyncio
 import re
 import secrets
 import time
+from dataclasses import replace
 from typing import Final
 
 from aiohttp import web
@@ -28,7 +29,7 @@ from llmgateway.errors import (
 from llmgateway.keys import Caller, KeyRing, offered_keys
 from llmgateway.ledger import Entry, Ledger
 from llmgateway.log import Events, request_id
-from llmgateway.pages import CHAT, MODELS, Pages, draining
+from llmgateway.pages import CHAT, MODELS, PAGE, Pages, draining
 from llmgateway.proxy import Call, Proxy
 from llmgateway.upstream import Outgoing
 from llmgateway.wire import ENDPOINTS, Endpoint, dialect_of, peek
@@ -42,6 +43,7 @@ _LOGGED_CHARACTERS: Final = 100  # of what a client chose
 _MODEL_CHARACTERS: Final = 200
 _CLIENT_GONE: Final = 499  # as nginx logs it; it is never sent
 _PREFLIGHT_S: Final = 86_400
+_OF_THE_PAGE: Final = frozenset({b"cookie", b"referer"})
 
 
 class App:
@@ -49,6 +51,7 @@ class App:
 
     def __init__(self, config: Config, pages: Pages, proxy: Proxy, ledger: Ledger) -> None:
         self.draining = False
+        self._cutting = False
         self._pages = pages
         self._proxy = proxy
         self._ledger = ledger
@@ -64,7 +67,7 @@ class App:
         self._pages.adopt(config, self._keys)
         extra = (Endpoint(path) for path in config.server.extra_paths)
         self._endpoints = {endpoint.path: endpoint for endpoint in (*ENDPOINTS, *extra)}
-        self._chat = self._endpoints["/v1/chat/completions"]
+        self._chat = replace(self._endpoints["/v1/chat/completions"])  # the page's, to be told from the API's
         self._origins = frozenset(config.server.cors)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -91,7 +94,7 @@ class App:
         _check_head(request, client)
         if page := self._pages.at(path, request.method):
             return await page(request, client)
-        if self._origins and self._share(request, client):
+        if self._origins and _is_of_the_api(path) and self._share(request, client):
             return None
         await self._follow(request, path, client)
         return None
@@ -102,20 +105,17 @@ class App:
         The Fetch standard's CORS protocol, without credentials: a page sends its key by itself.
         """
         origin = request.headers.get("origin")
-        if origin is None:
-            return False
-        if "*" not in self._origins and origin.lower() not in self._origins:
-            client.tell([("Vary", "Origin")])
-            return False
         anybody = "*" in self._origins
+        # Vary also where there is no origin: caches must not mix the answers up
+        client.tell([] if anybody else [("Vary", "Origin")], instead_of="access-control-")
+        if origin is None or not (anybody or origin.lower() in self._origins):
+            return False
         client.tell(
             [
                 ("Access-Control-Allow-Origin", "*" if anybody else origin),
                 ("Access-Control-Expose-Headers", "*"),
             ]
         )
-        if not anybody:
-            client.tell([("Vary", "Origin")])
         if request.method != "OPTIONS" or "access-control-request-method" not in request.headers:
             return False
         wanted = request.headers.get("access-control-request-headers", "")
@@ -131,8 +131,7 @@ class App:
 
     async def _follow(self, request: web.BaseRequest, path: str, client: Client) -> None:
         """Serve a request of the API, and write down what became of it."""
-        loop = asyncio.get_running_loop()
-        entry = Entry(client.request_id, path, loop.time())
+        entry = Entry(client.request_id, path, time.monotonic())
         self._running[client] = asyncio.current_task()
         self._none_running.clear()
         try:
@@ -142,7 +141,7 @@ class App:
             entry.outcome = "truncated" if client.answered else error.kind.type
             client.fail(error)
         except asyncio.CancelledError:
-            entry.outcome = DRAINING.type if client.ended else "client_gone"
+            entry.outcome = DRAINING.type if self._cutting else "client_gone"
             raise
         except Exception:
             entry.outcome = INTERNAL_ERROR.type
@@ -154,10 +153,12 @@ class App:
             entry.status = client.status or (500 if entry.outcome == INTERNAL_ERROR.type else _CLIENT_GONE)
             entry.bytes_out = client.bytes_out
             if entry in self._ledger.in_flight:
-                self._ledger.close(entry, now=loop.time(), wall=time.time())
-            self._log(entry, client, loop.time())
+                self._ledger.close(entry, now=time.monotonic(), wall=time.time())
+            self._log(entry, client, time.monotonic())
 
     def _log(self, entry: Entry, client: Client, now: float) -> None:
+        if not events.tells_info:
+            return
         facts: dict[str, object] = {"user": entry.user, "key": entry.key, "provider": entry.provider}
         if entry.outcome == INVALID_API_KEY.type:
             facts["client"] = client.address
@@ -216,10 +217,9 @@ class App:
         self, request: web.BaseRequest, endpoint: Endpoint, caller: Caller, client: Client, entry: Entry
     ) -> Call:
         """Read the request, and from its body what routing needs to know."""
-        loop = asyncio.get_running_loop()
-        asked_at = loop.time()
+        asked_at = time.monotonic()
         body = await client.read_body(self._config.server.max_body)
-        entry.body_s = loop.time() - asked_at
+        entry.body_s = time.monotonic() - asked_at
         entry.bytes_in = len(body)
         seen = peek(body, endpoint.body, request.headers.get("content-type", ""))
         entry.model, entry.streams = seen.model[:_MODEL_CHARACTERS], seen.streams
@@ -229,14 +229,24 @@ class App:
         return Call(
             seen.model,
             Outgoing(
-                endpoint.path, _query(request.raw_path), tuple(request.raw_headers), client.request_id, body
+                endpoint.path,
+                _query(request.raw_path),
+                self._fields(request, endpoint),
+                client.request_id,
+                body,
             ),
             thread_of(seen, user=caller.user, session=session) if converses else Thread(),
             entry,
-            prompt_bytes=seen.prompt_bytes or len(body),
+            prompt_bytes=(seen.prompt_bytes or len(body)) if endpoint.reads else 0,
             output_limit=seen.output_limit,
             keepalive_s=self._config.streams.keepalive if seen.streams and endpoint.streams else 0.0,
         )
+
+    def _fields(self, request: web.BaseRequest, endpoint: Endpoint) -> tuple[tuple[bytes, bytes], ...]:
+        """Give the header fields to pass on; from the live page, without its session."""
+        if endpoint is not self._chat:
+            return tuple(request.raw_headers)
+        return tuple(field for field in request.raw_headers if field[0].lower() not in _OF_THE_PAGE)
 
     # -- the end
 
@@ -257,6 +267,7 @@ class App:
 
     def cut_off(self) -> None:
         """Tell everybody who is still being served that it is over."""
+        self._cutting = True
         for client, task in list(self._running.items()):
             client.fail(draining())
             if task is not None:
@@ -277,6 +288,11 @@ def _below(base: str, path: str) -> str:
     if not base:
         return path
     return path.removeprefix(base) if path == base or path.startswith(base + "/") else ""
+
+
+def _is_of_the_api(path: str) -> bool:
+    """Tell what pages of other sites may be let in to: not what is above the base path, nor the live page."""
+    return bool(path) and not path.startswith(PAGE)
 
 
 def _query(raw_path: str) -> str:

@@ -13,11 +13,12 @@ import secrets
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Any, Final, Protocol, cast
+from itertools import chain
+from typing import Any, Final, Literal, Protocol, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
@@ -38,7 +39,11 @@ _JSON: Final = b"Content-Type: application/json\r\n"
 _EVENT_STREAM: Final = (
     b"Content-Type: text/event-stream\r\nCache-Control: no-cache\r\nX-Accel-Buffering: no\r\n"
 )
-_OUR_FAMILIES: Final = re.compile(rb"(?mi)^(?:access-control-|x-ratelimit-)[^\r\n]*\r\n")
+Family = Literal["access-control-", "x-ratelimit-"]
+_FAMILIES: Final[Mapping[Family, re.Pattern[bytes]]] = {
+    "access-control-": re.compile(rb"(?mi)^access-control-[^\r\n]*\r\n"),
+    "x-ratelimit-": re.compile(rb"(?mi)^x-ratelimit-[^\r\n]*\r\n"),
+}
 _PING: Final = b'event: ping\ndata: {"type": "ping"}\n\n'
 
 
@@ -96,7 +101,8 @@ class Client:
         """What was answered; 0 before that."""
         self.ended = False
         self.bytes_out = 0
-        self.last_write = asyncio.get_running_loop().time()
+        self._clock = asyncio.get_running_loop().time
+        self.last_write = self._clock()
         """When something was last written, on the loop's clock; at first, when the request came."""
         self._request = request
         self._connection = cast(ClientConnection, request.protocol)
@@ -108,6 +114,7 @@ class Client:
         self._chunked = self._sse = self._until_close = False
         self._tail = b""
         self._own_lines = b""
+        self._families: frozenset[Family] = frozenset()
 
     @property
     def started(self) -> bool:
@@ -131,7 +138,10 @@ class Client:
         declared = request.headers.get("content-length")
         if declared is not None and int(declared.lstrip("0") or 0) > limit_bytes:
             raise _too_large(limit_bytes)
-        if not request.content.is_eof():
+        if request.content.is_eof():  # as almost always: all of it is here
+            if request.content.exception() is None:
+                return self._within(request.content.read_nowait(), limit_bytes)
+        else:
             self._invite_body()
             self._connection.check_framing()
         try:
@@ -183,16 +193,18 @@ class Client:
 
     # -- the answer
 
-    def tell(self, headers: Iterable[tuple[str, str]]) -> None:
-        """Add fields of our own to the answer's head; the provider's of the same families give way."""
+    def tell(self, headers: Iterable[tuple[str, str]], *, instead_of: Family | None = None) -> None:
+        """Add fields of our own to the answer's head; the provider's of that family are dropped."""
         self._own_lines += "".join(f"{name}: {value}\r\n" for name, value in headers).encode()
+        if instead_of is not None:
+            self._families |= {instead_of}
 
     def respond(self, status: int, body: bytes, lines: bytes = _JSON) -> None:
         """Send a whole answer of the gateway's own."""
         if not self._request.content.is_eof():
             # the rest of the body is not wanted; it would be taken for the next request
             self._keep_alive = False
-        self.begin(status, b"", AnswerHead(lines, len(body)))
+        self.begin(status, b"", AnswerHead(lines, len(body)), own=True)
         self.feed(body if self._request.method != "HEAD" else b"", final=True)
 
     def fail(self, error: GatewayError) -> None:
@@ -234,16 +246,23 @@ class Client:
         """True while the client reads too slowly for more."""
         return self._connection.writing_paused
 
-    def begin(self, status: int, reason: bytes, head: AnswerHead, more: bytes = b"") -> None:
-        """Prepare the head of an answer, with `more` lines of our own; it leaves with the first bytes fed."""
+    def begin(
+        self, status: int, reason: bytes, head: AnswerHead, more: bytes = b"", *, own: bool = False
+    ) -> None:
+        """Prepare the head of an answer, with `more` lines of our own; it leaves with the first bytes fed.
+
+        `own` says that the answer is not a provider's.
+        """
         self.status = status
         self._answered = True
         self._sse = head.is_sse
-        passed = _OUR_FAMILIES.sub(b"", head.lines) if self._own_lines else head.lines
+        passed = head.lines
+        for family in () if own else self._families:
+            passed = _FAMILIES[family].sub(b"", passed)
         first = b"HTTP/1.1 %d %b\r\n" % (status, reason or _REASONS.get(status, b""))
         lines = [first, passed, more, self._own_lines]
         if not head.dated:
-            lines.append(b"Date: %b\r\n" % formatdate(time.time(), usegmt=True).encode())
+            lines.append(self._connection.server.date_line())
         lines.append(f"x-request-id: {self.request_id}\r\n".encode())
         lines.append(self._framing(status, None if head.is_sse else head.content_length))
         if not self._keep_alive:
@@ -273,19 +292,20 @@ class Client:
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        self.bytes_out += len(data)
+        size = len(data)
+        self.bytes_out += size
         if self._sse:
-            self._tail = data[-4:] if len(data) >= 4 else (self._tail + data)[-4:]
+            self._tail = data if size >= 4 else (self._tail + data)[-4:]
         if self._chunked:
-            if data:
-                data = b"%x\r\n%b\r\n" % (len(data), data)
+            if size:
+                data = b"%x\r\n%b\r\n" % (size, data)
             if final:
                 data += b"0\r\n\r\n"
         if self._head is not None:
             data, self._head = self._head + data, None
         if data:
             transport.write(data)
-            self.last_write = self._connection.now()
+            self.last_write = self._clock()
 
     def _cut(self) -> None:
         """End an answer so that nobody takes it for a whole one: no proper end, and no keep-alive."""
@@ -343,12 +363,18 @@ def _too_large(limit_bytes: int) -> GatewayError:
 class ClientConnection(RequestHandler):
     """A client's connection, with the limits and the manners that aiohttp leaves to us."""
 
-    __slots__ = ("_deaf_timer", "_head_timer", "_stall_timer", "flow", "patience")
+    __slots__ = ("_deaf_timer", "_head_timer", "_stall_timer", "flow", "patience", "server")
 
     def __init__(
-        self, manager: web.Server, *, loop: asyncio.AbstractEventLoop, patience: Patience, **settings: Any
+        self,
+        manager: "ClientServer",
+        *,
+        loop: asyncio.AbstractEventLoop,
+        patience: Patience,
+        **settings: Any,
     ) -> None:
         super().__init__(manager, loop=loop, keepalive_timeout=patience.keep_alive_s, **settings)
+        self.server = manager
         self.patience = patience
         self.flow: Flow | None = None
         self._head_timer: asyncio.TimerHandle | None = None
@@ -443,10 +469,6 @@ class ClientConnection(RequestHandler):
         if self.flow is not None:
             self.flow.resume()
 
-    def now(self) -> float:
-        """Tell the time on the loop's clock."""
-        return self._loop.time()
-
     async def drained(self) -> None:
         """Wait until the client has read most of what was written. Raises ConnectionError when it leaves."""
         if self._paused:
@@ -506,6 +528,15 @@ class ClientServer(web.Server):
             max_field_size=MAX_LINE_BYTES,
         )
 
+        self._date = (0, b"")
+
+    def date_line(self) -> bytes:
+        """Give the `Date` of answers that are made now."""
+        second = int(time.time())
+        if self._date[0] != second:
+            self._date = second, b"Date: %b\r\n" % formatdate(second, usegmt=True).encode()
+        return self._date[1]
+
     def __call__(self) -> RequestHandler:
         """Make the protocol of a new connection."""
         return ClientConnection(self, loop=self._loop, **self._kwargs)
@@ -523,5 +554,5 @@ class ClientServer(web.Server):
 
 def head_size(request: web.BaseRequest) -> int:
     """Count the bytes of a request's head."""
-    fields = sum(len(name) + len(value) + 4 for name, value in request.raw_headers)
-    return len(request.raw_path) + fields
+    fields = request.raw_headers
+    return len(request.raw_path) + 4 * len(fields) + sum(map(len, chain.from_iterable(fields)))

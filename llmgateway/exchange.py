@@ -58,7 +58,7 @@ class Exchange:
         self._buffer: list[bytes] = []
         self._buffered = 0
         self._buffer_limit = BUFFER_BYTES
-        self._sink: Sink | None = None
+        self.sink: Sink | None = None
         self._wake: asyncio.Future[None] | None = None
 
     # -- for the task that wants the answer
@@ -95,7 +95,7 @@ class Exchange:
 
         Raises ProviderFailed, after all that had arrived was handed on.
         """
-        self._sink = sink
+        self.sink = sink
         early, self._buffer, self._buffered = b"".join(self._buffer), [], 0
         if sink.full:
             self.pause()
@@ -152,8 +152,8 @@ class Exchange:
             self._connection = None
         if data:
             self.last_byte = self._loop.time()
-        if self._sink is not None:
-            self._sink.feed(data, final=complete)
+        if self.sink is not None:
+            self.sink.feed(data, final=complete)
             if complete:
                 self._notify()
             return
@@ -306,6 +306,13 @@ class Connection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
             self._fault = self._fault or str(exc)
         pieces = self._pieces
+        sink = exchange.sink
+        if sink is not None and len(pieces) == 1 and not self._complete and not self._fault:
+            # A piece of a body that is being relayed, as almost always: what the code below would come to.
+            self._barren_bytes = 0
+            exchange.last_byte = self._loop.time()
+            sink.feed(pieces.pop(), final=False)
+            return
         if pieces:
             self._pieces = []
             self._barren_bytes = 0

@@ -6,8 +6,7 @@ spelling.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 Field = tuple[bytes, bytes]
 
@@ -29,13 +28,15 @@ HOP_BY_HOP: Final = frozenset(
     )
 )
 # Not for a provider: the client's credentials, and what is written anew for the provider's connection.
-# `Expect` is answered by the gateway itself.
+# `Expect` is answered by the gateway itself. `Origin` is judged by it (`server.cors`): a server that judges it
+# too, as Ollama does, would refuse web pages that may call.
 NOT_FORWARDED: Final = HOP_BY_HOP | {
     b"authorization",
     b"x-api-key",
     b"host",
     b"content-length",
     b"expect",
+    b"origin",
     b"x-request-id",
 }
 # Not for a client: what the gateway says itself.
@@ -74,8 +75,7 @@ def _named_by_connection(fields: Iterable[Field]) -> frozenset[bytes]:
     return named - HOP_BY_HOP - _OPTIONS if named else named
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerHead:
+class AnswerHead(NamedTuple):
     """What a client is to get of a provider's response head, and what the relay needs to know of it."""
 
     lines: bytes

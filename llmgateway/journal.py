@@ -7,6 +7,7 @@ counted, and complained about once.
 
 import asyncio
 import os
+import stat
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,7 +38,9 @@ class Journal:
         self._broken = False
 
     def adopt(self, path: Path | None, *, size_bytes: int, keep: int) -> None:
-        """Write to another file, or by other rules, from the next line on."""
+        """Write to another file, or by other rules, whatever is not written yet."""
+        if path != self._file.path:
+            self._broken = False
         self._file = _Rotated(path, size_bytes, keep)
 
     def write(self, line: Mapping[str, Any]) -> None:
@@ -81,17 +84,21 @@ class Journal:
             await asyncio.shield(writing)
         except asyncio.CancelledError:
             await asyncio.wait([writing], timeout=_LAST_WORDS_S)  # else they would be written once more
-            self._forget(len(lines))
             raise
-        except OSError as exc:
-            self._lose(len(lines), exc.strerror or str(exc))
-        else:
-            self._broken = False
-        self._forget(len(lines))
+        except OSError:
+            pass  # it is told below
+        finally:
+            self._forget(len(lines), writing)
 
-    def _forget(self, count: int) -> None:
+    def _forget(self, count: int, writing: asyncio.Future[None]) -> None:
+        """Let go of the oldest lines, now that they are written or lost."""
         for _ in range(count):
             self._lines.popleft()
+        trouble = writing.exception() if writing.done() else TimeoutError("the disk is too slow")
+        if trouble is None:
+            self._broken = False
+        else:
+            self._lose(count, getattr(trouble, "strerror", None) or str(trouble))
 
     def _lose(self, count: int, why: str) -> None:
         self.dropped += count
@@ -116,12 +123,12 @@ class _Rotated:
         Raises OSError.
         """
         assert self.path is not None
-        with open(self.path, "ab", opener=_private) as opened:
-            cut = opened.tell() > 0 and not self._ends_with_a_line()
-            opened.write(b"\n" + data if cut else data)
-            size_bytes = opened.tell()
-        if size_bytes >= self._size_bytes:
+        if self._is_full(self.path):
             self._rotate(self.path)
+        with open(self.path, "ab", opener=_private) as opened:
+            regular = stat.S_ISREG(os.fstat(opened.fileno()).st_mode)  # /dev/stdout, a pipe, is as good
+            cut = regular and opened.tell() > 0 and not self._ends_with_a_line()
+            opened.write(b"\n" + data if cut else data)
 
     def _ends_with_a_line(self) -> bool:
         """Tell whether the last line is whole; a full disk may have cut it."""
@@ -129,6 +136,12 @@ class _Rotated:
         with self.path.open("rb") as opened:
             opened.seek(-1, 2)
             return opened.read(1) == b"\n"
+
+    def _is_full(self, path: Path) -> bool:
+        try:
+            return path.stat().st_size >= self._size_bytes
+        except FileNotFoundError:
+            return False
 
     def _rotate(self, path: Path) -> None:
         if not self._keep:

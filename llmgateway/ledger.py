@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from llmgateway.metrics import Metrics
 from llmgateway.usage import Meter, Tokens
@@ -23,7 +23,11 @@ _SHORTEST_S: Final = 0.001
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """One request from its head to its end. Moments are on the loop's clock, durations in seconds."""
+    """One request from its head to its end.
+
+    Durations are in seconds, moments those of `time.monotonic`: uvloop's clock has milliseconds, and stands
+    still while anything runs.
+    """
 
     id: str
     endpoint: str
@@ -117,8 +121,7 @@ class Totals:
         return asdict(self)
 
 
-@dataclass(frozen=True, slots=True)
-class Account:
+class Account(NamedTuple):
     """What usage is kept by; `day` is a date in UTC."""
 
     day: str
@@ -143,6 +146,9 @@ class _Minutes:
     def spread(self, tokens: float, start_s: float, end_s: float) -> None:
         """Add tokens evenly over the time in which they came."""
         self.move_to(int(end_s // 60))
+        if start_s >= self.at * 60.0:  # as for most: all of it came in this minute
+            self.tokens[-1] += tokens
+            return
         start_s = min(start_s, end_s - _SHORTEST_S)
         rate = tokens / (end_s - start_s)
         for age in range(HISTORY_MINUTES):
@@ -164,7 +170,7 @@ class Ledger:
         """Keep books. `write` takes each line of the request log.
 
         `is_known` tells whether a provider has a model: anybody can ask for any name, and one that nobody has
-        is no account and no label.
+        is no label.
         """
         self._is_known = is_known
         self.in_flight: dict[Entry, None] = {}
@@ -173,26 +179,32 @@ class Ledger:
         self._metrics = metrics
         self._write = write
         self._minutes: dict[str, _Minutes] = {}
+        self._second = (0, "")
 
     def open(self, entry: Entry) -> None:
         """Begin to follow a request."""
         self.in_flight[entry] = None
 
     def close(self, entry: Entry, *, now: float, wall: float) -> None:
-        """Book a request that has ended. `now` is on the loop's clock, `wall` in epoch seconds."""
+        """Book a request that has ended. `now` is on the entry's clock, `wall` in epoch seconds."""
         self.in_flight.pop(entry, None)
         tokens = entry.settle()
-        line = _line(entry, tokens, now=now, wall=wall)
+        line = _line(entry, tokens, self._moment(wall), now)
         self.recent.append(line)
         self._write(line)
-        model = entry.model if entry.attempts or self._is_known(entry.model) else ""
-        if entry.user is not None:
-            account = Account(_day(wall), entry.user, entry.key or "", model, entry.provider)
+        if (account := _account_of(line)) is not None:
             self._account(account).add(tokens)
         if tokens is not None:
             begin = wall - (now - (entry.first_byte_at or now))
             self._pace(entry.provider, wall).spread(tokens.completion, begin, wall)
-        self._count(entry, tokens, model, now)
+        self._count(entry, tokens, now)
+
+    def _moment(self, wall: float) -> str:
+        """Write a time as `moment` does, without doing all of the work more than once a second."""
+        second = int(wall)
+        if self._second[0] != second:
+            self._second = second, moment(second)[: -len("000Z")]
+        return f"{self._second[1]}{int((wall - second) * 1000):03d}Z"
 
     def restore(self, before: Mapping[Account, Totals]) -> None:
         """Add what had been used before the start."""
@@ -239,7 +251,8 @@ class Ledger:
             totals = self.totals[account] = Totals()
         return totals
 
-    def _count(self, entry: Entry, tokens: Tokens | None, model: str, now: float) -> None:
+    def _count(self, entry: Entry, tokens: Tokens | None, now: float) -> None:
+        model = entry.model if entry.attempts or self._is_known(entry.model) else ""
         user = entry.user or ""
         self._metrics.finished(
             (entry.endpoint, model, entry.provider, user, str(entry.status), entry.outcome),
@@ -247,31 +260,31 @@ class Ledger:
             first_byte_s=None if entry.first_byte_at is None else entry.first_byte_at - entry.began,
             queue_s=entry.queue_s,
             overhead_s=entry.overhead_s,
+            tokens=() if tokens is None else tokens[:4],
+            estimated=tokens is not None and tokens.estimated,
         )
-        if tokens is not None:
-            self._metrics.tokens(
-                model,
-                entry.provider,
-                user,
-                estimated=tokens.estimated,
-                prompt=tokens.prompt,
-                completion=tokens.completion,
-                cached=tokens.cached,
-                reasoning=tokens.reasoning,
-            )
 
 
 def totals_of(lines: Iterable[Mapping[str, Any]]) -> dict[Account, Totals]:
     """Add up lines of the request log, as the ledger that wrote them did."""
     found: dict[Account, Totals] = {}
     for line in lines:
-        if not line.get("user"):
-            continue
-        names = (str(line.get(name) or "") for name in ("user", "key", "model", "provider"))
-        account = Account(line["time"][:_DAY_CHARACTERS], *names)
-        if account in found or len(found) < MOST_TOTALS:
+        account = _account_of(line)
+        if account is not None and (account in found or len(found) < MOST_TOTALS):
             found.setdefault(account, Totals()).add(_tokens_in(line))
     return found
+
+
+def _account_of(line: Mapping[str, Any]) -> Account | None:
+    """Tell from its line in the request log by what a request is booked; None for nobody's.
+
+    What has reached no provider is booked under no model: anybody can ask for any name.
+    """
+    if not line.get("user"):
+        return None
+    day = line["time"][:_DAY_CHARACTERS]
+    model = (line.get("model") or "") if line.get("attempts") else ""
+    return Account(day, line["user"], line.get("key") or "", model, line.get("provider") or "")
 
 
 def _tokens_in(line: Mapping[str, Any]) -> Tokens | None:
@@ -281,11 +294,12 @@ def _tokens_in(line: Mapping[str, Any]) -> Tokens | None:
     return Tokens(prompt, completion, cached, reasoning, bool(line.get("estimated"))) if told else None
 
 
-def _line(entry: Entry, tokens: Tokens | None, *, now: float, wall: float) -> dict[str, Any]:
+def _line(entry: Entry, tokens: Tokens | None, time: str, now: float) -> dict[str, Any]:
     """Give a request's line in the request log: never a prompt, an answer or a key."""
     first_byte_at = entry.first_byte_at
+    prompt, completion, cached, reasoning, estimated = tokens or (None, None, None, None, False)
     return {
-        "time": moment(wall),
+        "time": time,
         "id": entry.id,
         "user": entry.user,
         "key": entry.key,
@@ -294,14 +308,14 @@ def _line(entry: Entry, tokens: Tokens | None, *, now: float, wall: float) -> di
         "endpoint": entry.endpoint,
         "status": entry.status,
         "outcome": entry.outcome,
-        "queue_ms": _ms(entry.queue_s),
-        "first_byte_ms": None if first_byte_at is None else _ms(first_byte_at - entry.began),
-        "total_ms": _ms(now - entry.began),
-        "prompt_tokens": tokens and tokens.prompt,
-        "completion_tokens": tokens and tokens.completion,
-        "cached_tokens": tokens and tokens.cached,
-        "reasoning_tokens": tokens and tokens.reasoning,
-        "estimated": tokens is not None and tokens.estimated,
+        "queue_ms": round(entry.queue_s * 1000, 1),
+        "first_byte_ms": None if first_byte_at is None else round((first_byte_at - entry.began) * 1000, 1),
+        "total_ms": round((now - entry.began) * 1000, 1),
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "cached_tokens": cached,
+        "reasoning_tokens": reasoning,
+        "estimated": estimated,
         "bytes_in": entry.bytes_in,
         "bytes_out": entry.bytes_out,
         "attempts": entry.attempts,
@@ -310,14 +324,6 @@ def _line(entry: Entry, tokens: Tokens | None, *, now: float, wall: float) -> di
     }
 
 
-def _ms(seconds: float) -> float:
-    return round(seconds * 1000, 1)
-
-
 def moment(wall: float) -> str:
     """Write epoch seconds as the request log does: UTC, to the millisecond."""
     return datetime.fromtimestamp(wall, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _day(wall: float) -> str:
-    return moment(wall)[:_DAY_CHARACTERS]

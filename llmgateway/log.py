@@ -6,6 +6,8 @@ line.
 
 import json
 import logging
+import os
+import re
 import sys
 import time
 from contextvars import ContextVar
@@ -14,6 +16,8 @@ from typing import Any, Final, Literal, TextIO
 request_id: Final[ContextVar[str]] = ContextVar("request_id", default="")
 
 _ROOT: Final = "llmgateway"
+_BARE: Final = re.compile(r"[A-Za-z0-9_./:-]+")  # most values; the rest is looked at more closely
+_MARKS: Final = frozenset(' "=')
 
 
 class Events:
@@ -21,6 +25,11 @@ class Events:
 
     def __init__(self, name: str) -> None:
         self._logger = logging.getLogger(f"{_ROOT}.{name}")
+
+    @property
+    def tells_info(self) -> bool:
+        """True if what happens is logged, so that it pays to gather the facts."""
+        return self._logger.isEnabledFor(logging.INFO)
 
     def debug(self, event: str, **fields: object) -> None:
         """Log what only somebody looking for a fault wants to read."""
@@ -44,12 +53,14 @@ class Events:
 
 
 def configure(*, level: str, form: Literal["text", "json"], stream: TextIO | None = None) -> None:
-    """Send the program's log to `stream` (standard error by default).
+    """Send the program's log to `stream` (standard error by default), as text in colour on a terminal.
 
-    Other libraries speak from warning up.
+    Other libraries speak from warning up. NO_COLOR in the environment keeps colours out (no-color.org).
     """
-    handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(JsonLines() if form == "json" else TextLines())
+    stream = stream or sys.stderr
+    handler = logging.StreamHandler(stream)
+    coloured = stream.isatty() and not os.environ.get("NO_COLOR")
+    handler.setFormatter(JsonLines() if form == "json" else TextLines(coloured=coloured))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger(_ROOT).setLevel(level.upper())
 
@@ -61,28 +72,50 @@ def _facts(record: logging.LogRecord) -> dict[str, Any]:
     return facts
 
 
-def _stamp(record: logging.LogRecord) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
+class _Lines(logging.Formatter):
+    """What both forms have in common: the time, which is told anew only once a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._second = (0, "")
+
+    def stamp(self, record: logging.LogRecord) -> str:
+        """Give the time in UTC, to the millisecond."""
+        second = int(record.created)
+        if self._second[0] != second:
+            self._second = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        return f"{self._second[1]}.{int(record.msecs):03d}Z"
 
 
-class TextLines(logging.Formatter):
+_COLOURS: Final = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "31"}  # SGR
+
+
+class TextLines(_Lines):
     """`time level event name=value ...`, for people."""
+
+    def __init__(self, *, coloured: bool = False) -> None:
+        super().__init__()
+        self._coloured = coloured
 
     def format(self, record: logging.LogRecord) -> str:
         """Render one record; a traceback follows on lines of its own."""
-        facts = "".join(f" {name}={_plain(value)}" for name, value in _facts(record).items())
-        line = f"{_stamp(record)} {record.levelname.lower():<7} {_one_line(record.getMessage())}{facts}"
+        facts = "".join([f" {name}={_plain(value)}" for name, value in _facts(record).items()])
+        level = f"{record.levelname.lower():<7}"
+        if self._coloured:
+            level = f"\x1b[{_COLOURS.get(record.levelname, '0')}m{level}\x1b[0m"
+            facts = f"\x1b[2m{facts}\x1b[0m"
+        line = f"{self.stamp(record)} {level} {_one_line(record.getMessage())}{facts}"
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line
 
 
-class JsonLines(logging.Formatter):
+class JsonLines(_Lines):
     """One JSON object a line, for machines."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Render one record; a traceback is one more field."""
-        line = {"time": _stamp(record), "level": record.levelname.lower(), "event": record.getMessage()}
+        line = {"time": self.stamp(record), "level": record.levelname.lower(), "event": record.getMessage()}
         line |= _facts(record)
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
@@ -95,6 +128,6 @@ def _one_line(text: str) -> str:
 
 def _plain(value: object) -> str:
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    if text.isprintable() and text and not any(mark in text for mark in ' "='):
+    if _BARE.fullmatch(text) or (text.isprintable() and text and not _MARKS.intersection(text)):
         return text
     return json.dumps(text, ensure_ascii=not text.isprintable())

@@ -6,10 +6,11 @@ can read the config file. What changes anything must come from the page itself, 
 """
 
 import asyncio
-import mimetypes
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from importlib import resources
+from pathlib import PurePosixPath
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -26,16 +27,20 @@ from llmgateway.errors import (
     INVALID_API_KEY,
     INVALID_REQUEST,
     METHOD_NOT_ALLOWED,
+    OVERLOADED,
     GatewayError,
 )
 from llmgateway.fleet import Fleet
 from llmgateway.health import Watch
 from llmgateway.keys import Caller, KeyRing, digest, offered_keys
+from llmgateway.log import Events
 from llmgateway.metrics import Metrics
-from llmgateway.peers import Peer, peer_of
+from llmgateway.peers import TRACES, Peer, peer_of
 from llmgateway.router import no_provider
 from llmgateway.sessions import LIFE_S, Sessions
 from llmgateway.status import Status
+
+events = Events("pages")
 
 MODELS: Final = "/v1/models"
 PAGE: Final = "/gateway/"
@@ -44,9 +49,10 @@ DRAIN_RETRY_S: Final = 5
 COOKIE: Final = "llmgateway"
 PERIOD_S: Final = 0.5
 """The least time between two snapshots for one viewer."""
+MOST_VIEWERS: Final = 100
+VIEWERS_RETRY_S: Final = 30
 _SIGN_IN_BYTES: Final = 4_096
 _LOCAL_PREFIX: Final = "local-"
-_MOST_VIEWERS: Final = 100
 _SAFE_LINES: Final = (
     "X-Content-Type-Options: nosniff\r\n"
     "Referrer-Policy: no-referrer\r\n"
@@ -54,6 +60,14 @@ _SAFE_LINES: Final = (
     "Content-Security-Policy: default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'\r\n"
 )
+# Not by `mimetypes`, which asks the machine; browsers run no module of a type that they do not expect.
+_KINDS: Final = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+_PLAIN: Final = "text/plain; charset=utf-8"
 _FRESH: Final = "Cache-Control: no-store\r\n"
 _JSON: Final = f"Content-Type: application/json\r\n{_FRESH}".encode()
 
@@ -64,8 +78,16 @@ class Pages:
     """The gateway's own pages, by path; one answers through the client, or gives a response of aiohttp's."""
 
     def __init__(
-        self, fleet: Fleet, watch: Watch, status: Status, metrics: Metrics, sessions: Sessions
+        self,
+        fleet: Fleet,
+        watch: Watch,
+        status: Status,
+        metrics: Metrics,
+        sessions: Sessions,
+        recall: Callable[[], Awaitable[None]],
     ) -> None:
+        """Answer from these; `recall` is awaited before anybody is shown what was used."""
+        self._recall = recall
         self._fleet = fleet
         self._watch = watch
         self._status = status
@@ -73,7 +95,7 @@ class Pages:
         self._sessions = sessions
         self._started_at = int(time.time())
         self._files = _page_files()
-        self._viewers = 0
+        self._viewers: dict[Client, web.BaseRequest] = {}
         self._closing = asyncio.Event()
         self._pages: Mapping[str, tuple[tuple[str, ...], Page]] = {
             "/healthz": (("GET", "HEAD"), self._healthz),
@@ -96,7 +118,7 @@ class Pages:
         if path in self._pages:
             methods, page = self._pages[path]
         elif path in self._files:
-            methods, page = ("GET", "HEAD"), self._file
+            methods, page = ("GET", "HEAD"), partial(self._file, path)
         else:
             return None
         if method not in methods:
@@ -105,9 +127,12 @@ class Pages:
         return page
 
     def drain(self) -> None:
-        """Send viewers away: their connections would hold the end up."""
+        """Send viewers away, those who do not read by force: their connections would hold the end up."""
         self._status.condition.draining = True
         self._closing.set()
+        for transport in [request.transport for request in self._viewers.values()]:
+            if transport is not None and transport.get_write_buffer_size():
+                transport.abort()
 
     # -- who asks
 
@@ -121,7 +146,9 @@ class Pages:
         caller = self._keys.find(key_digest)
         if caller is None or (caller.expires_at is not None and now >= caller.expires_at):
             raise GatewayError(
-                INVALID_API_KEY, "The API key of this session is no longer valid; sign in again."
+                INVALID_API_KEY,
+                "The API key of this session is no longer valid; sign in again.",
+                (("WWW-Authenticate", "Bearer"),),
             )
         return caller
 
@@ -136,7 +163,7 @@ class Pages:
         if site is not None:
             good = site == "same-origin"
         else:
-            good = origin is None or urlsplit(origin).netloc == request.headers.get("host", "")
+            good = origin is None or _authority(origin) == request.headers.get("host", "").lower()
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if not good:
             raise GatewayError(FORBIDDEN, "This must come from the gateway's own page.")
@@ -144,13 +171,9 @@ class Pages:
             raise GatewayError(INVALID_REQUEST, "The Content-Type must be application/json.")
 
     def _peer(self, request: web.BaseRequest, client: Client) -> Peer:
-        headers = {
-            name: ",".join(request.headers.getall(name))
-            for name in ("x-forwarded-for", "x-forwarded-proto", "forwarded")
-            if name in request.headers
-        }
+        headers = {name: ",".join(request.headers.getall(name)) for name in TRACES if name in request.headers}
         server = self._config.server
-        return peer_of(client.address, headers, server.trusted_proxies, over_tls=server.tls is not None)
+        return peer_of(client.address, headers, server.trusted_proxies, over_tls=request.secure)
 
     # -- health, models, metrics
 
@@ -193,9 +216,8 @@ class Pages:
     async def _to_page(self, _: web.BaseRequest, client: Client) -> None:
         client.respond(308, b"", f"Location: {self._config.server.base_path}{PAGE}\r\n".encode())
 
-    async def _file(self, request: web.BaseRequest, client: Client) -> None:
-        path = request.raw_path.partition("?")[0]
-        body, lines = self._files[PAGE + path.partition(PAGE)[2]]
+    async def _file(self, path: str, _: web.BaseRequest, client: Client) -> None:
+        body, lines = self._files[path]
         client.respond(200, body, lines)
 
     async def _session(self, request: web.BaseRequest, client: Client) -> None:
@@ -205,7 +227,11 @@ class Pages:
             client.respond(204, b"", f"{self._cookie(request, client, '', 0)}{_FRESH}".encode())
             return
         key = _key_in(await client.read_body(_SIGN_IN_BYTES))
-        caller = self._keys.recognise([key], now=time.time())
+        try:
+            caller = self._keys.recognise([key], now=time.time())
+        except GatewayError:
+            events.info("sign-in refused", client=client.address)
+            raise
         left_s = LIFE_S if caller.expires_at is None else min(LIFE_S, caller.expires_at - time.time())
         token = self._sessions.open(digest(key))
         client.respond(204, b"", f"{self._cookie(request, client, token, int(left_s))}{_FRESH}".encode())
@@ -218,6 +244,7 @@ class Pages:
 
     async def _snapshot(self, request: web.BaseRequest, client: Client) -> None:
         viewer = self._local(request, client) or self.viewer(request)
+        await self._recall()
         client.respond(200, orjson.dumps(self._status.snapshot(viewer, wall=time.time())), _JSON)
 
     def _local(self, request: web.BaseRequest, client: Client) -> Caller | None:
@@ -237,19 +264,21 @@ class Pages:
             raise draining()
         if request.version < (1, 1):
             raise GatewayError(INVALID_REQUEST, "Events need HTTP/1.1.")
-        if self._viewers >= _MOST_VIEWERS:
-            raise GatewayError(FORBIDDEN, f"There are {_MOST_VIEWERS} viewers already.")
+        if len(self._viewers) >= MOST_VIEWERS:
+            again = (("Retry-After", str(VIEWERS_RETRY_S)),)
+            raise GatewayError(OVERLOADED, f"There are {MOST_VIEWERS} viewers already.", again)
         response = EventSourceResponse(headers={"x-request-id": client.request_id})
-        self._viewers += 1
+        self._viewers[client] = request
         try:
+            await self._recall()
             await response.prepare(request)
             client.status = 200
             async with response:
                 await self._show(request, response)
-        except ConnectionError:
-            pass  # it left
+        except (ConnectionError, TimeoutError):
+            pass  # it left, or does not read
         finally:
-            self._viewers -= 1
+            del self._viewers[client]
         return response
 
     async def _show(self, request: web.BaseRequest, response: EventSourceResponse) -> None:
@@ -261,11 +290,9 @@ class Pages:
             except GatewayError:
                 return
             snapshot = self._status.snapshot(viewer, wall=time.time())
-            now = snapshot["gateway"].pop("now")
-            if snapshot != last:
-                last = snapshot
-                told = {**snapshot, "gateway": {**snapshot["gateway"], "now": now}}
-                await response.send(orjson.dumps(told).decode(), event="snapshot")
+            if (lasting := _lasting(snapshot)) != last:
+                last = lasting
+                await response.send(orjson.dumps(snapshot).decode(), event="snapshot")
             try:
                 async with asyncio.timeout(PERIOD_S):
                     await self._closing.wait()
@@ -281,6 +308,24 @@ def draining() -> GatewayError:
 def local_credentials(keys: KeyRing) -> str | None:
     """Give what `gateway.py status` shows instead of a key; None if the config has no keys."""
     return None if keys.local_token is None else _LOCAL_PREFIX + keys.local_token
+
+
+def _lasting(snapshot: dict[str, Any]) -> dict[str, Any]:
+    """Leave out of a snapshot what changes only because time passes: viewers have clocks of their own."""
+    return {
+        **snapshot,
+        "gateway": {**snapshot["gateway"], "now": None},
+        "requests": [{**row, "age_s": None} for row in snapshot["requests"]],
+        "limits": [{**row, "resets_in_s": None} for row in snapshot["limits"]],
+    }
+
+
+def _authority(origin: str) -> str | None:
+    """Give the host and port of an origin; None if it has none, such as `null`, or is not one."""
+    try:
+        return urlsplit(origin).netloc.lower() or None
+    except ValueError:
+        return None
 
 
 def _key_in(body: bytes | bytearray) -> str:
@@ -311,6 +356,5 @@ def _page_files() -> dict[str, tuple[bytes, bytes]]:
 
 
 def _file_lines(name: str) -> bytes:
-    kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
-    charset = "; charset=utf-8" if kind.startswith("text/") else ""
-    return f"Content-Type: {kind}{charset}\r\nCache-Control: no-cache\r\n{_SAFE_LINES}".encode()
+    kind = _KINDS.get(PurePosixPath(name).suffix, _PLAIN)
+    return f"Content-Type: {kind}\r\nCache-Control: no-cache\r\n{_SAFE_LINES}".encode()

@@ -7,10 +7,24 @@ address that it saw there; the first address that is not a trusted proxy's is th
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 Address: TypeAlias = IPv4Address | IPv6Address
 Network: TypeAlias = IPv4Network | IPv6Network
+
+FORWARDED_FOR: Final = "x-forwarded-for"
+FORWARDED_PROTO: Final = "x-forwarded-proto"
+TRACES: Final = (
+    FORWARDED_FOR,
+    FORWARDED_PROTO,
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-server",
+    "x-real-ip",
+    "forwarded",
+    "via",
+)
+"""What proxies leave in a request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,22 +47,29 @@ def peer_of(
 ) -> Peer:
     """Find the client: the address that is connected, or whom trusted proxies speak for.
 
-    `headers` is case-insensitive, with repeated fields joined by commas. Where a proxy that is not trusted
-    has passed a request on, the address is unknown: it is not the client's, and what it claims may be false.
+    `headers` are those of TRACES that came, by lower-case name, with repeated fields joined by commas. Where
+    a proxy that is not trusted has passed a request on, or a trusted one that does not say for whom, the
+    address is unknown: what is connected is not the client, and what it claims may be false.
     """
     address = _address(connected)
-    forwarded = headers.get("x-forwarded-for")
-    proxied = forwarded is not None or "forwarded" in headers
-    if address is None or not _is_in(address, trusted):
-        return Peer(None if proxied else address, over_tls, proxied)
-    secure = headers.get("x-forwarded-proto", "https" if over_tls else "http").strip().lower() == "https"
-    for claimed in reversed((forwarded or "").split(",")):
-        if not claimed.strip():
-            continue
-        address = _address(claimed.strip())
+    proxied = not headers.keys().isdisjoint(TRACES)
+    if not proxied or address is None:
+        return Peer(address, over_tls, proxied)
+    if not _is_in(address, trusted):
+        return Peer(None, over_tls, proxied)
+    schemes = headers.get(FORWARDED_PROTO, "https" if over_tls else "http").split(",")
+    secure = all(scheme.strip().lower() == "https" for scheme in schemes)
+    return Peer(_client_of(headers.get(FORWARDED_FOR, ""), trusted), secure, proxied)
+
+
+def _client_of(forwarded_for: str, trusted: Sequence[Network]) -> Address | None:
+    """Follow the chain of trusted proxies back to whom the first of them has seen."""
+    address = None
+    for claimed in reversed([each.strip() for each in forwarded_for.split(",") if each.strip()]):
+        address = _address(claimed)
         if address is None or not _is_in(address, trusted):
             break
-    return Peer(address, secure, proxied)
+    return address
 
 
 def _address(text: str) -> Address | None:

@@ -6,9 +6,9 @@ there, so whatever fails before that can be tried on another candidate.
 
 import asyncio
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
+from time import monotonic
 from typing import Final
 
 from llmgateway.affinity import Thread
@@ -44,6 +44,7 @@ events = Events("proxy")
 
 _TRY_ELSEWHERE: Final = (404, 429)
 _REFUSED: Final = (401, 403)
+_NO_ANSWER: Final = 300  # from here on a status says that no model has worked
 _UNSUPPORTED: Final = 501  # says nothing bad about the provider's health
 _QUOTED_BYTES: Final = 64 * 1024
 _QUOTED_S: Final = 2.0
@@ -60,6 +61,7 @@ class Call:
     thread: Thread
     entry: Entry
     prompt_bytes: int = 0
+    """The size of what costs prompt tokens; 0 for what costs none."""
     output_limit: int | None = None
     keepalive_s: float = 0.0
     """Silence after which its stream gets a comment; 0 if it must not have one."""
@@ -82,7 +84,8 @@ class Metered:
 
     def __init__(self, client: Client, meter: Meter) -> None:
         self._client = client
-        self._meter = meter
+        self._write = client.feed
+        self._look = meter.feed
 
     @property
     def full(self) -> bool:
@@ -91,8 +94,8 @@ class Metered:
 
     def feed(self, data: bytes, *, final: bool) -> None:
         """Write first, count afterwards."""
-        self._client.feed(data, final=final)
-        self._meter.feed(data)
+        self._write(data, final=final)
+        self._look(data)
 
 
 class Proxy:
@@ -125,8 +128,10 @@ class Proxy:
         with self._limits.admit(
             caller.user, caller.limits, caller.key_id, caller.key_limits, key_name=caller.key_name
         ) as admission:
-            client.tell(admission.headers())
-            entry.prompt_estimate = self._prompts.estimate(call.model, call.prompt_bytes)
+            if headers := admission.headers():
+                client.tell(headers, instead_of="x-ratelimit-")
+            if call.prompt_bytes:
+                entry.prompt_estimate = self._prompts.estimate(call.model, call.prompt_bytes)
             try:
                 await self._lease_and_serve(call, caller, client)
             finally:
@@ -137,16 +142,14 @@ class Proxy:
         entry = call.entry
         self._budget.deposit(_now())
         expected = cost(entry.prompt_estimate, self._slots.expected_output(call.model, call.output_limit))
-        with (
-            self._slots.order(caller, call.model, call.thread, expected, entry.id) as order,
-            _heart(call, client, order, self._slots),
-        ):
-            if not self._slots.hopeful(order):
-                await self._watch.settled()
+        with self._slots.order(caller, call.model, call.thread, expected, entry.id) as order:
+            heartbeat = _heart(call, client, order, self._slots) if call.keepalive_s else None
             try:
                 await self._serve(call, client, order)
             finally:
                 entry.queue_s, entry.affinity = order.waited_s, order.affinity
+                if heartbeat is not None:
+                    heartbeat.stop()
 
     async def _serve(self, call: Call, client: Client, order: Order) -> None:
         failures: list[ProviderFailed] = []
@@ -164,7 +167,7 @@ class Proxy:
                     raise
                 break  # there is a better answer than that the queue is full
             call.entry.queue_s = order.waited_s
-            call.entry.sent(provider.name, _now())
+            call.entry.sent(provider.name, monotonic())
             order.tried.add(provider.name)
             try:
                 answer = await self._attempt(provider, call, client, order)
@@ -188,6 +191,8 @@ class Proxy:
     async def _attempt(self, provider: Provider, call: Call, client: Client, order: Order) -> Held | None:
         """Ask one provider. Gives its answer back unsent if another candidate may have a better one."""
         async with self._upstream.exchange(provider, call.outgoing) as exchange:
+            if exchange.status >= _NO_ANSWER:
+                self._take_nothing_for(call, order)
             if exchange.status in _REFUSED:
                 raise ProviderRefused(
                     provider.name,
@@ -221,39 +226,42 @@ class Proxy:
         self, provider: Provider, exchange: Exchange, call: Call, client: Client, order: Order
     ) -> None:
         head = answer_head(exchange.fields)
+        meter = Meter(sse=head.is_events, coding=head.coding)
+        if exchange.status < _NO_ANSWER:
+            call.entry.meter = meter
         if client.started and not (exchange.status == 200 and head.is_sse):
             body, _ = await exchange.read(_QUOTED_BYTES, _QUOTED_S)
+            meter.feed(body)
             raise _too_late(provider, exchange.status, exchange.fields, body)
         if client.started:
             client.resume_stream()
         else:
             client.begin(exchange.status, exchange.reason, head, _own_lines(provider.name, order))
         entry = call.entry
-        entry.first_byte_at = _now()
-        coding = value_of(exchange.fields, b"content-encoding") or b""
-        entry.meter = Meter(sse=head.is_events, coding=coding)
+        entry.first_byte_at = monotonic()
         client.hold(exchange)
         try:
-            await exchange.relay(Metered(client, entry.meter), provider.config.timeouts.idle)
+            await exchange.relay(Metered(client, meter), provider.config.timeouts.idle)
         finally:
             client.hold(None)
-            if exchange.status >= 400:
-                entry.came_back()
-                self._slots.refund(order)
-            elif (tokens := entry.settle()) is not None:
+            if (tokens := entry.settle()) is not None:
                 self._slots.settle(order, tokens)
-                if not tokens.estimated:
+                if call.prompt_bytes and not tokens.estimated:
                     self._prompts.learn(call.model, call.prompt_bytes, tokens.prompt)
 
     def _give_up_on(self, call: Call, order: Order, provider: Provider, reason: str) -> None:
         """Look for another provider: this one has served nothing."""
+        self._take_nothing_for(call, order)
+        self._metrics.failed_over(provider.name, reason)
+
+    def _take_nothing_for(self, call: Call, order: Order) -> None:
+        """Let an attempt that brought no answer cost nothing, also if the client leaves now."""
         self._slots.refund(order)
         call.entry.came_back()
-        self._metrics.failed_over(provider.name, reason)
 
     def _pass_on(self, held: Held, call: Call, client: Client) -> None:
         call.entry.provider = held.provider.name
-        call.entry.first_byte_at = _now()
+        call.entry.first_byte_at = monotonic()
         if client.started:
             raise _too_late(held.provider, held.status, held.fields, held.body)
         client.begin(held.status, held.reason, answer_head(held.fields), held.own_lines)
@@ -295,22 +303,14 @@ def _own_lines(provider: str, order: Order) -> bytes:
     )
 
 
-@contextmanager
-def _heart(call: Call, client: Client, order: Order, slots: Slots) -> Iterator[None]:
+def _heart(call: Call, client: Client, order: Order, slots: Slots) -> Heartbeat:
     """Keep a stream from being silent for too long, from the request to the end of the answer."""
-    if not call.keepalive_s:
-        yield
-        return
 
     def words() -> str:
         position = slots.position(order)
         return f"waiting, position {position} in the queue" if position else "waiting for the model"
 
-    heartbeat = Heartbeat(client, call.keepalive_s, words)
-    try:
-        yield
-    finally:
-        heartbeat.stop()
+    return Heartbeat(client, call.keepalive_s, words)
 
 
 def _too_late(provider: Provider, status: int, fields: Sequence[Field], body: bytes) -> GatewayError:

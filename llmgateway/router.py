@@ -4,13 +4,12 @@ Plain functions of values; time and chance are arguments. Nothing is changed her
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from random import Random
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from llmgateway.affinity import Affinity, Thread
 from llmgateway.errors import NO_PROVIDER, GatewayError
-from llmgateway.fleet import Fleet, Provider
+from llmgateway.fleet import Fleet, Provider, State
 from llmgateway.keys import Caller
 
 # Where slots are unknown, a provider is too busy beside another if it has at least so many more in flight,
@@ -21,8 +20,7 @@ CROWDED_TIMES: Final = 2
 SYSTEM_PROMPT_SLACK: Final = 2  # live conversations more than the least that a shared system prompt is worth
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(NamedTuple):
     """Where a call goes.
 
     `affinity` is `hit`, `miss` or `spill`, or empty if the call belongs to no conversation.
@@ -44,7 +42,13 @@ def candidates(
 
     One that fails real requests again and again is left out, unless there is no other.
     """
-    found = [p for p in fleet.usable_by(caller) if p.online and model in p.models and p.name not in tried]
+    found = [
+        p
+        for p in fleet.usable_by(caller)
+        if p.state is State.ONLINE and model in p.models and p.name not in tried
+    ]
+    if len(found) < 2:
+        return found
     return [p for p in found if p.breaker.lets_through(now)] or found
 
 
@@ -74,7 +78,10 @@ def place(
         free = [p for p in free if p.config.owner == caller.user] or free
     if not free:
         return None
-    conversation = affinity.find(thread, now=now)
+    conversation = affinity.find(thread, now=now) if thread.links else None
+    if len(among) == 1:
+        known = conversation is not None and conversation.home == free[0].name
+        return Placement(free[0], "hit" if known else "miss" if thread.links else "")
     home = next((p for p in among if conversation is not None and p.name == conversation.home), None)
     if home is not None and thread.opening and not _least_busy(home, free):
         home = None  # it opens as another one did: most likely a conversation of its own

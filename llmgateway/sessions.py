@@ -13,6 +13,8 @@ from typing import Final
 from llmgateway.keys import digest
 
 MOST: Final = 1_000
+MOST_OF_A_KEY: Final = 50
+"""So that nobody signs others out by signing in again and again."""
 LIFE_S: Final = 30 * 86_400.0
 
 
@@ -31,7 +33,10 @@ class Sessions:
 
     def open(self, key_digest: bytes) -> str:
         """Begin a session for a key; gives the cookie's value. The oldest session makes room if need be."""
-        while len(self._sessions) >= MOST:
+        own = [name for name, session in self._sessions.items() if session.key_digest == key_digest]
+        if len(own) >= MOST_OF_A_KEY:
+            del self._sessions[own[0]]
+        elif len(self._sessions) >= MOST:
             del self._sessions[next(iter(self._sessions))]
         token = secrets.token_urlsafe(32)
         self._sessions[digest(token)] = _Session(key_digest, self._clock() + LIFE_S)

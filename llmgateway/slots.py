@@ -12,8 +12,7 @@ the waiter itself, in `_wait`, on its way out.
 import asyncio
 import math
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Final
@@ -62,6 +61,13 @@ class Order:
     overtaken: int = 0
     on_trial: bool = False
     granted: asyncio.Future[Placement] | None = None
+    leave: Callable[["Order"], None] = lambda order: None
+
+    def __enter__(self) -> "Order":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.leave(self)
 
 
 @dataclass(slots=True)
@@ -118,22 +124,21 @@ class Slots:
 
     # -- one request
 
-    @contextmanager
     def order(
         self, caller: Caller, model: str, thread: Thread, estimate: float, request_id: str = ""
-    ) -> Iterator[Order]:
-        """Let a request take part: its user is active until it leaves.
+    ) -> Order:
+        """Let a request take part: its user is active until it leaves. Use as `with`.
 
         What `settle` has not corrected by then stays charged as it was estimated.
         """
         self._arrivals += 1
-        order = Order(caller, model, thread, estimate, request_id, arrival=self._arrivals)
+        order = Order(caller, model, thread, estimate, request_id, arrival=self._arrivals, leave=self._leave)
         self._fair.enter(caller.user)
-        try:
-            yield order
-        finally:
-            self._charge(order, order.charged + order.expected)
-            self._fair.leave(caller.user)
+        return order
+
+    def _leave(self, order: Order) -> None:
+        self._charge(order, order.charged + order.expected)
+        self._fair.leave(order.caller.user)
 
     def settle(self, order: Order, tokens: Tokens) -> None:
         """Correct the estimate that was charged, now that it is known what the answer cost."""
@@ -148,7 +153,8 @@ class Slots:
     def answered(self, order: Order, provider: Provider) -> None:
         """Learn that a provider has begun to answer an order."""
         provider.breaker.answered()
-        self._affinity.computed(order.thread, provider.name, now=self._now())
+        if order.thread.system is not None:
+            self._affinity.computed(order.thread, provider.name, now=self._now())
 
     def refund(self, order: Order) -> None:
         """Take the estimate back: the provider failed, and served nothing."""
@@ -173,7 +179,8 @@ class Slots:
 
         Pairs with `release`. Raises NoCandidate, or GatewayError (503) if the queue is full or slow.
         """
-        self._dispatch()  # what tells nobody, the end of a pause, must not favour who comes just then
+        if self._waiting:
+            self._dispatch()  # what tells nobody, the end of a pause, must not favour who comes just then
         placement = self._place(order)
         if placement is None:
             placement = await self._wait(order)
@@ -193,7 +200,8 @@ class Slots:
     def release(self, provider: Provider) -> None:
         """Give a slot back; the next waiter gets it at once."""
         provider.in_flight -= 1
-        self._dispatch()
+        if self._waiting:
+            self._dispatch()
 
     def depth(self, model: str) -> int:
         """Count the waiters for a model."""
@@ -372,15 +380,19 @@ class Slots:
         return any(p.name == conversation.home and p.has_free_slot for p in self._candidates(order))
 
     def _place(self, order: Order) -> Placement | None:
-        among = self._candidates(order)
-        return place(
-            among, order.caller, order.model, order.thread, self._affinity, self._chance, now=self._now()
-        )
+        now = self._now()
+        among = candidates(self._fleet, order.caller, order.model, order.tried, now=now)
+        if not among:
+            return None
+        return place(among, order.caller, order.model, order.thread, self._affinity, self._chance, now=now)
 
     def _grant(self, order: Order, placement: Placement) -> None:
-        placement.provider.in_flight += 1
-        order.on_trial = placement.provider.breaker.started(self._now())
-        self._affinity.settle(order.thread, placement.provider.name, now=self._now())
+        now = self._now()
+        provider = placement.provider
+        provider.in_flight += 1
+        order.on_trial = provider.breaker.started(now)
+        if order.thread.links:
+            self._affinity.settle(order.thread, provider.name, now=now)
         self._fair.granted(order.caller.user)
         if not order.charged and not order.expected:
             order.expected = order.estimate

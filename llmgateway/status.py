@@ -155,7 +155,7 @@ class Status:
             states += self._limits.state(
                 caller.user, caller.key_limits, key_id=caller.key_id, key_name=caller.key_name
             )
-        return [asdict(state) for state in states]
+        return [asdict(state) | {"resets_in_s": round(state.resets_in_s, 1)} for state in states]
 
     # -- for Prometheus
 

@@ -1,7 +1,8 @@
-"""HTTPS of our own: one server context, whose certificate can be renewed while it is in use.
+"""HTTPS of our own: one listener, whose certificate can be renewed while it is in use.
 
-A new certificate is tried out first; then it is loaded into the context that the listener holds, which gives
-it to every connection made from then on.
+A new certificate gets a context of its own, and every handshake is moved to the newest. Loading it into the
+context that the listener holds would not do: OpenSSL keeps one certificate for each kind of key, so an old
+one of another kind would live on, and a pair that changes in the middle of being read would spoil it.
 """
 
 import ssl
@@ -22,14 +23,19 @@ class Certificate:
     def __init__(self, config: TlsConfig) -> None:
         """Load both. Raises BadCertificate."""
         self._config = config
-        self.context = self._load(_fresh())
+        self.context = self._newest = self._load()
+        self.context.sni_callback = self._move
 
     def renew(self) -> None:
         """Take in what is on disk now. Raises BadCertificate; then the one in use stays."""
-        self._load(_fresh())
-        self._load(self.context)
+        self._newest = self._load()
 
-    def _load(self, context: ssl.SSLContext) -> ssl.SSLContext:
+    def _move(self, connection: ssl.SSLObject, _: str | None, __: ssl.SSLContext) -> None:
+        """Have a handshake go on with the newest certificate; called for clients without SNI, too."""
+        connection.context = self._newest
+
+    def _load(self) -> ssl.SSLContext:
+        context = _fresh()
         try:
             context.load_cert_chain(self._config.cert, self._config.key, password=_refuse)
         except ssl.SSLError as exc:

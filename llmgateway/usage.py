@@ -16,8 +16,7 @@ The rules:
 import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -68,8 +67,7 @@ _MOST_PROMPT_TOKENS: Final = 100_000
 _REMEMBERED_MODELS: Final = 1_000
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
+class Tokens(NamedTuple):
     """What a request cost.
 
     `prompt` includes what was cached, `completion` what was thought; `estimated` says that the server did not

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email.message import Message
-from typing import Final, Literal, assert_never
+from typing import Final, Literal, NamedTuple, assert_never
 
 import msgspec
 import orjson
@@ -31,6 +31,8 @@ class Endpoint:
     body: BodyKind = "json"
     streams: bool = False
     """Whether what it streams are server-sent events, so that a comment may stand between them."""
+    reads: bool = True
+    """Whether its prompt costs tokens, even where the answer does not say how many."""
 
 
 ENDPOINTS: Final[tuple[Endpoint, ...]] = (
@@ -40,14 +42,14 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     Endpoint("/v1/responses", streams=True),
     Endpoint("/v1/rerank"),
     Endpoint("/v1/score"),
-    Endpoint("/v1/audio/speech"),
-    Endpoint("/v1/images/generations"),
+    Endpoint("/v1/audio/speech", reads=False),
+    Endpoint("/v1/images/generations", reads=False),
     Endpoint("/v1/moderations"),
-    Endpoint("/v1/audio/transcriptions", body="multipart"),
-    Endpoint("/v1/audio/translations", body="multipart"),
-    Endpoint("/v1/images/edits", body="multipart"),
+    Endpoint("/v1/audio/transcriptions", body="multipart", reads=False),
+    Endpoint("/v1/audio/translations", body="multipart", reads=False),
+    Endpoint("/v1/images/edits", body="multipart", reads=False),
     Endpoint("/v1/messages", streams=True),
-    Endpoint("/v1/messages/count_tokens"),
+    Endpoint("/v1/messages/count_tokens", reads=False),
 )
 
 
@@ -59,16 +61,14 @@ def dialect_of(path: str) -> Dialect:
 # --- what a request says -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(NamedTuple):
     """One message of a request: whether a user has spoken with it, and its bytes."""
 
     reaches_user: bool
     content: Buffer
 
 
-@dataclass(frozen=True, slots=True)
-class Peek:
+class Peek(NamedTuple):
     """What routing needs to know of a request body.
 
     `turns` are the messages, system messages first, or nothing if they are absurdly many; a plain `prompt` is
@@ -80,11 +80,12 @@ class Peek:
     turns: tuple[Turn, ...] = ()
     text: Buffer = b""
     output_limit: int | None = None
+    tools_bytes: int = 0
 
     @property
     def prompt_bytes(self) -> int:
         """The size of what the prompt is made of; 0 if that cannot be told apart."""
-        return len(self.text) + sum(len(turn.content) for turn in self.turns)
+        return len(self.text) + self.tools_bytes + sum(len(turn.content) for turn in self.turns)
 
 
 _ABSENT: Final = msgspec.Raw(b"null")
@@ -100,9 +101,29 @@ class _Envelope(msgspec.Struct):
     instructions: msgspec.Raw = _ABSENT
     input: msgspec.Raw = _ABSENT
     prompt: msgspec.Raw = _ABSENT
+    tools: msgspec.Raw = _ABSENT
     max_tokens: msgspec.Raw = _ABSENT
     max_completion_tokens: msgspec.Raw = _ABSENT
     max_output_tokens: msgspec.Raw = _ABSENT
+
+
+class _Chat(msgspec.Struct):
+    """A chat request, as all SDKs write it; what is written otherwise is for _Envelope.
+
+    The fields that make another kind of request must be absent.
+    """
+
+    model: str
+    messages: list[msgspec.Raw]
+    stream: bool = False
+    tools: msgspec.Raw = _ABSENT
+    max_tokens: msgspec.Raw = _ABSENT
+    max_completion_tokens: msgspec.Raw = _ABSENT
+    system: msgspec.UnsetType = msgspec.UNSET
+    instructions: msgspec.UnsetType = msgspec.UNSET
+    input: msgspec.UnsetType = msgspec.UNSET
+    prompt: msgspec.UnsetType = msgspec.UNSET
+    max_output_tokens: msgspec.UnsetType = msgspec.UNSET
 
 
 class _Spoken(msgspec.Struct):
@@ -110,10 +131,12 @@ class _Spoken(msgspec.Struct):
 
 
 _ENVELOPE: Final = msgspec.json.Decoder(_Envelope)
+_CHAT: Final = msgspec.json.Decoder(_Chat)
+_ROLE_FIRST: Final = re.compile(rb'\{\s{0,8}"role"\s{0,8}:\s{0,8}"([a-z]{1,16})"')  # as most clients write it
 _MODEL: Final = msgspec.json.Decoder(str)
 _SERIES: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _SPOKEN: Final = msgspec.json.Decoder(_Spoken)
-_CACHE: Final = re.compile(rb'"cache_control"')
+_CACHE: Final = b'"cache_control"'
 _MARKED_BYTES: Final = 1 << 20  # in longer messages, which are images, marks are not looked for
 _CACHE_MARK: Final = re.compile(rb'(?:,\s*)?"cache_control"\s*:\s*\{[^{}]*\}')  # linear in long blanks
 _MOST_COMMAS: Final = 200_000  # in a body whose turns are told apart: each takes about 400 bytes for a moment
@@ -140,6 +163,12 @@ def peek_json(body: Body) -> Peek:
     if not body:
         raise _bad("The request body is empty; a JSON object with a 'model' is needed.")
     _check_utf8(body)
+    told_apart = len(body) <= _MOST_COMMAS or body.count(b",") <= _MOST_COMMAS
+    if told_apart:
+        try:
+            return _peek_chat(_CHAT.decode(body), body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            pass  # another kind of request, or not one at all
     try:
         envelope = _decode(body)
     except RecursionError:
@@ -150,11 +179,28 @@ def peek_json(body: Body) -> Peek:
         raise _bad(f"The request body is not valid JSON: {_json_trouble(exc)}.") from None
     return Peek(
         _model_name(envelope.model),
-        bytes(envelope.stream) == b"true",
-        tuple(_turns(envelope)) if body.count(b",") <= _MOST_COMMAS else (),
-        _text(envelope.prompt),
-        _output_limit(envelope),
+        envelope.stream is not _ABSENT and bytes(envelope.stream) == b"true",
+        tuple(_turns(envelope, marked=_CACHE in body)) if told_apart else (),
+        b"" if envelope.prompt is _ABSENT else _text(envelope.prompt),
+        _output_limit(envelope.max_tokens, envelope.max_completion_tokens, envelope.max_output_tokens),
+        _size_of(envelope.tools),
     )
+
+
+def _peek_chat(chat: _Chat, body: Body) -> Peek:
+    """Read what most requests are by far, a chat, in one pass over its bytes."""
+    return Peek(
+        _checked_model(chat.model),
+        chat.stream,
+        tuple(_spoken(chat.messages, marked=_CACHE in body)),
+        b"",
+        _output_limit(chat.max_tokens, chat.max_completion_tokens),
+        _size_of(chat.tools),
+    )
+
+
+def _size_of(value: msgspec.Raw) -> int:
+    return 0 if value is _ABSENT else memoryview(value).nbytes
 
 
 def _text(prompt: msgspec.Raw) -> Buffer:
@@ -162,38 +208,47 @@ def _text(prompt: msgspec.Raw) -> Buffer:
     return view[1:-1] if bytes(view[:1]) == b'"' else b""
 
 
-def _turns(envelope: _Envelope) -> Iterator[Turn]:
-    """Give what the prompt is made of, in its order, for chat, messages and responses."""
+def _turns(envelope: _Envelope, *, marked: bool) -> Iterator[Turn]:
+    """Give what the prompt is made of, in its order, for chat, messages and responses.
+
+    `marked` says that there may be Anthropic's cache marks in it.
+    """
     for system in (envelope.system, envelope.instructions):
-        if bytes(system) != b"null":
-            yield Turn(False, _lasting(system))
+        if system is not _ABSENT and bytes(system) != b"null":
+            yield Turn(False, _lasting(system, marked))
     for series in (envelope.messages, envelope.input):
+        if series is _ABSENT:
+            continue
         try:
             spoken = _SERIES.decode(series)
         except msgspec.DecodeError:
             if bytes(memoryview(series)[:1]) == b'"':
                 yield Turn(True, memoryview(series))
             continue
-        for message in spoken:
-            yield Turn(not _is_system(message), _lasting(message))
+        yield from _spoken(spoken, marked=marked)
+
+
+def _spoken(messages: list[msgspec.Raw], *, marked: bool) -> Iterator[Turn]:
+    return (Turn(not _is_system(message), _lasting(message, marked)) for message in messages)
 
 
 def _is_system(message: msgspec.Raw) -> bool:
+    if role := _ROLE_FIRST.match(message):
+        return role[1] in (b"system", b"developer")
     try:
         return _SPOKEN.decode(message).role in ("system", "developer")
     except (msgspec.DecodeError, UnicodeDecodeError):
         return False
 
 
-def _lasting(content: msgspec.Raw) -> Buffer:
+def _lasting(content: msgspec.Raw, marked: bool) -> Buffer:
     """Leave out what a client moves from message to message from turn to turn: Anthropic's cache marks."""
     view = memoryview(content)
-    return _CACHE_MARK.sub(b"", view) if len(view) < _MARKED_BYTES and _CACHE.search(view) else view
+    return _CACHE_MARK.sub(b"", view) if marked and len(view) < _MARKED_BYTES else view
 
 
-def _output_limit(envelope: _Envelope) -> int | None:
-    limits = (envelope.max_tokens, envelope.max_completion_tokens, envelope.max_output_tokens)
-    digits = (bytes(limit) for limit in limits)
+def _output_limit(*limits: msgspec.Raw) -> int | None:
+    digits = [bytes(limit) for limit in limits if limit is not _ABSENT]
     return min((int(limit) for limit in digits if limit.isdigit() and len(limit) < 10), default=None)
 
 

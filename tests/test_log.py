@@ -148,3 +148,27 @@ def test_configuring_twice_logs_once(written: io.StringIO) -> None:
     configure(level="info", form="text", stream=written)
     Events("here").info("once")
     assert written.getvalue().count("once") == 1
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_text_has_colours_on_a_terminal_only(
+    written: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    terminal = Terminal()
+    for stream in (terminal, written):
+        configure(level="info", form="text", stream=stream)
+        Events("here").warning("look", at=1)
+    assert "\x1b[33mwarning" in terminal.getvalue()
+    assert "\x1b" not in written.getvalue()
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = Terminal()
+    configure(level="info", form="text", stream=plain)
+    Events("here").warning("look", at=1)
+    assert "\x1b" not in plain.getvalue()

@@ -55,6 +55,7 @@ class App:
         self._pages = pages
         self._proxy = proxy
         self._ledger = ledger
+        ledger.on_booked(_log)
         self._running: dict[Client, asyncio.Task[None] | None] = {}
         self._none_running = asyncio.Event()
         self._none_running.set()
@@ -152,31 +153,12 @@ class App:
                 self._none_running.set()
             entry.status = client.status or (500 if entry.outcome == INTERNAL_ERROR.type else _CLIENT_GONE)
             entry.bytes_out = client.bytes_out
+            if entry.outcome == INVALID_API_KEY.type:
+                entry.address = client.address
             if entry in self._ledger.in_flight:
                 self._ledger.close(entry, now=time.monotonic(), wall=time.time())
-            self._log(entry, client, time.monotonic())
-
-    def _log(self, entry: Entry, client: Client, now: float) -> None:
-        if not events.tells_info:
-            return
-        facts: dict[str, object] = {"user": entry.user, "key": entry.key, "provider": entry.provider}
-        if entry.outcome == INVALID_API_KEY.type:
-            facts["client"] = client.address
-        if entry.attempts > 1:
-            facts["attempts"] = entry.attempts
-        if entry.queue_s:
-            facts["waited_ms"] = round(entry.queue_s * 1000, 1)
-        events.info(
-            "request",
-            path=entry.endpoint[:_LOGGED_CHARACTERS],
-            status=entry.status,
-            outcome="" if entry.outcome == "ok" else entry.outcome,
-            model=entry.model[:_LOGGED_CHARACTERS],
-            affinity=entry.affinity,
-            **facts,
-            ms=round((now - entry.began) * 1000, 1),
-            bytes=entry.bytes_out,
-        )
+            else:
+                _log(entry, time.monotonic())
 
     async def _serve(self, request: web.BaseRequest, path: str, client: Client, entry: Entry) -> None:
         from_page = path == CHAT
@@ -272,6 +254,29 @@ class App:
             client.fail(draining())
             if task is not None:
                 task.cancel()
+
+
+def _log(entry: Entry, now: float) -> None:
+    """Tell in the log what became of a request."""
+    if not events.tells_info:
+        return
+    events.info(
+        "request",
+        path=entry.endpoint[:_LOGGED_CHARACTERS],
+        status=entry.status,
+        outcome="" if entry.outcome == "ok" else entry.outcome,
+        model=entry.model[:_LOGGED_CHARACTERS],
+        affinity=entry.affinity,
+        user=entry.user,
+        key=entry.key,
+        provider=entry.provider,
+        client=entry.address,
+        attempts=entry.attempts if entry.attempts > 1 else None,
+        waited_ms=round(entry.queue_s * 1000, 1) if entry.queue_s else None,
+        ms=round((now - entry.began) * 1000, 1),
+        bytes=entry.bytes_out,
+        request=entry.id,
+    )
 
 
 def _path(raw_path: str) -> str:

@@ -307,6 +307,20 @@ class Client:
             transport.write(data)
             self.last_write = self._clock()
 
+    def feed_chunk(self, data: bytes, framed: bytes) -> None:
+        """Write a piece that came as one chunk: as it came, where the answer is sent in chunks."""
+        if self._head is not None or not self._chunked:
+            self.feed(data, final=False)
+            return
+        transport = self._transport
+        if self.ended or transport is None or transport.is_closing():
+            return
+        self.bytes_out += len(data)
+        if self._sse:
+            self._tail = data if len(data) >= 4 else (self._tail + data)[-4:]
+        transport.write(framed)
+        self.last_write = self._clock()
+
     def _cut(self) -> None:
         """End an answer so that nobody takes it for a whole one: no proper end, and no keep-alive."""
         self.ended = True

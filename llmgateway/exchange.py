@@ -12,6 +12,7 @@ synchronously, from `data_received` to a sink, so that no task wakes for a chunk
 """
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import Final, Protocol, cast
 
@@ -24,6 +25,7 @@ from llmgateway.wire import Body
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_INTERIM_ANSWERS: Final = 16
 BUFFER_BYTES: Final = 64 * 1024
+_CHUNK_SIZE: Final = re.compile(rb"([1-9a-fA-F][0-9a-fA-F]{0,6})\r\n")  # no extension, no leading zero
 DEFAULT_IDLE_S: Final = 4.0  # uvicorn (vLLM) and llama.cpp close after 5 s; most do not say so
 MAX_IDLE_S: Final = 60.0
 
@@ -37,6 +39,9 @@ class Sink(Protocol):
 
     def feed(self, data: bytes, *, final: bool) -> None:
         """Take the next piece; `final` is True once, with the last bytes or with none."""
+
+    def feed_chunk(self, data: bytes, framed: bytes) -> None:
+        """Take the next piece, which came as one chunk: `framed` is the same with its framing."""
 
 
 class Exchange:
@@ -233,6 +238,7 @@ class Connection(asyncio.Protocol):
         self._complete = False
         self._keep_alive = False
         self._keep_alive_field = b""
+        self._chunk_ended = self._between_chunks = False
         self._fault = ""
         self._barren_bytes = 0
 
@@ -300,19 +306,25 @@ class Connection(asyncio.Protocol):
         if exchange is None:
             self.abort()  # bytes that nobody asked for
             return
+        if self._between_chunks and exchange.sink is not None:
+            size = _CHUNK_SIZE.match(data)
+            if size is not None:
+                start = size.end()
+                if len(data) == start + int(size[1], 16) + 2 and data.endswith(b"\r\n"):
+                    # One whole chunk, as most of a stream comes: the parser need not see it, its state is the
+                    # same after it as before, and the client can be sent it as it is.
+                    self._barren_bytes = 0
+                    exchange.last_byte = self._loop.time()
+                    exchange.sink.feed_chunk(data[start:-2], data)
+                    return
         exchange.untouched = False
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
             self._fault = self._fault or str(exc)
+        # Behind a chunk only its own end, or a whole size line of the next one, can end in CRLF.
+        self._between_chunks = self._chunk_ended and data.endswith(b"\r\n") and not self._fault
         pieces = self._pieces
-        sink = exchange.sink
-        if sink is not None and len(pieces) == 1 and not self._complete and not self._fault:
-            # A piece of a body that is being relayed, as almost always: what the code below would come to.
-            self._barren_bytes = 0
-            exchange.last_byte = self._loop.time()
-            sink.feed(pieces.pop(), final=False)
-            return
         if pieces:
             self._pieces = []
             self._barren_bytes = 0
@@ -409,6 +421,14 @@ class Connection(asyncio.Protocol):
         if not self._complete and self._head_done and not self._fault:
             self._pieces.append(piece)
 
+    def on_chunk_header(self) -> None:
+        """Learn that a chunk has begun."""
+        self._chunk_ended = False
+
+    def on_chunk_complete(self) -> None:
+        """Learn that a chunk has ended."""
+        self._chunk_ended = True
+
     def on_message_complete(self) -> None:
         """End the answer, or forget an interim one."""
         if self._fault:
@@ -417,6 +437,7 @@ class Connection(asyncio.Protocol):
             if not self._complete:
                 self._keep_alive = self._parser.should_keep_alive()
                 self._complete = True
+                self._chunk_ended = False
             return
         self._interim += 1
         self._fields, self._reason = [], b""

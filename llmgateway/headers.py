@@ -28,8 +28,8 @@ HOP_BY_HOP: Final = frozenset(
     )
 )
 # Not for a provider: the client's credentials, and what is written anew for the provider's connection.
-# `Expect` is answered by the gateway itself. `Origin` is judged by it (`server.cors`): a server that judges it
-# too, as Ollama does, would refuse web pages that may call.
+# `Expect` is answered by the gateway itself, and `Origin` judged (`server.cors`): others that judge it too,
+# such as Ollama, refuse web pages.
 NOT_FORWARDED: Final = HOP_BY_HOP | {
     b"authorization",
     b"x-api-key",

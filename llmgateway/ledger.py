@@ -1,8 +1,10 @@
 """What every request did: those in flight, those just finished, and the usage they add up to.
 
 An `Entry` is opened with a request and closed in its `finally`, so that whoever leaves is accounted for as
-well. Closing one books it everywhere at once: the totals of the day, the rates, the metrics, the request log.
-Nothing here looks at the clock by itself, and every map has a bound.
+well. What is closed is booked a moment later, with what else has ended by then: in the totals of the day, the
+rates, the metrics, the request log. Many at a time cost less than as many one by one, as the code and the
+tables are at hand then. Who wants to read calls `book` first, so that nobody sees the difference. Nothing
+here looks at the clock by itself, and every map has a bound.
 """
 
 from collections import deque
@@ -11,10 +13,14 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
+from llmgateway.log import Events, together
 from llmgateway.metrics import Metrics
 from llmgateway.usage import Meter, Tokens
 
+events = Events("ledger")
+
 RECENT: Final = 500
+MOST_UNBOOKED: Final = 1_000
 MOST_TOTALS: Final = 10_000
 HISTORY_MINUTES: Final = 60
 _DAY_CHARACTERS: Final = len("2026-11-25")
@@ -53,6 +59,8 @@ class Entry:
     prompt_estimate: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
+    address: str = ""
+    """Whose key was not good; empty for all others."""
     status: int = 0
     outcome: str = ""
 
@@ -166,8 +174,9 @@ class Ledger:
         metrics: Metrics,
         write: Callable[[Mapping[str, Any]], None],
         is_known: Callable[[str], bool],
+        later: Callable[[Callable[[], None]], object] = lambda function: function(),
     ) -> None:
-        """Keep books. `write` takes each line of the request log.
+        """Keep books. `write` takes each line of the request log, `later` calls a function in a moment.
 
         `is_known` tells whether a provider has a model: anybody can ask for any name, and one that nobody has
         is no label.
@@ -180,14 +189,38 @@ class Ledger:
         self._write = write
         self._minutes: dict[str, _Minutes] = {}
         self._second = (0, "")
+        self._later = later
+        self._ended: list[tuple[Entry, float, float]] = []
+        self._listeners: list[Callable[[Entry, float], None]] = []
 
     def open(self, entry: Entry) -> None:
         """Begin to follow a request."""
         self.in_flight[entry] = None
 
     def close(self, entry: Entry, *, now: float, wall: float) -> None:
-        """Book a request that has ended. `now` is on the entry's clock, `wall` in epoch seconds."""
+        """Take a request that has ended, to be booked. `now` is monotonic, `wall` in epoch seconds."""
         self.in_flight.pop(entry, None)
+        self._ended.append((entry, now, wall))
+        if len(self._ended) == 1:
+            self._later(self.book)
+        elif len(self._ended) >= MOST_UNBOOKED:
+            self.book()
+
+    def on_booked(self, listener: Callable[[Entry, float], None]) -> None:
+        """Have a function called with every request that was booked, and the moment when it had ended."""
+        self._listeners.append(listener)
+
+    def book(self) -> None:
+        """Book all that has ended by now."""
+        ended, self._ended = self._ended, []
+        with together():
+            for entry, now, wall in ended:
+                try:
+                    self._book(entry, now, wall)
+                except Exception:
+                    events.exception("booking failed", request=entry.id)
+
+    def _book(self, entry: Entry, now: float, wall: float) -> None:
         tokens = entry.settle()
         line = _line(entry, tokens, self._moment(wall), now)
         self.recent.append(line)
@@ -198,6 +231,8 @@ class Ledger:
             begin = wall - (now - (entry.first_byte_at or now))
             self._pace(entry.provider, wall).spread(tokens.completion, begin, wall)
         self._count(entry, tokens, now)
+        for listener in self._listeners:
+            listener(entry, now)
 
     def _moment(self, wall: float) -> str:
         """Write a time as `moment` does, without doing all of the work more than once a second."""

@@ -10,6 +10,8 @@ import os
 import re
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final, Literal, TextIO
 
@@ -48,8 +50,13 @@ class Events:
         self._emit(logging.ERROR, event, fields, traceback=True)
 
     def _emit(self, level: int, event: str, fields: dict[str, object], *, traceback: bool = False) -> None:
-        if self._logger.isEnabledFor(level):
-            self._logger.log(level, event, exc_info=traceback, extra={"fields": fields})
+        if not self._logger.isEnabledFor(level):
+            return
+        # Not by `log`, which would look through the stack for a caller that no line of ours names.
+        failure = sys.exc_info() if traceback else None
+        record = logging.LogRecord(self._logger.name, level, "", 0, event, None, failure)
+        record.fields = fields
+        self._logger.handle(record)
 
 
 def configure(*, level: str, form: Literal["text", "json"], stream: TextIO | None = None) -> None:
@@ -57,12 +64,49 @@ def configure(*, level: str, form: Literal["text", "json"], stream: TextIO | Non
 
     Other libraries speak from warning up. NO_COLOR in the environment keeps colours out (no-color.org).
     """
+    # No line of ours names them (https://docs.python.org/3/howto/logging.html#optimization).
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     stream = stream or sys.stderr
-    handler = logging.StreamHandler(stream)
+    handler = _Stream(stream)
     coloured = stream.isatty() and not os.environ.get("NO_COLOR")
     handler.setFormatter(JsonLines() if form == "json" else TextLines(coloured=coloured))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger(_ROOT).setLevel(level.upper())
+
+
+class _Stream(logging.StreamHandler[TextIO]):
+    """Writes lines as they come or, while it holds them, many at once."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self.held: list[str] | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.held is None:
+            super().emit(record)
+        else:
+            self.held.append(self.format(record) + self.terminator)
+
+    def let_go(self) -> None:
+        held, self.held = self.held, None
+        if held:
+            try:
+                self.stream.write("".join(held))
+            except (OSError, ValueError):
+                pass  # as for a single line: whoever closed the stream does not want to read
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Have what is logged inside written at once, at the end; nothing inside may wait."""
+    streams = [each for each in logging.getLogger().handlers if isinstance(each, _Stream)]
+    for stream in streams:
+        stream.held = []
+    try:
+        yield
+    finally:
+        for stream in streams:
+            stream.let_go()
 
 
 def _facts(record: logging.LogRecord) -> dict[str, Any]:

@@ -99,6 +99,7 @@ class Metrics:
         self._failovers: dict[Labels, int] = {}
         self._reloads: dict[Labels, int] = {}
         self._departures = 0
+        self._prepare: Callable[[], None] = lambda: None
         Info("gateway_build", "What runs.", registry=self.registry).info(
             {"version": version, "python": platform.python_version()}
         )
@@ -106,6 +107,10 @@ class Metrics:
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
         self.observe_now(self._counted)
+
+    def before_scrape(self, prepare: Callable[[], None]) -> None:
+        """Have a function called before every scrape, to bring in what is still on its way."""
+        self._prepare = prepare
 
     def observe_now(self, gauges: Callable[[], Iterable[Metric]]) -> None:
         """Have a function asked for gauges at every scrape."""
@@ -214,6 +219,7 @@ class Metrics:
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """Give the page and its Content-Type, in the format that the scraper prefers."""
+        self._prepare()
         encode, content_type = choose_encoder(accept)
         return encode(self.registry), content_type
 

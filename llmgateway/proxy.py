@@ -85,6 +85,7 @@ class Metered:
     def __init__(self, client: Client, meter: Meter) -> None:
         self._client = client
         self._write = client.feed
+        self._pass_on = client.feed_chunk
         self._look = meter.feed
 
     @property
@@ -95,6 +96,11 @@ class Metered:
     def feed(self, data: bytes, *, final: bool) -> None:
         """Write first, count afterwards."""
         self._write(data, final=final)
+        self._look(data)
+
+    def feed_chunk(self, data: bytes, framed: bytes) -> None:
+        """Write first, count afterwards."""
+        self._pass_on(data, framed)
         self._look(data)
 
 

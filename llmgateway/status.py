@@ -67,6 +67,7 @@ class Status:
 
     def snapshot(self, viewer: Caller, *, wall: float) -> dict[str, Any]:
         """Give what this viewer may see; `wall` is epoch seconds."""
+        self._ledger.book()
         now = self._clock()
         entries = [entry for entry in self._ledger.in_flight if _sees(viewer, entry.user)]
         positions = self._slots.positions()

@@ -225,9 +225,7 @@ class FaultyGateway(Gateway):
     def __init__(self, *providers: FakeProvider) -> None:
         config = build(settings(*providers))
         super().__init__(config)
-        proxy = FaultyProxy(
-            self.slots, self._upstream, self._watch, RetryBudget(), self.limits, self.metrics
-        )
+        proxy = FaultyProxy(self.slots, self._upstream, self._watch, RetryBudget(), self.limits, self.metrics)
         self._app = App(config, self._pages, proxy, self.ledger)
         self._server = ClientServer(self._app.handle, Patience())
 

@@ -188,6 +188,10 @@ class Kept:
         self.body += data
         self.finals.append(final)
 
+    def feed_chunk(self, data: bytes, framed: bytes) -> None:
+        assert framed == b"%x\r\n%b\r\n" % (len(data), data)
+        self.feed(data, final=False)
+
     @property
     def complete(self) -> bool:
         return bool(self.finals) and self.finals[-1]

@@ -157,9 +157,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_text_has_colours_on_a_terminal_only(
-    written: io.StringIO, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_text_has_colours_on_a_terminal_only(written: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     terminal = Terminal()
     for stream in (terminal, written):

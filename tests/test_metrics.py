@@ -254,7 +254,8 @@ async def test_a_model_that_nobody_has_is_no_label_and_no_account(
     gateway = await gateway_for(provider)
     await ask(gateway.port)
     await ask(gateway.port, ask_for("unknown-first"))
-    accounts, series = len(gateway.ledger.totals), (await counted(gateway.port, 2)).text.count("\n")
+    series = (await counted(gateway.port, 2)).text.count("\n")
+    accounts = len(gateway.ledger.totals)
     for number in range(200):
         await ask(gateway.port, ask_for(f"unknown-{number}"))
     seen = await counted(gateway.port, 202)

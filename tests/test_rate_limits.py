@@ -223,6 +223,7 @@ async def test_estimated_tokens_count_as_well(gateway_for: GatewayFor, provider:
         await client.send(chat(stream=True))
         await client.events(await client.head(), 20)
     await idle(gateway)
+    gateway.ledger.book()
     line = gateway.ledger.recent[-1]
     assert used(gateway, "tokens_per_day") == line["prompt_tokens"] + line["completion_tokens"] > 20
     refused(await ask(gateway.port), "20 tokens per day")

@@ -210,6 +210,8 @@ async def test_a_fault_of_the_gateway_itself_is_booked_as_one(
     async with FaultyGateway(provider) as gateway:
         assert (await ask(gateway.port)).status == 500
         await ask(gateway.port, chat(stream=True))
+        await eventually(lambda: not gateway.ledger.in_flight)
+        gateway.ledger.book()
         found = [(line["status"], line["outcome"]) for line in gateway.ledger.recent]
         assert found == [(500, "internal_error"), (200, "internal_error")]
         assert not gateway.ledger.in_flight

@@ -110,7 +110,8 @@ def together() -> Iterator[None]:
 
 
 def _facts(record: logging.LogRecord) -> dict[str, Any]:
-    facts = {name: value for name, value in getattr(record, "fields", {}).items() if value not in ("", None)}
+    fields: dict[str, Any] = getattr(record, "fields", {})
+    facts = {name: value for name, value in fields.items() if value is not None and value != ""}
     if current := request_id.get():
         facts.setdefault("request", current)
     return facts
@@ -171,7 +172,13 @@ def _one_line(text: str) -> str:
 
 
 def _plain(value: object) -> str:
+    if type(value) is int:
+        return str(value)
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    if _BARE.fullmatch(text) or (text.isprintable() and text and not _MARKS.intersection(text)):
+    if (
+        (text.isascii() and text.isalnum())
+        or _BARE.fullmatch(text)
+        or (text.isprintable() and text and not _MARKS.intersection(text))
+    ):
         return text
     return json.dumps(text, ensure_ascii=not text.isprintable())

@@ -44,6 +44,10 @@ _OBJECT: Final = re.compile(rb" *+: *+(\{(?:[^{}\n]++|\{(?:[^{}\n]++|\{[^{}\n]*+
 _OBJECT_BYTES: Final = 2048
 
 _USAGE: Final = b'"usage"'
+_PLAIN: Final = re.compile(
+    rb'"usage": ?\{"prompt_tokens": ?(0|[1-9]\d{0,8}), ?"completion_tokens": ?(0|[1-9]\d{0,8}), ?'
+    rb'"total_tokens": ?(?:0|[1-9]\d{0,8})\}'
+)
 _TIMINGS: Final = b'"timings"'
 _COMPLETION: Final = ("completion_tokens", "output_tokens")
 _CACHED: Final = ("cached_tokens", "cache_read_input_tokens", "cache_n")
@@ -114,6 +118,8 @@ class Meter:
 
     def tokens(self, prompt_estimate: int) -> Tokens:
         """Give what the answer cost, now that it is over: as the server told it, else an estimate."""
+        if (plain := self._told_plainly()) is not None:
+            return plain
         self._look()
         self._read(self._buffer)
         self._buffer.clear()
@@ -125,6 +131,20 @@ class Meter:
         cached = _told(told, *_CACHED) or 0
         reasoning = told.get("reasoning_tokens", 0)
         return Tokens(prompt, completion, min(cached, prompt), min(reasoning, completion), estimated)
+
+    def _told_plainly(self) -> Tokens | None:
+        """Read what most servers tell at the end of most answers, without more ado than it needs.
+
+        None where the longer way might come to another result.
+        """
+        buffer = self._buffer
+        if self._usage or self._timings or not self._readable:
+            return None
+        at = buffer.rfind(_USAGE, max(0, len(buffer) - LAST_BYTES))
+        plain = _PLAIN.match(buffer, at) if at >= 0 else None
+        if plain is None or plain[2] == b"0" or _TIMINGS in buffer:
+            return None
+        return Tokens(int(plain[1]), int(plain[2]), estimated=False)
 
     def _completion(self) -> int | None:
         """Give the output as it was told, unless the stream shows that this cannot be all of it."""

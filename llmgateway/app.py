@@ -70,6 +70,7 @@ class App:
         self._endpoints = {endpoint.path: endpoint for endpoint in (*ENDPOINTS, *extra)}
         self._chat = replace(self._endpoints["/v1/chat/completions"])  # the page's, to be told from the API's
         self._origins = frozenset(config.server.cors)
+        self._session_fields = frozenset(name.lower().encode() for name in config.affinity.headers)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; whatever happens inside, it ends here, and the process goes on."""
@@ -205,8 +206,6 @@ class App:
         entry.bytes_in = len(body)
         seen = peek(body, endpoint.body, request.headers.get("content-type", ""))
         entry.model, entry.streams = seen.model[:_MODEL_CHARACTERS], seen.streams
-        names = self._config.affinity.headers
-        session = next((value for name in names if (value := request.headers.get(name))), None)
         converses = endpoint.streams  # what answers in events builds on a KV cache, and nothing else does
         return Call(
             seen.model,
@@ -217,12 +216,19 @@ class App:
                 client.request_id,
                 body,
             ),
-            thread_of(seen, user=caller.user, session=session) if converses else Thread(),
+            thread_of(seen, user=caller.user, session=self._session(request)) if converses else Thread(),
             entry,
             prompt_bytes=(seen.prompt_bytes or len(body)) if endpoint.reads else 0,
             output_limit=seen.output_limit,
             keepalive_s=self._config.streams.keepalive if seen.streams and endpoint.streams else 0.0,
         )
+
+    def _session(self, request: web.BaseRequest) -> str | None:
+        """Give the session id that a client sent, if it sent one."""
+        if self._session_fields.isdisjoint([name.lower() for name, _ in request.raw_headers]):
+            return None
+        names = self._config.affinity.headers
+        return next((value for name in names if (value := request.headers.get(name))), None)
 
     def _fields(self, request: web.BaseRequest, endpoint: Endpoint) -> tuple[tuple[bytes, bytes], ...]:
         """Give the header fields to pass on; from the live page, without its session."""

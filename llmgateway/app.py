@@ -10,6 +10,7 @@ import re
 import secrets
 import time
 from dataclasses import replace
+from itertools import count
 from typing import Final
 
 from aiohttp import web
@@ -51,6 +52,8 @@ class App:
 
     def __init__(self, config: Config, pages: Pages, proxy: Proxy, ledger: Ledger) -> None:
         self.draining = False
+        self._ids = count(1)
+        self._id_prefix = secrets.token_hex(8)
         self._cutting = False
         self._pages = pages
         self._proxy = proxy
@@ -77,7 +80,7 @@ class App:
         path = _below(self._config.server.base_path, _path(request.raw_path))
         own_id = request.headers.get("x-request-id", "")
         client = Client(
-            request, own_id if _SANE_ID.fullmatch(own_id) else secrets.token_hex(12), dialect_of(path)
+            request, own_id if own_id and _SANE_ID.fullmatch(own_id) else self._new_id(), dialect_of(path)
         )
         request_id.set(client.request_id)
         if self.draining:
@@ -91,6 +94,10 @@ class App:
             events.exception("unexpected error")
             client.fail(GatewayError(INTERNAL_ERROR, "The gateway failed; its log says why."))
         return client.finished()
+
+    def _new_id(self) -> str:
+        """Make an id for a request: unique, and no secret; chance is asked once only, as asking costs."""
+        return f"{self._id_prefix}{next(self._ids):08x}"
 
     async def _answer(self, request: web.BaseRequest, path: str, client: Client) -> web.StreamResponse | None:
         _check_head(request, client)

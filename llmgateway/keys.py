@@ -50,6 +50,8 @@ class Caller:
     limits: LimitsConfig = NO_LIMITS
     """Of the user, over all of their keys."""
     key_limits: LimitsConfig = NO_LIMITS
+    limited: bool = False
+    """True if any limit is set for the user or the key."""
 
     def may_use(self, model: str) -> bool:
         """Tell whether this key is good for the model, whoever serves it."""
@@ -121,6 +123,7 @@ def _caller(name: str, user: UserConfig, groups: frozenset[str], key: KeyConfig)
         key_id=key.digest.hex()[:16],
         limits=user.limits,
         key_limits=key.limits,
+        limited=user.limits != NO_LIMITS or key.limits != NO_LIMITS,
     )
 
 

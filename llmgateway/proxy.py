@@ -130,18 +130,19 @@ class Proxy:
         An error raised after the client has been sent bytes is to be told as the end of the stream.
         """
         caller.require(call.model)
-        entry = call.entry
+        if call.prompt_bytes:
+            call.entry.prompt_estimate = self._prompts.estimate(call.model, call.prompt_bytes)
+        if not caller.limited:
+            await self._lease_and_serve(call, caller, client)
+            return
         with self._limits.admit(
             caller.user, caller.limits, caller.key_id, caller.key_limits, key_name=caller.key_name
         ) as admission:
-            if headers := admission.headers():
-                client.tell(headers, instead_of="x-ratelimit-")
-            if call.prompt_bytes:
-                entry.prompt_estimate = self._prompts.estimate(call.model, call.prompt_bytes)
+            client.tell(admission.headers(), instead_of="x-ratelimit-")
             try:
                 await self._lease_and_serve(call, caller, client)
             finally:
-                if (tokens := entry.settle()) is not None:
+                if (tokens := call.entry.settle()) is not None:
                     admission.charge(tokens.prompt + tokens.completion)
 
     async def _lease_and_serve(self, call: Call, caller: Caller, client: Client) -> None:

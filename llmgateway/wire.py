@@ -248,8 +248,11 @@ def _lasting(content: msgspec.Raw, marked: bool) -> Buffer:
 
 
 def _output_limit(*limits: msgspec.Raw) -> int | None:
-    digits = [bytes(limit) for limit in limits if limit is not _ABSENT]
-    return min((int(limit) for limit in digits if limit.isdigit() and len(limit) < 10), default=None)
+    least: int | None = None
+    for limit in limits:
+        if limit is not _ABSENT and len(digits := bytes(limit)) < 10 and digits.isdigit():
+            least = int(digits) if least is None else min(least, int(digits))
+    return least
 
 
 def _decode(body: Body) -> _Envelope:

@@ -182,7 +182,7 @@ class Meter:
         """Learn from whole lines of a stream, or from what was kept of an answer that is none."""
         if not self._sse:
             part = _ends(part.replace(b"\n", b" "))
-        elif len(part) > FIRST_BYTES + LAST_BYTES:
+        elif _has_a_long_line(part):
             part = bytearray(b"\n").join(map(_ends, part.split(b"\n")))
         if self._sse:
             self._output += len(_DELTA.findall(part))
@@ -235,6 +235,17 @@ class _Inflater:
             return zlib.MAX_WBITS | 16
         headed = self._head[0] & 0x0F == zlib.DEFLATED and int.from_bytes(self._head[:2], "big") % 31 == 0
         return zlib.MAX_WBITS if headed else -zlib.MAX_WBITS
+
+
+def _has_a_long_line(part: bytearray) -> bool:
+    """Tell whether a line is longer than is read of one, without taking the lines apart."""
+    at, most = 0, FIRST_BYTES + LAST_BYTES
+    while len(part) - at > most:
+        end = part.rfind(b"\n", at, at + most + 1)
+        if end < 0:
+            return True
+        at = end + 1
+    return False
 
 
 def _ends(line: bytearray) -> bytearray:

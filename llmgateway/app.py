@@ -162,7 +162,7 @@ class App:
             entry.status = client.status or (500 if entry.outcome == INTERNAL_ERROR.type else _CLIENT_GONE)
             entry.bytes_out = client.bytes_out
             if entry.outcome == INVALID_API_KEY.type:
-                entry.address = client.address
+                entry.address = self._pages.caller_address(request, client)
             if entry in self._ledger.in_flight:
                 self._ledger.close(entry, now=time.monotonic(), wall=time.time())
             else:

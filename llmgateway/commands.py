@@ -118,7 +118,7 @@ def init(path: Path) -> int:
     found = ", ".join(servers) or "no LLM server; write the address of yours into it"
     print(f"Wrote {path}. Found on this machine: {found}.\n")
     print(f"Your API key (shown once, keep it safe):\n\n    {key}\n")
-    print("Then:\n\n    scripts/run\n")
+    print(f"Then:\n\n    scripts/run{'' if path == Path('config.yaml') else f' -c {path}'}\n")
     body = json.dumps({"model": model or "MODEL", "messages": [{"role": "user", "content": "Hello"}]})
     print(f"    curl -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\")
     print(f"      -d '{body}' http://127.0.0.1:8900/v1/chat/completions")
@@ -185,7 +185,7 @@ def show_status(
 ) -> int:
     """Print what the running gateway is doing, again and again on a terminal."""
     config = Config()
-    if url is None or key is None:
+    if url is None and (key is None or path.exists()):
         loaded = read_config(path, environ)
         if loaded is None:
             return 1

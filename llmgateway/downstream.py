@@ -127,6 +127,12 @@ class Client:
         peer = self._transport.get_extra_info("peername") if self._transport is not None else None
         return str(peer[0]) if isinstance(peer, tuple) and peer else ""
 
+    @property
+    def own_address(self) -> str:
+        """The address of this machine that the connection came to."""
+        own = self._transport.get_extra_info("sockname") if self._transport is not None else None
+        return str(own[0]) if isinstance(own, tuple) and own else ""
+
     # -- the request
 
     async def read_body(self, limit_bytes: int) -> Body:

@@ -154,6 +154,8 @@ def _known(by: Sequence[str]) -> tuple[str, ...]:
 
 
 def _name(row: Row, column: str) -> str:
+    if column == "model" and row.get("attempts") == 0:
+        return NOBODY  # it has reached no provider, and anybody can ask for any name
     name = row["time"][:10] if column == "day" else row.get(column)
     return name if isinstance(name, str) and name else NOBODY
 

@@ -8,8 +8,10 @@ counted, and complained about once.
 import asyncio
 import os
 import stat
+import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -79,7 +81,7 @@ class Journal:
         if not lines or self._file.path is None:
             self._lines.clear()
             return
-        writing = asyncio.ensure_future(asyncio.to_thread(self._file.append, b"".join(lines)))
+        writing = _aside(partial(self._file.append, b"".join(lines)))
         try:
             await asyncio.shield(writing)
         except asyncio.CancelledError:
@@ -107,6 +109,37 @@ class Journal:
             events.warning(
                 "cannot write the request log; its lines are dropped", file=self._file.path, why=why
             )
+
+
+def _aside(function: Callable[[], None]) -> asyncio.Future[None]:
+    """Run a function in a thread that does not keep the process from ending, as those of an executor do.
+
+    A disk that hangs (a share whose server is gone, a pipe that nobody reads) must not hold up the end.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def tell(trouble: BaseException | None) -> None:
+        if done.done():
+            return
+        if trouble is None:
+            done.set_result(None)
+        else:
+            done.set_exception(trouble)
+
+    def run() -> None:
+        trouble: BaseException | None = None
+        try:
+            function()
+        except Exception as exc:
+            trouble = exc
+        try:
+            loop.call_soon_threadsafe(tell, trouble)
+        except RuntimeError:
+            pass  # the loop has ended meanwhile
+
+    threading.Thread(target=run, name="request log", daemon=True).start()
+    return done
 
 
 class _Rotated:
@@ -147,6 +180,10 @@ class _Rotated:
         if not self._keep:
             path.unlink()
             return
+        beyond = self._keep + 1
+        while numbered(path, beyond).exists():  # more were kept once
+            numbered(path, beyond).unlink()
+            beyond += 1
         for number in range(self._keep - 1, 0, -1):
             older = numbered(path, number)
             if older.exists():
@@ -160,4 +197,5 @@ def numbered(path: Path, number: int) -> Path:
 
 
 def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, _MODE)
+    waits = Path(path).is_fifo()  # for a reader, however long that takes
+    return os.open(path, flags | (os.O_NONBLOCK if waits else 0), _MODE)

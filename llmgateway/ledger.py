@@ -20,6 +20,8 @@ from llmgateway.usage import Meter, Tokens
 events = Events("ledger")
 
 RECENT: Final = 500
+STRANGERS_A_MINUTE: Final = 20
+"""Lines of the request log for requests without a good key; the metrics count them all."""
 MOST_UNBOOKED: Final = 1_000
 MOST_TOTALS: Final = 10_000
 HISTORY_MINUTES: Final = 60
@@ -189,6 +191,7 @@ class Ledger:
         self._write = write
         self._minutes: dict[str, _Minutes] = {}
         self._second = (0, "")
+        self._strangers = (0, 0)
         self._later = later
         self._ended: list[tuple[Entry, float, float]] = []
         self._listeners: list[Callable[[Entry, float], None]] = []
@@ -223,8 +226,9 @@ class Ledger:
     def _book(self, entry: Entry, now: float, wall: float) -> None:
         tokens = entry.settle()
         line = _line(entry, tokens, self._moment(wall), now)
-        self.recent.append(line)
-        self._write(line)
+        if entry.user is not None or self._hears_strangers(wall):
+            self.recent.append(line)
+            self._write(line)
         if (account := _account_of(line)) is not None:
             self._account(account).add(tokens)
         if tokens is not None:
@@ -233,6 +237,13 @@ class Ledger:
         self._count(entry, tokens, now)
         for listener in self._listeners:
             listener(entry, now)
+
+    def _hears_strangers(self, wall: float) -> bool:
+        """Bound what callers without a key write down: else they could push out what the log is kept for."""
+        minute = int(wall // 60)
+        count = self._strangers[1] + 1 if self._strangers[0] == minute else 1
+        self._strangers = minute, count
+        return count <= STRANGERS_A_MINUTE
 
     def _moment(self, wall: float) -> str:
         """Write a time as `moment` does, without doing all of the work more than once a second."""

@@ -50,6 +50,7 @@ COOKIE: Final = "llmgateway"
 PERIOD_S: Final = 0.5
 """The least time between two snapshots for one viewer."""
 MOST_VIEWERS: Final = 100
+MOST_VIEWERS_OF_A_USER: Final = 20
 VIEWERS_RETRY_S: Final = 30
 _SIGN_IN_BYTES: Final = 4_096
 _LOCAL_PREFIX: Final = "local-"
@@ -95,7 +96,7 @@ class Pages:
         self._sessions = sessions
         self._started_at = int(time.time())
         self._files = _page_files()
-        self._viewers: dict[Client, web.BaseRequest] = {}
+        self._viewers: dict[Client, tuple[str, web.BaseRequest]] = {}
         self._closing = asyncio.Event()
         self._pages: Mapping[str, tuple[tuple[str, ...], Page]] = {
             "/healthz": (("GET", "HEAD"), self._healthz),
@@ -130,7 +131,7 @@ class Pages:
         """Send viewers away, those who do not read by force: their connections would hold the end up."""
         self._status.condition.draining = True
         self._closing.set()
-        for transport in [request.transport for request in self._viewers.values()]:
+        for transport in [request.transport for _, request in self._viewers.values()]:
             if transport is not None and transport.get_write_buffer_size():
                 transport.abort()
 
@@ -170,10 +171,15 @@ class Pages:
         if kind != "application/json":
             raise GatewayError(INVALID_REQUEST, "The Content-Type must be application/json.")
 
-    def _peer(self, request: web.BaseRequest, client: Client) -> Peer:
+    def peer(self, request: web.BaseRequest, client: Client) -> Peer:
+        """Tell who is behind a request."""
         headers = {name: ",".join(request.headers.getall(name)) for name in TRACES if name in request.headers}
         server = self._config.server
         return peer_of(client.address, headers, server.trusted_proxies, over_tls=request.secure)
+
+    def caller_address(self, request: web.BaseRequest, client: Client) -> str:
+        """Give the address to hold a refused key against: the client's, else that of whoever is connected."""
+        return str(self.peer(request, client).address or client.address)
 
     # -- health, models, metrics
 
@@ -204,7 +210,8 @@ class Pages:
             raise no_provider(wanted)
 
     async def _scrape(self, request: web.BaseRequest, client: Client) -> None:
-        if not self._peer(request, client).is_in(self._config.server.metrics_from):
+        peer = self.peer(request, client)
+        if not peer.is_in(self._config.server.metrics_from) or _may_be_rebound(request, peer):
             caller = self._keys.recognise(offered_keys(request.headers), now=time.time())
             if not caller.admin:
                 raise GatewayError(FORBIDDEN, "From here, metrics are for admins.")
@@ -230,7 +237,7 @@ class Pages:
         try:
             caller = self._keys.recognise([key], now=time.time())
         except GatewayError:
-            events.info("sign-in refused", client=client.address)
+            events.info("sign-in refused", client=self.caller_address(request, client))
             raise
         left_s = LIFE_S if caller.expires_at is None else min(LIFE_S, caller.expires_at - time.time())
         token = self._sessions.open(digest(key))
@@ -238,7 +245,7 @@ class Pages:
 
     def _cookie(self, request: web.BaseRequest, client: Client, token: str, life_s: int) -> str:
         path = self._config.server.base_path + PAGE
-        secure = "; Secure" if self._peer(request, client).secure else ""
+        secure = "; Secure" if self.peer(request, client).secure else ""
         rules = f"Path={path}; Max-Age={life_s}; HttpOnly; SameSite=Strict{secure}"
         return f"Set-Cookie: {COOKIE}={token}; {rules}\r\n"
 
@@ -250,8 +257,10 @@ class Pages:
     def _local(self, request: web.BaseRequest, client: Client) -> Caller | None:
         """Recognise `gateway.py status` on this machine: it has read the config file."""
         token = self._keys.local_token
-        peer = self._peer(request, client)
-        if token is None or peer.proxied or peer.address is None or not peer.address.is_loopback:
+        peer = self.peer(request, client)
+        if token is None or peer.proxied or peer.address is None:
+            return None
+        if not (peer.address.is_loopback or str(peer.address) == client.own_address):
             return None
         shown = digest(_LOCAL_PREFIX + token)
         if any(digest(offered) == shown for offered in offered_keys(request.headers)):
@@ -259,16 +268,17 @@ class Pages:
         return None
 
     async def _events(self, request: web.BaseRequest, client: Client) -> web.StreamResponse:
-        self.viewer(request)
+        viewer = self.viewer(request)
         if self._closing.is_set():
             raise draining()
         if request.version < (1, 1):
             raise GatewayError(INVALID_REQUEST, "Events need HTTP/1.1.")
-        if len(self._viewers) >= MOST_VIEWERS:
+        own = sum(user == viewer.user for user, _ in self._viewers.values())
+        if len(self._viewers) >= MOST_VIEWERS or own >= MOST_VIEWERS_OF_A_USER:
             again = (("Retry-After", str(VIEWERS_RETRY_S)),)
-            raise GatewayError(OVERLOADED, f"There are {MOST_VIEWERS} viewers already.", again)
+            raise GatewayError(OVERLOADED, "There are too many viewers already.", again)
         response = EventSourceResponse(headers={"x-request-id": client.request_id})
-        self._viewers[client] = request
+        self._viewers[client] = viewer.user, request
         try:
             await self._recall()
             await response.prepare(request)
@@ -318,6 +328,17 @@ def _lasting(snapshot: dict[str, Any]) -> dict[str, Any]:
         "requests": [{**row, "age_s": None} for row in snapshot["requests"]],
         "limits": [{**row, "resets_in_s": None} for row in snapshot["limits"]],
     }
+
+
+def _may_be_rebound(request: web.BaseRequest, peer: Peer) -> bool:
+    """Tell whether a web page in a browser on this machine may be asking, by a name that it made mean us.
+
+    Such a name has a dot and is no address; programs of this machine ask for an address or a short name.
+    """
+    if peer.address is None or not peer.address.is_loopback:
+        return False
+    host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+    return "." in host and not host.replace(".", "").isdigit() and not host.endswith(".localhost")
 
 
 def _authority(origin: str) -> str | None:

@@ -4,6 +4,7 @@ Rules:
 
 - The file is polled, by its directory entry: change notification lies in containers and over mounts. Links
   are followed, as Kubernetes and editors swap those.
+- What was changed is read once two looks have found the same, as it may still be written; SIGHUP is believed.
 - A config with problems changes nothing: they are logged and shown, and the one in force stays. Half a file,
   or none, is such a config.
 - What cannot change while the gateway runs keeps its value, and is said to need a restart.
@@ -16,7 +17,7 @@ import hashlib
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
@@ -189,6 +190,7 @@ class Reloader:
         self._certificate_problems: tuple[str, ...] = ()
         self._torn = False
         self._sight: _Sight | None = None
+        self._taken: bytes | None = None  # the digest of what was read last
         self._certificate: list[tuple[int, ...]] | None = None
         self._asked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -232,11 +234,13 @@ class Reloader:
             if asked:
                 events.warning("the config cannot be read again: it is not a regular file")
             return
-        is_another = before is None or before.digest != self._sight.digest
+        is_another = self._taken != self._sight.digest
+        if is_another and not asked and before is not None and before.digest != self._sight.digest:
+            return  # somebody may be writing it, and half a config can be a good one: look once more
         if not (is_another or asked or (renewed and self._problems)):  # it may be a missing certificate
             return
         found, digest = await asyncio.to_thread(_read, self._path, self._environ)
-        self._sight = replace(self._sight, digest=digest)
+        self._taken = digest
         if isinstance(found, ConfigError):
             self._reject(found)
         else:

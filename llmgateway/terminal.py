@@ -42,12 +42,15 @@ class Source:
 def source_for(config: Config, url: str | None, key: str | None) -> Source:
     """Find the gateway of a config. Raises NoStatus."""
     server = config.server
-    if key is None:
-        key = local_credentials(KeyRing(config.users, config.groups))
+    if url is not None:
+        if key is None:
+            raise NoStatus(
+                "Give an API key with --key; what the config file shows is for its own gateway only."
+            )
+        return Source(url.rstrip("/"), key)
+    key = key or local_credentials(KeyRing(config.users, config.groups))
     if key is None:
         raise NoStatus("The config has no keys, so the gateway would tell nothing; give a user a key.")
-    if url is not None:
-        return Source(url.rstrip("/"), key)
     if server.port == 0:
         raise NoStatus("The config lets the gateway choose its port (0), so tell where it is with --url.")
     host = _ANYWHERE.get(server.host, server.host)

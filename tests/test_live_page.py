@@ -16,7 +16,7 @@ import pytest
 from gateway import Gateway
 from llmgateway.config import build
 from llmgateway.keys import KeyRing
-from llmgateway.pages import MOST_VIEWERS, local_credentials
+from llmgateway.pages import MOST_VIEWERS_OF_A_USER, local_credentials
 from tests.conftest import GatewayFor, ProviderFor
 from tests.crowd import Turns, ask_for, crowd, waiting
 from tests.fake_provider import FakeProvider
@@ -643,7 +643,9 @@ async def test_there_is_room_for_so_many_viewers_and_for_the_next_when_one_leave
     cookie = await cookie_of(gateway)
     one_more = with_cookie("GET", "/gateway/events", cookie)
     async with AsyncExitStack() as stack:
-        viewers = [await stack.enter_async_context(watching(gateway, cookie)) for _ in range(MOST_VIEWERS)]
+        viewers = [
+            await stack.enter_async_context(watching(gateway, cookie)) for _ in range(MOST_VIEWERS_OF_A_USER)
+        ]
         response = await ask(gateway.port, one_more)
         refusal(response, 503, "overloaded")
         assert int(response.header("retry-after") or 0) > 0

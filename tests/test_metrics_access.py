@@ -134,3 +134,24 @@ async def test_a_head_has_no_body_and_other_methods_are_refused(
     assert (looked.status, bytes(looked.body)) == (200, b"")
     assert int(looked.header("content-length") or 0) > 0
     refusal(await ask(gateway.port, request("POST", "/metrics")), 405, "method_not_allowed")
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("evil.example", 401),
+        ("evil.example:8900", 401),
+        ("127.0.0.1:8900", 200),
+        ("[::1]:8900", 200),
+        ("localhost", 200),
+        ("rig:8900", 200),
+        ("gateway.localhost", 200),
+    ],
+)
+async def test_a_web_page_in_a_browser_on_this_machine_cannot_read_them_by_a_name_of_its_own(
+    gateway_for: GatewayFor, host: str, status: int
+) -> None:
+    """DNS rebinding: the page's own name comes to mean 127.0.0.1, and the browser sees one origin."""
+    gateway = await gateway_for()
+    message = f"GET /metrics HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+    assert (await ask(gateway.port, message)).status == status

@@ -9,6 +9,7 @@ import mmap
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -610,3 +611,21 @@ async def test_a_request_for_what_a_new_provider_serves_waits_for_its_first_prob
         assert (await ask(gateway.port)).status == 200, "who has a provider does not wait"
         gate.set()
         assert (await client.response()).status == 200
+
+
+async def test_a_file_that_is_still_being_written_is_not_taken_for_the_whole(tmp_path: Path) -> None:
+    """The first half of a config can be a good one, with half of the users."""
+    names = ("alice", "bob", "carl")
+    trees: list[dict[str, Any]] = [{"users": {name: {} for name in names[:count]}} for count in (1, 2, 3)]
+    async with following(tmp_path, trees[0], every_s=3_600) as desk:
+        await eventually(lambda: desk.reloader._taken)  # the first look is over
+        look = partial(desk.reloader._check, asked=False)  # so that the test decides when there is one
+        await look()
+        desk.write(trees[1])
+        await look()
+        assert not desk.adopted
+        desk.write(trees[2])
+        await look()
+        assert not desk.adopted
+        await look()
+        assert [list(config.users) for config in desk.adopted] == [list(names)]

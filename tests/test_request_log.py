@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ import pytest
 from llmgateway.config import build
 from llmgateway.downstream import Patience
 from llmgateway.journal import MOST_LINES, Journal, numbered
+from llmgateway.ledger import STRANGERS_A_MINUTE
 from tests.conftest import GatewayFor, ProgramFor, ProviderFor
 from tests.crowd import ask, ask_for, crowd, waiting
 from tests.fake_provider import FakeProvider
@@ -665,3 +667,57 @@ async def test_the_log_can_be_a_pipe(provider: FakeProvider, gateway_for: Gatewa
         assert json.loads(await eventually(read))["outcome"] == "ok"
     finally:
         os.close(reader)
+
+
+async def test_strangers_cannot_push_out_what_the_log_is_kept_for(
+    gateway_for: GatewayFor, provider: FakeProvider, file: Path
+) -> None:
+    gateway = await gateway_for(provider, log=logging_to(file))
+    await ask(gateway.port)
+    for _ in range(STRANGERS_A_MINUTE * 3):
+        assert (await ask(gateway.port, chat(key="sk-nobody-00000000"))).status == 401
+    await ask(gateway.port)
+
+    def users() -> list[str | None]:
+        return [line["user"] for line in lines_of(file)]
+
+    await eventually(lambda: file.exists() and users().count("alice") == 2)
+    assert users().count(None) <= 2 * STRANGERS_A_MINUTE  # the minute may end in between
+    assert [line["user"] for line in gateway.ledger.recent].count("alice") == 2
+
+
+async def test_a_log_that_takes_nothing_does_not_hold_up_the_end(
+    provider: FakeProvider, program_for: ProgramFor, tmp_path: Path
+) -> None:
+    """A pipe that has a reader, who reads nothing, is full after 64 KiB."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    filler = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    try:
+        with contextlib.suppress(BlockingIOError):
+            while os.write(filler, b"x" * 4096):
+                pass
+        program = await program_for(provider, log={"requests": str(pipe)})
+        await ask(program.port)
+        program.signal(signal.SIGTERM)
+        assert (await program.ended(10)).code == 0
+    finally:
+        os.close(reader)
+        os.close(filler)
+
+
+def test_files_that_are_more_than_are_kept_now_are_removed(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    for number in range(1, 6):
+        numbered(log, number).write_text(f"{number}\n")
+    log.write_text("newest\n" * 20_000)
+    asyncio.run(_write_one(log, keep=2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "log.1", "log.2"]
+    assert numbered(log, 1).read_text().startswith("newest")
+    assert numbered(log, 2).read_text() == "1\n"
+
+
+async def _write_one(log: Path, *, keep: int) -> None:
+    async with Journal(log, size_bytes=65_536, keep=keep) as journal:
+        journal.write({"one": "more"})

@@ -7,7 +7,6 @@ import itertools
 import json
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -139,7 +138,7 @@ def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:
 
 
 def test_promtool_accepts_the_alerts_and_sees_them_fire() -> None:
-    promtool = shutil.which("promtool") or pytest.skip("promtool (Debian: prometheus) is not installed")
+    promtool = tool("promtool")
     for command in ("check rules alerts.yaml", "test rules alerts.test.yaml"):
         done = subprocess.run(
             [promtool, *command.split()], cwd=CONTRIB, capture_output=True, text=True, timeout=30
@@ -148,7 +147,7 @@ def test_promtool_accepts_the_alerts_and_sees_them_fire() -> None:
 
 
 def test_promtool_accepts_what_the_dashboard_asks(tmp_path: Path) -> None:
-    promtool = shutil.which("promtool") or pytest.skip("promtool (Debian: prometheus) is not installed")
+    promtool = tool("promtool")
     rules = [
         {"record": f"panel:{number}", "expr": target["expr"].replace("$__rate_interval", "5m")}
         for number, target in enumerate(targets())

@@ -8,13 +8,13 @@ the first N bytes: either mistake puts everybody who shares a system prompt on o
 Pure: time is an argument, nothing waits. Two bounds hold always: the number of chains, and their age.
 """
 
-from collections import OrderedDict, deque
-from collections.abc import Container, Hashable, Iterable
+from collections import OrderedDict
+from collections.abc import Container, Hashable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Final, NamedTuple
 
-from llmgateway.wire import Buffer, Peek, Turn
+from llmgateway.wire import Buffer, Peek
 
 DIGEST_BYTES: Final = 16
 MAX_CHAINS: Final = 20_000
@@ -22,9 +22,11 @@ MAX_LINKS: Final = 1_000  # of one request: the longest chains are what the next
 MAX_AGE_S: Final = 3_600.0  # a KV cache that nobody used for an hour has most likely gone
 LIVE_S: Final = 300.0  # a conversation without a turn for so long does not count as live
 MAX_LIVE: Final = 5_000
+TRIM_S: Final = 1.0  # what is too old is not found, so that it need not go at once
 MAX_SYSTEM_PROMPTS: Final = 1_000
 _COPIED_BYTES: Final = 1 << 20
-SYSTEM_PROMPT_BYTES: Final = 512  # a shorter system prompt is not worth a thought
+SYSTEM_PROMPT_BYTES: Final = 512
+BLOCK_BYTES: Final = 256
 
 
 class Thread(NamedTuple):
@@ -34,8 +36,8 @@ class Thread(NamedTuple):
     request, so that another conversation may open in just the same way.
     """
 
-    links: tuple[bytes, ...] = ()
-    system: bytes | None = None
+    links: tuple[Hashable, ...] = ()
+    system: Hashable | None = None
     opening: bool = False
 
     @property
@@ -44,72 +46,41 @@ class Thread(NamedTuple):
         return bool(self.links)
 
 
-def thread_of(peek: Peek, *, user: str, session: str | None) -> Thread:
+def thread_of(peek: Peek, *, user: str, session: bytes | None) -> Thread:
     """Tell the conversation of a request: by its session id if the client sent one, else by what it says.
 
     What different users say, and what is said to different models, is never taken for one conversation.
     """
-    scope = f"{user}\0{peek.model}"
-    spoken = message_thread(scope, peek.model, peek.turns) if peek.turns else text_thread(scope, peek.text)
-    return spoken if session is None else Thread(session_thread(scope, session).links, spoken.system)
+    chain = hash((user, peek.model))
+    system = None
+    if peek.system:
+        prints = tuple(map(_print, peek.system))
+        chain = hash((chain, prints))
+        if sum(map(len, peek.system)) >= SYSTEM_PROMPT_BYTES:  # a shorter one is not worth a thought
+            system = hash((peek.model, prints))
+    if session is not None:
+        return Thread((hash((user, peek.model, session)),), system)
+    said = peek.said if not peek.text else _blocks(peek.text)
+    if len(said) == 1:
+        return Thread((hash((chain, _print(said[0]))),), system, not peek.text)
+    links = [chain := hash((chain, _print(content))) for content in said]
+    return Thread(tuple(links[-MAX_LINKS:]), system)
 
 
-def session_thread(scope: str, session: str) -> Thread:
-    """Know a conversation by an id that its client gave it."""
-    return Thread((_digest(b"session", scope.encode(), session.encode("utf-8", "surrogateescape")),))
-
-
-def message_thread(scope: str, model: str, turns: Iterable[Turn]) -> Thread:
-    """Know a conversation by its messages; `scope` keeps apart those who must not be taken for each other."""
-    chain = blake2b(scope.encode(), digest_size=DIGEST_BYTES)
-    links: deque[bytes] = deque(maxlen=MAX_LINKS)
-    system: list[Buffer] = []
-    for reaches_user, content in turns:
-        chain.update(_brief(content))
-        if reaches_user or links:
-            links.append(chain.digest())
-        else:
-            system.append(content)
-    return Thread(tuple(links), _system_prompt(model, system) if system else None, len(links) == 1)
-
-
-def _system_prompt(model: str, contents: list[Buffer]) -> bytes | None:
-    """Know a system prompt, whoever sends it; None for one that is too short to matter."""
-    if sum(map(len, contents)) < SYSTEM_PROMPT_BYTES:
-        return None
-    system = blake2b(model.encode(), digest_size=DIGEST_BYTES)
-    for content in contents:
-        system.update(_brief(content))
-    return system.digest()
-
-
-def _brief(content: Buffer) -> bytes:
-    """Give a short stand-in for a message, whole: its length, and Python's own hash of it.
+def _print(content: Buffer) -> int:
+    """Give a short stand-in for a message, whole: Python's own hash of it.
 
     That is SipHash with a secret of this process: 64 bits that nobody can aim at, and for a long prompt five
     times as fast as blake2b. It wants a copy, so what is very long (images) is hashed as it stands.
     """
-    size = len(content)
-    if size > _COPIED_BYTES:
-        return blake2b(content, digest_size=DIGEST_BYTES).digest()
-    return b"%d:%d;" % (size, hash(bytes(content)))
+    if len(content) > _COPIED_BYTES:
+        return hash(blake2b(content, digest_size=DIGEST_BYTES).digest())
+    return hash(bytes(content))
 
 
-def text_thread(scope: str, text: Buffer, *, block_bytes: int = 256) -> Thread:
-    """Know a conversation by a prompt of plain text that grows from turn to turn, in whole blocks."""
-    chain = blake2b(scope.encode(), digest_size=DIGEST_BYTES)
-    links: deque[bytes] = deque(maxlen=MAX_LINKS)
-    for start in range(0, len(text) - block_bytes + 1, block_bytes):
-        chain.update(text[start : start + block_bytes])
-        links.append(chain.digest())
-    return Thread(tuple(links))
-
-
-def _digest(*parts: bytes) -> bytes:
-    digest = blake2b(digest_size=DIGEST_BYTES)
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "big") + part)
-    return digest.digest()
+def _blocks(text: Buffer) -> list[Buffer]:
+    """Cut a prompt of plain text, which grows from turn to turn, into whole blocks."""
+    return [text[start : start + BLOCK_BYTES] for start in range(0, len(text) - BLOCK_BYTES + 1, BLOCK_BYTES)]
 
 
 @dataclass(slots=True, eq=False)
@@ -118,7 +89,7 @@ class Conversation:
 
     home: Hashable
     last_turn: float
-    tip: bytes
+    tip: Hashable
 
 
 @dataclass(slots=True)
@@ -126,7 +97,12 @@ class _House:
     """What one provider holds: its live conversations and system prompts, the least recently used first."""
 
     live: OrderedDict[int, Conversation] = field(default_factory=OrderedDict)
-    systems: OrderedDict[bytes, float] = field(default_factory=OrderedDict)
+    systems: OrderedDict[Hashable, float] = field(default_factory=OrderedDict)
+
+
+Match = tuple[Hashable, Conversation | None]
+"""The longest known link of a thread, and the conversation that it belongs to."""
+NO_MATCH: Final[Match] = (0, None)
 
 
 class Affinity:
@@ -135,33 +111,35 @@ class Affinity:
     def __init__(self, *, max_chains: int = MAX_CHAINS, max_age_s: float = MAX_AGE_S) -> None:
         self._max_chains = max_chains
         self._max_age_s = max_age_s
-        self._chains: OrderedDict[bytes, Conversation] = OrderedDict()
+        self._chains: OrderedDict[Hashable, Conversation] = OrderedDict()
         self._houses: dict[Hashable, _House] = {}
+        self._trimmed_at = 0.0
 
     def __len__(self) -> int:
         return len(self._chains)
 
     def find(self, thread: Thread, *, now: float) -> Conversation | None:
         """Give the conversation that this request goes on, if it is known."""
-        return self._match(thread, now)[1]
+        return self.match(thread, now=now)[1]
 
-    def _match(self, thread: Thread, now: float) -> tuple[bytes, Conversation | None]:
+    def match(self, thread: Thread, *, now: float) -> Match:
+        """Give the conversation that this request goes on, and where it leaves it."""
         for link in reversed(thread.links):
             conversation = self._chains.get(link)
             if conversation is not None and now - conversation.last_turn <= self._max_age_s:
                 return link, conversation
-        return b"", None
+        return NO_MATCH
 
-    def settle(self, thread: Thread, home: Hashable, *, now: float) -> None:
-        """Remember that this turn of a conversation was given to a provider.
+    def settle(self, thread: Thread, home: Hashable, *, now: float, match: Match | None = None) -> None:
+        """Remember that this turn of a conversation was given to a provider. `match` is what it matches now.
 
         A request that leaves a conversation at an earlier turn is a conversation of its own from then on; the
         other one stays where it is.
         """
-        if not thread.known:
+        if not thread.links:
             return
         tip = thread.links[-1]
-        link, conversation = self._match(thread, now)
+        link, conversation = match or self.match(thread, now=now)
         if conversation is None or link != conversation.tip or (thread.opening and conversation.home != home):
             conversation = Conversation(home, now, tip)
         if conversation.home != home:
@@ -169,10 +147,15 @@ class Affinity:
         conversation.home, conversation.last_turn, conversation.tip = home, now, tip
         self._chains[tip] = conversation
         self._chains.move_to_end(tip)
-        house = self._house(home)
+        house = self._houses.get(home) or self._house(home)
         house.live[id(conversation)] = conversation
         house.live.move_to_end(id(conversation))
-        self._trim(house, now)
+        if (
+            len(self._chains) > self._max_chains
+            or len(house.live) > MAX_LIVE
+            or now - self._trimmed_at > TRIM_S
+        ):
+            self._trim(house, now)
 
     def computed(self, thread: Thread, home: Hashable, *, now: float) -> None:
         """Remember that a provider has begun to answer, so that it holds the system prompt from now on."""
@@ -206,6 +189,7 @@ class Affinity:
         return self._houses.setdefault(home, _House())
 
     def _trim(self, house: _House, now: float) -> None:
+        self._trimmed_at = now
         while self._chains and (
             len(self._chains) > self._max_chains
             or now - next(iter(self._chains.values())).last_turn > self._max_age_s

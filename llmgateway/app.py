@@ -17,7 +17,7 @@ from aiohttp import web
 
 from llmgateway.affinity import Thread, thread_of
 from llmgateway.config import Config
-from llmgateway.downstream import MAX_HEAD_BYTES, Client, head_size
+from llmgateway.downstream import MAX_HEAD_BYTES, Client
 from llmgateway.errors import (
     DRAINING,
     INTERNAL_ERROR,
@@ -27,17 +27,18 @@ from llmgateway.errors import (
     NOT_FOUND,
     GatewayError,
 )
+from llmgateway.headers import request_head
 from llmgateway.keys import Caller, KeyRing, offered_keys
 from llmgateway.ledger import Entry, Ledger
 from llmgateway.log import Events, request_id
 from llmgateway.pages import CHAT, MODELS, PAGE, Pages, draining
 from llmgateway.proxy import Call, Proxy
 from llmgateway.upstream import Outgoing
-from llmgateway.wire import ENDPOINTS, Endpoint, dialect_of, peek
+from llmgateway.wire import ENDPOINTS, Body, Endpoint, dialect_of, peek
 
 events = Events("app")
 
-_SANE_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+_SANE_ID: Final = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _SANE_QUERY: Final = re.compile(r"[!$-~]*")  # visible ASCII but for `"` and `#`
 _SANE_FIELD_LIST: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~, -]{0,2048}")
 _LOGGED_CHARACTERS: Final = 100  # of what a client chose
@@ -73,47 +74,45 @@ class App:
         self._endpoints = {endpoint.path: endpoint for endpoint in (*ENDPOINTS, *extra)}
         self._chat = replace(self._endpoints["/v1/chat/completions"])  # the page's, to be told from the API's
         self._origins = frozenset(config.server.cors)
-        self._session_fields = frozenset(name.lower().encode() for name in config.affinity.headers)
+        self._session_fields = [name.lower().encode() for name in config.affinity.headers]
 
-    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def handle(self, client: Client) -> web.StreamResponse | None:
         """Answer one request; whatever happens inside, it ends here, and the process goes on."""
-        path = _below(self._config.server.base_path, _path(request.raw_path))
-        own_id = request.headers.get("x-request-id", "")
-        client = Client(
-            request, own_id if own_id and _SANE_ID.fullmatch(own_id) else self._new_id(), dialect_of(path)
-        )
+        path = _below(self._config.server.base_path, _path(client.raw_path))
+        client.request_id, client.dialect = self._id_of(client), dialect_of(path)
         request_id.set(client.request_id)
         if self.draining:
             client.close_after()
         try:
-            if response := await self._answer(request, path, client):
-                return response
+            _check_head(client)
+            if page := self._pages.at(path, client.method):
+                return await page(client.request, client)
+            if not (self._origins and _is_of_the_api(path) and self._share(client)):
+                await self._follow(path, client)
         except GatewayError as error:
             client.fail(error)
         except Exception:
             events.exception("unexpected error")
             client.fail(GatewayError(INTERNAL_ERROR, "The gateway failed; its log says why."))
-        return client.finished()
-
-    def _new_id(self) -> str:
-        """Make an id for a request: unique, and no secret; chance is asked once only, as asking costs."""
-        return f"{self._id_prefix}{next(self._ids):08x}"
-
-    async def _answer(self, request: web.BaseRequest, path: str, client: Client) -> web.StreamResponse | None:
-        _check_head(request, client)
-        if page := self._pages.at(path, request.method):
-            return await page(request, client)
-        if self._origins and _is_of_the_api(path) and self._share(request, client):
-            return None
-        await self._follow(request, path, client)
         return None
 
-    def _share(self, request: web.BaseRequest, client: Client) -> bool:
+    def _id_of(self, client: Client) -> str:
+        """Give the id that a client gave its request, if it is a sane one, else one of our own.
+
+        Ours are unique, and no secrets; chance is asked once only, as asking costs.
+        """
+        given = client.head.named.get(b"x-request-id")
+        if given is not None and _SANE_ID.fullmatch(given):
+            return given.decode()
+        return f"{self._id_prefix}{next(self._ids):08x}"
+
+    def _share(self, client: Client) -> bool:
         """Let pages of the origins in `server.cors` use the API; tells whether that was all that was asked.
 
         The Fetch standard's CORS protocol, without credentials: a page sends its key by itself.
         """
-        origin = request.headers.get("origin")
+        headers = client.request.headers
+        origin = headers.get("origin")
         anybody = "*" in self._origins
         # Vary also where there is no origin: caches must not mix the answers up
         client.tell([] if anybody else [("Vary", "Origin")], instead_of="access-control-")
@@ -125,9 +124,9 @@ class App:
                 ("Access-Control-Expose-Headers", "*"),
             ]
         )
-        if request.method != "OPTIONS" or "access-control-request-method" not in request.headers:
+        if client.method != "OPTIONS" or "access-control-request-method" not in headers:
             return False
-        wanted = request.headers.get("access-control-request-headers", "")
+        wanted = headers.get("access-control-request-headers", "")
         client.tell(
             [
                 ("Access-Control-Allow-Methods", "GET, POST"),
@@ -138,13 +137,13 @@ class App:
         client.respond(204, b"", b"")
         return True
 
-    async def _follow(self, request: web.BaseRequest, path: str, client: Client) -> None:
+    async def _follow(self, path: str, client: Client) -> None:
         """Serve a request of the API, and write down what became of it."""
         entry = Entry(client.request_id, path, time.monotonic())
         self._running[client] = asyncio.current_task()
         self._none_running.clear()
         try:
-            await self._serve(request, path, client, entry)
+            await self._serve(path, client, entry)
             entry.outcome = "ok"
         except GatewayError as error:
             entry.outcome = "truncated" if client.answered else error.kind.type
@@ -159,89 +158,81 @@ class App:
             del self._running[client]
             if not self._running:
                 self._none_running.set()
-            entry.status = client.status or (500 if entry.outcome == INTERNAL_ERROR.type else _CLIENT_GONE)
-            entry.bytes_out = client.bytes_out
-            if entry.outcome == INVALID_API_KEY.type:
-                entry.address = self._pages.caller_address(request, client)
-            if entry in self._ledger.in_flight:
-                self._ledger.close(entry, now=time.monotonic(), wall=time.time())
-            else:
-                _log(entry, time.monotonic())
+            self._close(entry, client)
 
-    async def _serve(self, request: web.BaseRequest, path: str, client: Client, entry: Entry) -> None:
-        from_page = path == CHAT
-        endpoint = self._chat if from_page else self._endpoints.get(path)
-        is_models = path == MODELS or path.startswith(MODELS + "/")
+    def _close(self, entry: Entry, client: Client) -> None:
+        entry.status = client.status or (500 if entry.outcome == INTERNAL_ERROR.type else _CLIENT_GONE)
+        entry.bytes_out = client.bytes_out
+        if entry.outcome == INVALID_API_KEY.type:
+            entry.address = self._pages.caller_address(client.request, client)
+        if entry in self._ledger.in_flight:
+            self._ledger.close(entry, now=time.monotonic(), wall=time.time())
+        else:
+            _log(entry, time.monotonic())
+
+    async def _serve(self, path: str, client: Client, entry: Entry) -> None:
+        endpoint = self._chat if path == CHAT else self._endpoints.get(path)
         if endpoint is not None:
-            _require_method(request, "POST")
+            _require_method(client, "POST")
             entry.endpoint = endpoint.path
             self._ledger.open(entry)
-        elif is_models:
-            _require_method(request, "GET", "HEAD")
+        elif path == MODELS or path.startswith(MODELS + "/"):
+            _require_method(client, "GET", "HEAD")
         else:
             raise GatewayError(NOT_FOUND, "There is no such endpoint here.")
-        if self.draining:
-            raise draining()
-        if from_page:
-            self._pages.require_same_origin(request)
-            caller = self._pages.viewer(request)
-        else:
-            caller = self._keys.recognise(offered_keys(request.headers), now=time.time())
+        caller = self._admit(client, from_page=endpoint is self._chat)
         entry.user, entry.key = caller.user, caller.key_name
         if endpoint is None:
             await self._pages.models(path, caller, client)
-        else:
-            await self._forward(request, endpoint, caller, client, entry)
-
-    async def _forward(
-        self, request: web.BaseRequest, endpoint: Endpoint, caller: Caller, client: Client, entry: Entry
-    ) -> None:
-        if request.headers.get("content-encoding", "").lower() not in ("", "identity"):
+            return
+        if client.head.named.get(b"content-encoding", b"").lower() not in (b"", b"identity"):
             raise GatewayError(
                 INVALID_REQUEST, "A compressed request body is not understood; send it as it is."
             )
-        call = await self._call(request, endpoint, caller, client, entry)
-        await self._proxy.forward(call, caller, client)
+        body = client.body_at_hand(self._config.server.max_body)
+        if body is None:
+            asked_at = time.monotonic()
+            body = await client.read_body(self._config.server.max_body)
+            entry.body_s = time.monotonic() - asked_at
+        await self._proxy.forward(self._call(client, endpoint, caller, entry, body), caller, client)
 
-    async def _call(
-        self, request: web.BaseRequest, endpoint: Endpoint, caller: Caller, client: Client, entry: Entry
-    ) -> Call:
-        """Read the request, and from its body what routing needs to know."""
-        asked_at = time.monotonic()
-        body = await client.read_body(self._config.server.max_body)
-        entry.body_s = time.monotonic() - asked_at
+    def _admit(self, client: Client, *, from_page: bool) -> Caller:
+        """Name the caller. Raises GatewayError."""
+        if self.draining:
+            raise draining()
+        if from_page:
+            self._pages.require_same_origin(client.request)
+            return self._pages.viewer(client.request)
+        return self._keys.recognise(offered_keys(client.head.named), now=time.time())
+
+    def _call(self, client: Client, endpoint: Endpoint, caller: Caller, entry: Entry, body: Body) -> Call:
+        """Read from a request what routing needs to know."""
         entry.bytes_in = len(body)
-        seen = peek(body, endpoint.body, request.headers.get("content-type", ""))
+        head = client.head
+        seen = peek(body, endpoint.body, head.named.get(b"content-type", b""))
         entry.model, entry.streams = seen.model[:_MODEL_CHARACTERS], seen.streams
         converses = endpoint.streams  # what answers in events builds on a KV cache, and nothing else does
         return Call(
             seen.model,
-            Outgoing(
-                endpoint.path,
-                _query(request.raw_path),
-                self._fields(request, endpoint),
-                client.request_id,
-                body,
-            ),
-            thread_of(seen, user=caller.user, session=self._session(request)) if converses else Thread(),
+            self._outgoing(client, endpoint, body),
+            thread_of(seen, user=caller.user, session=self._session(head.named)) if converses else Thread(),
             entry,
             prompt_bytes=(seen.prompt_bytes or len(body)) if endpoint.reads else 0,
             output_limit=seen.output_limit,
-            keepalive_s=self._config.streams.keepalive if seen.streams and endpoint.streams else 0.0,
+            keepalive_s=self._config.streams.keepalive if seen.streams and converses else 0.0,
         )
 
-    def _session(self, request: web.BaseRequest) -> str | None:
+    def _session(self, named: dict[bytes, bytes]) -> bytes | None:
         """Give the session id that a client sent, if it sent one."""
-        if self._session_fields.isdisjoint([name.lower() for name, _ in request.raw_headers]):
-            return None
-        names = self._config.affinity.headers
-        return next((value for name in names if (value := request.headers.get(name))), None)
+        return next((value for name in self._session_fields if (value := named.get(name))), None)
 
-    def _fields(self, request: web.BaseRequest, endpoint: Endpoint) -> tuple[tuple[bytes, bytes], ...]:
-        """Give the header fields to pass on; from the live page, without its session."""
-        if endpoint is not self._chat:
-            return tuple(request.raw_headers)
-        return tuple(field for field in request.raw_headers if field[0].lower() not in _OF_THE_PAGE)
+    def _outgoing(self, client: Client, endpoint: Endpoint, body: Body) -> Outgoing:
+        """Give what to send to a provider; from the live page, without its session."""
+        fields, lines = client.fields, client.head.lines
+        if endpoint is self._chat:
+            fields = tuple(field for field in fields if field[0].lower() not in _OF_THE_PAGE)
+            lines = request_head(fields).lines
+        return Outgoing(endpoint.path, _query(client.raw_path), fields, lines, client.request_id, body)
 
     # -- the end
 
@@ -320,22 +311,23 @@ def _query(raw_path: str) -> str:
     return query
 
 
-def _require_method(request: web.BaseRequest, *methods: str) -> None:
-    if request.method not in methods:
+def _require_method(client: Client, *methods: str) -> None:
+    if client.method not in methods:
         allowed = ", ".join(methods)
         raise GatewayError(METHOD_NOT_ALLOWED, f"This endpoint takes {allowed}.", (("Allow", allowed),))
 
 
-def _check_head(request: web.BaseRequest, client: Client) -> None:
+def _check_head(client: Client) -> None:
     """Refuse, and close after, what aiohttp's parser accepts though it should not."""
+    coding = client.head.named.get(b"transfer-encoding")
     trouble = ""
-    if request.version not in ((1, 0), (1, 1)):
+    if client.version not in ((1, 0), (1, 1)):
         trouble = "Only HTTP/1.0 and HTTP/1.1 are spoken here."
-    elif request.version == (1, 0) and "transfer-encoding" in request.headers:
+    elif coding is not None and client.version == (1, 0):
         trouble = "HTTP/1.0 has no Transfer-Encoding."
-    elif request.headers.get("transfer-encoding", "chunked").lower() != "chunked":
+    elif coding is not None and coding.lower() != b"chunked":
         trouble = "No transfer coding but chunked is understood."
-    elif head_size(request) > MAX_HEAD_BYTES:
+    elif client.head_size > MAX_HEAD_BYTES:
         trouble = f"The request's head is over {MAX_HEAD_BYTES} bytes."
     if trouble:
         client.close_after()

@@ -22,6 +22,8 @@ class Breaker:
 
     def __init__(self) -> None:
         self.open_until = 0.0
+        self.spotless = True
+        """True while there is nothing that an answer could change."""
         self._failures = 0
         self._pauses = 0
         self._out = False
@@ -46,9 +48,11 @@ class Breaker:
         """Note a whole answer: all failures are forgotten, and all pauses."""
         self._failures = 0
         self._pauses = 0
+        self.spotless = not self._out
 
     def failed(self, now: float) -> bool:
         """Note a failure; tells whether the provider is taken out by it."""
+        self.spotless = False
         was_on_trial, self._on_trial = self._on_trial, False
         if self._out and not was_on_trial:
             return False  # one more of those for which it is out already
@@ -75,8 +79,11 @@ class RetryBudget:
 
     def deposit(self, now: float) -> None:
         """Note a new request."""
-        self._refill(now)
-        self._balance = min(RETRY_MOST, self._balance + RETRY_SHARE)
+        if self._balance < RETRY_RESERVE:
+            self._refill(now)
+        self._as_of = now
+        if self._balance < RETRY_MOST:
+            self._balance += RETRY_SHARE
 
     def take(self, now: float) -> bool:
         """Ask for one failover."""

@@ -2,9 +2,10 @@
 
 The one module that touches what aiohttp does not promise: `web.Server` makes plain `RequestHandler`s, so a
 subclass of both is needed to render malformed requests in our envelope, to limit how long a head may take,
-and to learn when a client reads too slowly. An answer is written to the transport by `Client`, and aiohttp is
-handed a response that is already sent. tests/test_downstream.py fails when an aiohttp release changes any of
-it.
+and to learn when a client reads too slowly. aiohttp parses, keeps and closes the connections; the loop over
+their requests is ours, as its own makes a request, a writer, a response and a task for each, a fifth of what
+a request cost. An answer is written to the transport by `Client`. tests/test_downstream.py fails when an
+aiohttp release changes any of it.
 """
 
 import asyncio
@@ -13,19 +14,21 @@ import secrets
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
-from itertools import chain
 from typing import Any, Final, Literal, Protocol, cast
 
-from aiohttp import web
+from aiohttp import StreamReader, web
+from aiohttp.http import RawRequestMessage, StreamWriter
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
-from aiohttp.web_protocol import RequestHandler, RequestPayloadError
+from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
 from llmgateway.errors import INVALID_REQUEST, REQUEST_TIMEOUT, REQUEST_TOO_LARGE, GatewayError
-from llmgateway.headers import AnswerHead
+from llmgateway.headers import AnswerHead, request_head
 from llmgateway.log import Events
 from llmgateway.wire import Body, Dialect, at_event_boundary, error_body, error_event
 
@@ -75,46 +78,82 @@ class Flow(Protocol):
         """Go on."""
 
 
-class Sent(web.StreamResponse):
-    """Tells aiohttp that the answer is written already, and whether the connection may be used again."""
-
-    def __init__(self, connection: "ClientConnection", *, keep_alive: bool) -> None:
-        super().__init__()
-        self._connection = connection
-        self._keep_alive = keep_alive
-
-    async def prepare(self, request: web.BaseRequest) -> None:
-        """Do nothing."""
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        """Wait until most of it has left: the next request of a client that does not read has to wait."""
-        await self._connection.drained()
-
-
 class Client:
     """One request of a client and the one answer it gets. It is the sink of an exchange's bytes."""
 
-    def __init__(self, request: web.BaseRequest, request_id: str, dialect: Dialect) -> None:
-        self.request_id = request_id
-        self.dialect: Dialect = dialect
+    __slots__ = (
+        "_answered",
+        "_chunked",
+        "_connection",
+        "_content",
+        "_families",
+        "_head",
+        "_keep_alive",
+        "_message",
+        "_own_lines",
+        "_request",
+        "_sse",
+        "_tail",
+        "_transport",
+        "_until_close",
+        "bytes_out",
+        "dialect",
+        "ended",
+        "head",
+        "last_write",
+        "method",
+        "raw_path",
+        "request_id",
+        "status",
+        "version",
+    )
+
+    def __init__(
+        self, connection: "ClientConnection", message: RawRequestMessage, content: StreamReader
+    ) -> None:
+        self.method = message.method
+        self.raw_path = message.path
+        self.version: tuple[int, int] = message.version
+        self.head = request_head(message.raw_headers)
+        self.request_id = ""
+        self.dialect: Dialect = "openai"
         self.status = 0
         """What was answered; 0 before that."""
         self.ended = False
         self.bytes_out = 0
-        self._clock = asyncio.get_running_loop().time
-        self.last_write = self._clock()
+        self.last_write = connection.now()
         """When something was last written, on the loop's clock; at first, when the request came."""
-        self._request = request
-        self._connection = cast(ClientConnection, request.protocol)
-        self._transport = request.transport
-        # aiohttp's parser takes the trailers of a chunked body for fields of the next request.
-        self._keep_alive = request.keep_alive and "transfer-encoding" not in request.headers
+        self._connection = connection
+        self._message = message
+        self._content = content
+        self._request: web.BaseRequest | None = None
+        self._transport = connection.transport
+        # aiohttp's parser takes the trailers of a chunked body for fields of the next request, and hears
+        # nothing any more behind a request for another protocol.
+        self._keep_alive = not (message.should_close or message.chunked or connection.upgraded)
         self._answered = False
         self._head: bytes | None = None
         self._chunked = self._sse = self._until_close = False
         self._tail = b""
         self._own_lines = b""
         self._families: frozenset[Family] = frozenset()
+
+    @property
+    def fields(self) -> tuple[tuple[bytes, bytes], ...]:
+        """The header fields as they came."""
+        return self._message.raw_headers
+
+    @property
+    def head_size(self) -> int:
+        """The bytes of the request's head."""
+        return len(self.raw_path) + sum(len(name) + len(value) + 4 for name, value in self.fields)
+
+    @property
+    def request(self) -> web.BaseRequest:
+        """The request as aiohttp has it, for pages that need more of it; made when it is first asked for."""
+        if self._request is None:
+            self._request = self._connection.request_of(self._message, self._content)
+        return self._request
 
     @property
     def started(self) -> bool:
@@ -140,14 +179,10 @@ class Client:
 
         Raises GatewayError (400, 408, 413).
         """
-        request = self._request
-        declared = request.headers.get("content-length")
-        if declared is not None and int(declared.lstrip("0") or 0) > limit_bytes:
+        declared = self.head.named.get(b"content-length")
+        if declared is not None and int(declared.lstrip(b"0") or 0) > limit_bytes:
             raise _too_large(limit_bytes)
-        if request.content.is_eof():  # as almost always: all of it is here
-            if request.content.exception() is None:
-                return self._within(request.content.read_nowait(), limit_bytes)
-        else:
+        if not self._content.is_eof():
             self._invite_body()
             self._connection.check_framing()
         try:
@@ -163,8 +198,23 @@ class Client:
                 INVALID_REQUEST, "The request's body is not framed as HTTP wants it."
             ) from None
 
+    def body_at_hand(self, limit_bytes: int) -> Body | None:
+        """Give the body if all of it is here, as almost always, and nothing is wrong with it."""
+        content = self._content
+        if content is EMPTY_PAYLOAD:
+            return b""
+        if not content.is_eof() or content.exception() is not None or content.total_bytes > limit_bytes:
+            return None
+        # `read_nowait` would have the parser look again for what it has held back: nothing, behind an end.
+        pieces = content._buffer
+        if len(pieces) == 1:
+            return pieces.popleft()
+        body = b"".join(pieces)
+        pieces.clear()
+        return body
+
     async def _gather(self, limit_bytes: int) -> Body:
-        content = self._request.content
+        content = self._content
         body = bytearray()
         while True:
             if content.is_eof():
@@ -193,9 +243,8 @@ class Client:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _expects(self) -> bool:
-        return self._request.headers.get(
-            "expect", ""
-        ).lower() == "100-continue" and self._request.version >= (1, 1)
+        expected = self.head.named.get(b"expect")
+        return expected is not None and expected.lower() == b"100-continue" and self.version >= (1, 1)
 
     # -- the answer
 
@@ -207,11 +256,11 @@ class Client:
 
     def respond(self, status: int, body: bytes, lines: bytes = _JSON) -> None:
         """Send a whole answer of the gateway's own."""
-        if not self._request.content.is_eof():
+        if not self._content.is_eof():
             # the rest of the body is not wanted; it would be taken for the next request
             self._keep_alive = False
         self.begin(status, b"", AnswerHead(lines, len(body)), own=True)
-        self.feed(body if self._request.method != "HEAD" else b"", final=True)
+        self.feed(body if self.method != "HEAD" else b"", final=True)
 
     def fail(self, error: GatewayError) -> None:
         """Tell an error: as a response, as a stream's last event, or by cutting what can't be mended."""
@@ -273,7 +322,7 @@ class Client:
         lines.append(self._framing(status, None if head.is_sse else head.content_length))
         if not self._keep_alive:
             lines.append(b"Connection: close\r\n")
-        elif self._request.version < (1, 1):
+        elif self.version < (1, 1):
             lines.append(b"Connection: keep-alive\r\n")
         self._head = b"".join((*lines, b"\r\n"))
 
@@ -283,7 +332,7 @@ class Client:
             return b""
         if length is not None:
             return b"Content-Length: %d\r\n" % length
-        if self._request.version >= (1, 1):
+        if self.version >= (1, 1):
             self._chunked = True
             return b"Transfer-Encoding: chunked\r\n"
         self._until_close = True
@@ -311,7 +360,7 @@ class Client:
             data, self._head = self._head + data, None
         if data:
             transport.write(data)
-            self.last_write = self._clock()
+            self.last_write = self._connection.now()
 
     def feed_chunk(self, data: bytes, framed: bytes) -> None:
         """Write a piece that came as one chunk: as it came, where the answer is sent in chunks."""
@@ -325,7 +374,7 @@ class Client:
         if self._sse:
             self._tail = data if len(data) >= 4 else (self._tail + data)[-4:]
         transport.write(framed)
-        self.last_write = self._clock()
+        self.last_write = self._connection.now()
 
     def _cut(self) -> None:
         """End an answer so that nobody takes it for a whole one: no proper end, and no keep-alive."""
@@ -345,12 +394,24 @@ class Client:
         """Name what to hold back while the client does not read; None when it is over."""
         self._connection.flow = flow
 
-    def finished(self) -> web.StreamResponse:
-        """Give aiohttp what it wants a handler to return."""
-        keep_alive = self._keep_alive and self.ended
-        if self._expects() and not self._request.content.is_eof() and self._transport is not None:
+    def kept(self) -> bool:
+        """Tell, once the request is over, whether its connection may be used again."""
+        if self._expects() and not self._content.is_eof() and self._transport is not None:
             self._transport.close()  # it was told not to send the body: nothing will come to wait for
-        return Sent(self._connection, keep_alive=keep_alive)
+        return self._keep_alive and self.ended
+
+    @property
+    def body_is_here(self) -> bool:
+        """True once the end of the request's body, if it has one, has come."""
+        return self._content.is_eof()
+
+    def break_off(self, exc: BaseException) -> None:
+        """Let whoever reads the request's body learn that there will be no more of it."""
+        self._content.set_exception(exc)
+        self._content.feed_eof()  # or somebody would linger for the rest
+
+    _cancel = break_off
+    """What aiohttp calls it, of the request that a connection is about when it is lost."""
 
 
 class Heartbeat:
@@ -401,11 +462,112 @@ class ClientConnection(RequestHandler):
         self._stall_timer: asyncio.TimerHandle | None = None
         self._deaf_timer: asyncio.TimerHandle | None = None
 
+    def now(self) -> float:
+        """Give the time on the loop's clock."""
+        return self._loop.time()
+
+    @property
+    def upgraded(self) -> bool:
+        """True if what follows is in another protocol, by the client's wish, which is not granted."""
+        return bool(self._upgraded) and not self._messages
+
+    @property
+    def serving(self) -> Client | None:
+        """The request that is being served."""
+        return cast("Client | None", self._current_request)
+
+    # -- one request after another
+
+    async def start(self) -> None:
+        """Serve the requests of this connection, one after the other, in one task: the connection's own."""
+        try:
+            while not self._force_close:
+                if not self._messages:
+                    await self._next_message()
+                message, content = self._messages.popleft()
+                self._make_room()
+                if isinstance(message, _ErrInfo):
+                    self._refuse(message.exc)
+                    break
+                kept = await self._serve(Client(self, message, content))
+                if not content.is_eof():
+                    await self._linger(content)
+                if not kept or self._close or self._force_close:
+                    break
+                self._await_next_in_time()
+        except BaseException:
+            self.force_close()
+            raise
+        if not self._force_close:
+            self._task_handler = None
+            if self.transport is not None:
+                self.transport.close()
+
+    async def _next_message(self) -> None:
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _make_room(self) -> None:
+        """Let the parser go on with requests that it has held back behind the one that was just taken."""
+        if self._parser is not None:
+            self._parser.message_consumed()
+        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+            self._resume_reading_if_drained()
+
+    async def _serve(self, client: Client) -> bool:
+        """Have a request answered; tells whether the connection may be used again."""
+        self._request_in_progress = True
+        self._current_request = cast(web.BaseRequest, client)
+        try:
+            response = await self.server.answer(client)
+            self._current_request = None
+            if response is not None:
+                _, gone = await self.finish_response(client.request, response, None)
+                return bool(response.keep_alive) and not gone
+            if self._paused:  # the next request of a client that does not read has to wait
+                await self.drained()
+        except ConnectionError:
+            return False
+        finally:
+            self._current_request = None
+            self._request_in_progress = False
+            if self._handler_waiter is not None:
+                self._handler_waiter.set_result(None)
+        return client.kept()
+
+    async def _linger(self, content: StreamReader) -> None:
+        """Read the rest of a body for a while: closing at once could cut off the answer (RFC 9112 9.6)."""
+        with suppress(TimeoutError, RequestPayloadError, HttpProcessingError):
+            async with asyncio.timeout(self._lingering_time):
+                while not content.is_eof() and not self._force_close:
+                    await content.readany()
+        self._close = self._close or not content.is_eof()
+
+    def _await_next_in_time(self) -> None:
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        if self._keepalive_handle is None:
+            self._keepalive_handle = self._loop.call_at(
+                self._next_keepalive_close_time, self._process_keepalive
+            )
+
+    def request_of(self, message: RawRequestMessage, content: StreamReader) -> web.BaseRequest:
+        """Make aiohttp's own request of one of its messages."""
+        assert self._request_factory is not None and self._task_handler is not None
+        writer = StreamWriter(self, self._loop)
+        return self._request_factory(message, content, self, writer, self._task_handler)
+
+    # -- what comes
+
     def data_received(self, data: bytes) -> None:
         """Parse what came; a head that has begun must be complete in time."""
         super().data_received(data)
-        self.check_framing()
-        self._watch_deafness()
+        if self._messages:
+            self.check_framing()
+        if self._buffer_paused or self._reading_paused:
+            self._watch_deafness()
         waits_for_head = not self._request_count or (self._waiter is not None and not self._waiter.done())
         if not waits_for_head and self._head_timer is not None:
             self._head_timer.cancel()
@@ -418,19 +580,19 @@ class ClientConnection(RequestHandler):
 
         aiohttp stops reading when too much is queued, and a socket that is not read tells nothing.
         """
-        request = self._current_request
-        if request is None or self._deaf_timer is not None:
+        client = self.serving
+        if client is None or self._deaf_timer is not None:
             return
-        if self._deaf and request.content.is_eof():
-            self._deaf_timer = self._loop.call_later(self.patience.deaf_s, self._been_deaf, request)
+        if self._deaf and client.body_is_here:
+            self._deaf_timer = self._loop.call_later(self.patience.deaf_s, self._been_deaf, client)
 
     @property
     def _deaf(self) -> bool:
         return self._buffer_paused or self._reading_paused
 
-    def _been_deaf(self, request: web.BaseRequest) -> None:
+    def _been_deaf(self, client: Client) -> None:
         self._deaf_timer = None
-        if self._current_request is request and self._deaf:
+        if self.serving is client and self._deaf:
             events.info("too many requests behind one that is running")
             self._abort()
         else:
@@ -445,12 +607,8 @@ class ClientConnection(RequestHandler):
 
         Nothing can be parsed behind an unfinished body but an error.
         """
-        if not self._messages or self._current_request is None:
-            return
-        content = self._current_request.content
-        if not content.is_eof():
-            content.set_exception(RequestPayloadError("broken framing"))
-            content.feed_eof()  # or aiohttp would linger for the rest
+        if self._messages and self.serving is not None and not self.serving.body_is_here:
+            self.serving.break_off(RequestPayloadError("broken framing"))
 
     def _head_took_too_long(self) -> None:
         if self.transport is not None:
@@ -460,20 +618,13 @@ class ClientConnection(RequestHandler):
             self.transport.write(_plain_error(error))
         self.force_close()
 
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
+    def _refuse(self, exc: BaseException) -> None:
         """Answer what was not HTTP, in the envelope; nothing of it is quoted or logged: it may hold a key."""
-        events.info("malformed request", trouble=type(exc).__name__ if exc else "unknown")
+        events.info("malformed request", trouble=type(exc).__name__)
         too_long = isinstance(exc, LineTooLong)
         words = f"has a line over {MAX_LINE_BYTES} bytes" if too_long else "is not valid HTTP/1.1"
         if self.transport is not None:
             self.transport.write(_plain_error(GatewayError(INVALID_REQUEST, f"The request {words}.")))
-        return Sent(self, keep_alive=False)
 
     def pause_writing(self) -> None:
         """Hold the provider back: the client does not read as fast as it writes."""
@@ -534,12 +685,20 @@ def _plain_error(error: GatewayError) -> bytes:
     return head.encode() + body
 
 
+Answer = Callable[[Client], Awaitable[web.StreamResponse | None]]
+"""Answers a request through the client, or gives a response of aiohttp's. It must not raise."""
+
+
+async def _unused(request: web.BaseRequest) -> web.StreamResponse:
+    raise NotImplementedError  # ClientConnection.start asks `ClientServer.answer`
+
+
 class ClientServer(web.Server):
     """aiohttp's low-level server, making our connections. A client that hangs up cancels its handler."""
 
-    def __init__(self, handler: Any, patience: Patience) -> None:
+    def __init__(self, answer: Answer, patience: Patience) -> None:
         super().__init__(
-            handler,
+            _unused,
             handler_cancellation=True,
             access_log=None,
             auto_decompress=False,
@@ -547,7 +706,7 @@ class ClientServer(web.Server):
             max_line_size=MAX_LINE_BYTES,
             max_field_size=MAX_LINE_BYTES,
         )
-
+        self.answer = answer
         self._date = (0, b"")
 
     def date_line(self) -> bytes:
@@ -570,9 +729,3 @@ class ClientServer(web.Server):
         except TimeoutError:
             return False
         return True
-
-
-def head_size(request: web.BaseRequest) -> int:
-    """Count the bytes of a request's head."""
-    fields = request.raw_headers
-    return len(request.raw_path) + 4 * len(fields) + sum(map(len, chain.from_iterable(fields)))

@@ -19,7 +19,7 @@ from typing import Final, Protocol, cast
 import httptools
 
 from llmgateway.errors import ProviderBroke, ProviderFailed, ProviderTimedOut
-from llmgateway.headers import Field, keep_alive_limits
+from llmgateway.headers import NO_HEAD, Field, answer_head, keep_alive_limits
 from llmgateway.wire import Body
 
 MAX_HEAD_BYTES: Final = 64 * 1024
@@ -44,41 +44,117 @@ class Sink(Protocol):
         """Take the next piece, which came as one chunk: `framed` is the same with its framing."""
 
 
-class Exchange:
-    """One request's answer, from its first byte to its last. Cut it and its connection is closed at once."""
+class Deadlines:
+    """Ends exchanges whose first byte does not come in time: one timer, however many of them wait.
 
-    def __init__(self, provider: str, connection: "Connection") -> None:
+    All have the same limit, so the first that waits is the first that is due.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self.limit_s = limit_s
+        self._loop = asyncio.get_running_loop()
+        self._due: dict[Exchange, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, exchange: "Exchange") -> None:
+        """Count the time from now on."""
+        due = self._due[exchange] = self._loop.time() + self.limit_s
+        if self._timer is None:
+            self._timer = self._loop.call_at(due, self._look)
+
+    def discard(self, exchange: "Exchange") -> None:
+        """Count no longer."""
+        del self._due[exchange]
+
+    def _look(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        for exchange, due in list(self._due.items()):
+            if due > now:
+                self._timer = self._loop.call_at(due, self._look)
+                return
+            exchange.took_too_long(self.limit_s)
+
+    def stop(self) -> None:
+        """Let nothing be due any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+class Exchange:
+    """One request's answer, from its first byte to its last.
+
+    Use as `with`: leave early, and its connection is closed at once. A complete one has given its connection
+    back already.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_buffer_limit",
+        "_buffered",
+        "_connection",
+        "_loop",
+        "_on_end",
+        "_wake",
+        "complete",
+        "failure",
+        "head",
+        "last_byte",
+        "provider",
+        "reason",
+        "sink",
+        "status",
+        "untouched",
+    )
+
+    def __init__(
+        self, provider: str, connection: "Connection", on_end: Callable[[], None] = lambda: None
+    ) -> None:
         self.provider = provider
         self.status = 0
         self.reason = b""
-        self.fields: list[Field] = []
+        self.head = NO_HEAD
         self.complete = False
         self.untouched = True
         """True until a byte of the answer came."""
         self.last_byte = 0.0
         """When the last body byte came, on the loop's clock; 0 before the first."""
         self.failure: ProviderFailed | None = None
-        self._loop = asyncio.get_running_loop()
+        self.sink: Sink | None = None
+        self._loop = connection.loop
         self._connection: Connection | None = connection
+        self._on_end = on_end
         self._buffer: list[bytes] = []
         self._buffered = 0
         self._buffer_limit = BUFFER_BYTES
-        self.sink: Sink | None = None
         self._wake: asyncio.Future[None] | None = None
+
+    def __enter__(self) -> "Exchange":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._connection is not None:
+            self.cut()
+        self._on_end()
 
     # -- for the task that wants the answer
 
-    async def first_byte(self, limit_s: float) -> None:
+    async def first_byte(self, deadlines: Deadlines) -> None:
         """Wait for the head and the first body byte. Raises ProviderFailed."""
-        timer = self._loop.call_later(limit_s, self._took_too_long, limit_s)
+        deadlines.add(self)
         try:
             while not (self.complete or self._buffered):
                 await self._news()
         finally:
-            timer.cancel()
+            deadlines.discard(self)
 
-    def _took_too_long(self, limit_s: float) -> None:
+    def took_too_long(self, limit_s: float) -> None:
+        """Learn that the first byte has not come in time."""
         self._fail(ProviderTimedOut(self.provider, "first_byte", limit_s))
+
+    def whole(self) -> bytes:
+        """Give the body of an answer that was complete before anybody relayed it."""
+        return b"".join(self._buffer)
 
     async def read(self, limit_bytes: int, limit_s: float) -> tuple[bytes, bool]:
         """Read the body up to a size and a time; gives what came and whether that is all.
@@ -133,20 +209,17 @@ class Exchange:
         return self._connection is not None and self._connection.reading_paused
 
     def cut(self) -> None:
-        """End the exchange at once.
-
-        A complete one has given its connection back already and stays untouched.
-        """
+        """End the exchange at once, if it is not complete."""
         if self._connection is not None:
             self._connection.abort()
             self._connection = None
 
-    async def _news(self) -> None:
-        """Wait until something has happened. Raises ProviderFailed if that was the end."""
+    def _news(self) -> asyncio.Future[None]:
+        """Give what to wait for until something has happened. Raises ProviderFailed if that was the end."""
         if self.failure is not None:
             raise self.failure
         self._wake = self._loop.create_future()
-        await self._wake
+        return self._wake
 
     # -- for the connection
 
@@ -159,15 +232,15 @@ class Exchange:
             self.last_byte = self._loop.time()
         if self.sink is not None:
             self.sink.feed(data, final=complete)
-            if complete:
-                self._notify()
-            return
-        if data:
+            if not complete:
+                return
+        elif data:
             self._buffer.append(data)
             self._buffered += len(data)
             if self._buffered > self._buffer_limit:
                 self.pause()
-        self._notify()
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
 
     def broke(self, trouble: str) -> None:
         """Learn that no more of this answer will come."""
@@ -181,11 +254,8 @@ class Exchange:
         if self.failure is None and not self.complete:
             self.failure = failure
             self.cut()
-            self._notify()
-
-    def _notify(self) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+            if self._wake is not None and not self._wake.done():
+                self._wake.set_result(None)
 
 
 class _Watch:
@@ -222,7 +292,7 @@ class Connection(asyncio.Protocol):
         self._on_lost = on_lost
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._served = 0
         self._reset()
 
@@ -230,6 +300,7 @@ class Connection(asyncio.Protocol):
         self._status = 0
         self._reason = b""
         self._fields: list[Field] = []
+        self._head = NO_HEAD
         self._head_bytes = 0
         self._interim = 0
         self._head_done = False
@@ -237,7 +308,6 @@ class Connection(asyncio.Protocol):
         self._pieces: list[bytes] = []
         self._complete = False
         self._keep_alive = False
-        self._keep_alive_field = b""
         self._chunk_ended = self._between_chunks = False
         self._fault = ""
         self._barren_bytes = 0
@@ -314,7 +384,7 @@ class Connection(asyncio.Protocol):
                     # One whole chunk, as most of a stream comes: the parser need not see it, its state is the
                     # same after it as before, and the client can be sent it as it is.
                     self._barren_bytes = 0
-                    exchange.last_byte = self._loop.time()
+                    exchange.last_byte = self.loop.time()
                     exchange.sink.feed_chunk(data[start:-2], data)
                     return
         exchange.untouched = False
@@ -330,7 +400,15 @@ class Connection(asyncio.Protocol):
             self._barren_bytes = 0
         else:
             self._count_barren(len(data))
-        self._deliver(exchange, pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        if self._head_done and not exchange.status:
+            exchange.status, exchange.reason, exchange.head = self._status, self._reason, self._head
+        if self._complete:
+            self._leave(exchange)
+            exchange.received(b"".join(pieces), complete=True)
+        elif pieces:
+            exchange.received(b"".join(pieces), complete=False)
+        if self._fault and not self._complete:
+            exchange.broke(f"sent an answer that is not valid HTTP ({self._fault}).")
 
     def _count_barren(self, size: int) -> None:
         """Bound what brings no body: interim answers, trailers, chunk extensions, a head that never ends."""
@@ -338,32 +416,24 @@ class Connection(asyncio.Protocol):
         if self._barren_bytes > MAX_HEAD_BYTES and not self._complete:
             self._fault = self._fault or "too many bytes without content"
 
-    def _deliver(self, exchange: Exchange, data: bytes) -> None:
-        if self._head_done and not exchange.status:
-            exchange.status, exchange.reason, exchange.fields = self._status, self._reason, self._fields
-        if self._complete:
-            self._leave(exchange)
-            exchange.received(data, complete=True)
-        elif data:
-            exchange.received(data, complete=False)
-        if self._fault and not self._complete:
-            exchange.broke(f"sent an answer that is not valid HTTP ({self._fault}).")
-
     def _leave(self, exchange: Exchange) -> None:
         """Part from a complete exchange: back to the pool if the connection can serve again, else close."""
         self.exchange = None
         assert self._transport is not None
-        idle_s, most = keep_alive_limits(self._keep_alive_field)
         request_sent = self._transport.get_write_buffer_size() == 0
-        reusable = (
-            self._keep_alive and request_sent and not self._fault and (most is None or self._served < most)
-        )
-        if not reusable or self._transport.is_closing():
+        if not (self._keep_alive and request_sent) or self._fault or self._transport.is_closing():
             self._transport.abort()
             return
-        self.resume_reading()
-        life_s = DEFAULT_IDLE_S if idle_s is None else min(idle_s - 1.0, MAX_IDLE_S)
-        self.idle_until = self._loop.time() + life_s
+        life_s = DEFAULT_IDLE_S
+        if self._head.keep_alive:
+            idle_s, most = keep_alive_limits(self._head.keep_alive)
+            if most is not None and self._served >= most:
+                self._transport.abort()
+                return
+            life_s = DEFAULT_IDLE_S if idle_s is None else min(idle_s - 1.0, MAX_IDLE_S)
+        if self.reading_paused:
+            self.resume_reading()
+        self.idle_until = self.loop.time() + life_s
         self._on_idle(self)
 
     # -- httptools
@@ -396,25 +466,18 @@ class Connection(asyncio.Protocol):
         if 100 <= self._status < 200:
             return
         version = self._parser.get_http_version()
-        codings: list[bytes] = []
-        length: bytes | None = None
-        for name, value in self._fields:
-            lower = name.lower()
-            if lower == b"transfer-encoding":
-                codings.append(value.lower())
-            elif lower == b"content-length":
-                length = value
-            elif lower == b"keep-alive":
-                self._keep_alive_field = value
+        self._head = head = answer_head(self._fields)
         if version not in ("1.1", "1.0"):
             self._fault = "not HTTP/1.1"
         elif not 200 <= self._status <= 599:
             self._fault = "no such status"
-        elif any(coding != b"chunked" for coding in codings) or (codings and version == "1.0"):
+        elif head.transfer_coding and (head.transfer_coding != b"chunked" or version == "1.0"):
             self._fault = "an unknown transfer coding"
         else:
             self._head_done = True
-            self._until_eof = not codings and length is None and self._status not in (204, 304)
+            self._until_eof = (
+                not head.transfer_coding and head.content_length is None and self._status not in (204, 304)
+            )
 
     def on_body(self, piece: bytes) -> None:
         """Keep a piece until the whole packet is parsed."""

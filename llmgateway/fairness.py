@@ -17,8 +17,11 @@ OUTPUT_WEIGHT: Final = 2.0  # an output token costs about two input tokens
 FORGET_AFTER: Final = 10_000  # users that are remembered while idle
 
 
-@dataclass(slots=True)
-class _Standing:
+@dataclass(slots=True, eq=False)
+class Standing:
+    """How a user stands."""
+
+    user: str
     served: float = 0.0  # virtual tokens per weight
     expected: float = 0.0  # the same, of what is in flight: an estimate
     active: int = 0
@@ -34,41 +37,45 @@ class FairShare:
     """The counters of all users. Synchronous, and knows no time: only order matters."""
 
     def __init__(self) -> None:
-        self._users: dict[str, _Standing] = {}
-        self._last_active: _Standing | None = None
+        self._users: dict[str, Standing] = {}
+        self._last_active: Standing | None = None
         self._grants = 0
 
-    def enter(self, user: str) -> None:
-        """Count one more request of this user as waiting or in flight; lift one who was idle."""
+    def enter(self, user: str) -> Standing:
+        """Count one more request of this user as waiting or in flight; lift one who was idle.
+
+        What is given holds until the request leaves.
+        """
         standing = self._users.get(user)
         if standing is None:
             self._forget_idle()
-            standing = self._users[user] = _Standing()
+            standing = self._users[user] = Standing(user)
         if not standing.active:
             standing.served = max(standing.served, self._floor())
         standing.active += 1
+        return standing
 
-    def leave(self, user: str) -> None:
+    def leave(self, standing: Standing) -> None:
         """Count one request less; pairs with `enter`."""
-        standing = self._users[user]
         standing.active -= 1
         if not standing.active:
             standing.expected = 0.0
             self._last_active = standing
-            self._users[user] = self._users.pop(user)  # the first idle one is the one idle for longest
+            self._users[standing.user] = self._users.pop(
+                standing.user
+            )  # the first idle one is the one idle for longest
 
-    def granted(self, user: str) -> None:
-        """Note that this user has just been granted a slot: ties go to the user served least recently."""
+    def granted(self, standing: Standing, tokens: float, weight: float) -> None:
+        """Note that this user has just been granted a slot, and charge an estimate in virtual tokens for it.
+
+        Ties go to the user served least recently.
+        """
         self._grants += 1
-        self._users[user].last_grant = self._grants
+        standing.last_grant = self._grants
+        standing.expected += tokens / weight
 
-    def expect(self, user: str, tokens: float, weight: float) -> None:
-        """Charge an estimate, in virtual tokens, for what is now in flight."""
-        self._users[user].expected += tokens / weight
-
-    def charge(self, user: str, tokens: float, weight: float, *, expected: float = 0.0) -> None:
+    def charge(self, standing: Standing, tokens: float, weight: float, *, expected: float = 0.0) -> None:
         """Charge virtual tokens that were served, in the place of those that were expected."""
-        standing = self._users[user]
         standing.served += tokens / weight
         standing.expected -= expected / weight
 

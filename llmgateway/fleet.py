@@ -9,7 +9,7 @@ that is reached in another way is another provider. What is in flight with one t
 time.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
@@ -63,6 +63,8 @@ class Provider:
     in_flight: int = 0
     changed: Callable[[], None] = lambda: None
     breaker: Breaker = field(default_factory=Breaker)
+    capacity: int | None = None
+    """How many requests it works on at once; None if nobody knows."""
     gone: bool = False
     """True once a newer config has no place for it: what it works on may end, and nothing new comes."""
     _told_slots: int | None = None
@@ -71,6 +73,7 @@ class Provider:
 
     def __post_init__(self) -> None:
         self._serve_what_is_configured()
+        self.capacity = self.config.slots
 
     @property
     def online(self) -> bool:
@@ -82,11 +85,6 @@ class Provider:
         """True if it is worth waiting for: it loads a model, or sleeps and can be woken."""
         asleep = self.state in (State.OFFLINE, State.UNKNOWN) and self.config.wake is not None
         return asleep or self.state is State.WARMING
-
-    @property
-    def capacity(self) -> int | None:
-        """How many requests it works on at once; None if nobody knows."""
-        return self.config.slots or self._told_slots
 
     @property
     def has_free_slot(self) -> bool:
@@ -119,6 +117,7 @@ class Provider:
         A new list of models counts at once. Without one, the last known models stay until the next probe.
         """
         before, self.config, self.health = self.config, config, health
+        self.capacity = config.slots or self._told_slots
         if config.models is not None and config.models != before.models:
             self._serve_what_is_configured()
 
@@ -132,6 +131,7 @@ class Provider:
             self.models = probe.models
         if probe.slots is not None:
             self._told_slots = probe.slots
+            self.capacity = self.config.slots or probe.slots
         refused = probe.state is State.ONLINE and now < self._refused_until
         if not refused and self._believes(probe):
             self._become(probe.state, probe.reason)
@@ -199,6 +199,7 @@ class Fleet:
 
     def __init__(self, config: Config) -> None:
         self._listeners: list[Callable[[], None]] = []
+        self._serving: dict[tuple[object, ...], list[Provider]] = {}
         self.providers: dict[str, Provider] = {}
         self.adopt(config)
 
@@ -237,12 +238,23 @@ class Fleet:
         self._listeners.append(listener)
 
     def _changed(self) -> None:
+        self._serving.clear()
         for listener in self._listeners:
             listener()
 
     def advertises(self, model: str) -> bool:
         """Tell whether any provider, up or not, has a model."""
         return any(model in provider.models for provider in self.providers.values())
+
+    def serving(self, caller: Caller, model: str) -> Sequence[Provider]:
+        """Give the providers that are online, usable by the caller and have the model. Remembered."""
+        asked = (caller.user, caller.groups, caller.route, model)
+        found = self._serving.get(asked)
+        if found is None:
+            found = [p for p in self.usable_by(caller) if p.state is State.ONLINE and model in p.models]
+            if found:  # anybody can ask for any name
+                self._serving[asked] = found
+        return found
 
     def usable_by(self, caller: Caller) -> list[Provider]:
         """Give the providers that this caller may use, whatever their state, in their order."""

@@ -10,7 +10,6 @@ from typing import Final, NamedTuple
 
 Field = tuple[bytes, bytes]
 
-_CONNECTION_LENGTH: Final = len(b"connection")
 _OPTIONS: Final = frozenset((b"close", b"keep-alive"))
 _DIGITS: Final = 18  # more than any number that a header field means
 
@@ -50,29 +49,43 @@ NOT_RETURNED: Final = HOP_BY_HOP | {
 }
 
 
-def request_lines(
-    fields: Iterable[Field], *, request_id: str, replaced: frozenset[bytes] = frozenset()
-) -> bytes:
-    """Give the header lines of a request as they go to a provider, each ended by CRLF.
+class RequestHead(NamedTuple):
+    """What the header fields of a request say, read in one pass."""
+
+    named: dict[bytes, bytes]
+    """The values by lower-case name; of a field that comes more than once, in one list (RFC 9110 5.2)."""
+    lines: bytes
+    """What passes on to a provider, each line ended by CRLF."""
+
+
+def request_head(fields: Sequence[Field], *, replaced: frozenset[bytes] = frozenset()) -> RequestHead:
+    """Read a request's header fields.
 
     `replaced` are lower-case names of fields that the provider's own configuration sets.
     """
-    fields = list(fields)
-    dropped = NOT_FORWARDED | replaced if replaced else NOT_FORWARDED
-    if named := _named_by_connection(fields):
-        dropped |= named
-    lines = [b"%b: %b\r\n" % (name, value) for name, value in fields if name.lower() not in dropped]
-    lines.append(b"X-Request-Id: %b\r\n" % request_id.encode())
-    return b"".join(lines)
+    named, lines = _sort(fields, NOT_FORWARDED | replaced if replaced else NOT_FORWARDED)
+    return RequestHead(named, b"".join(lines))
 
 
-def _named_by_connection(fields: Iterable[Field]) -> frozenset[bytes]:
-    """Give the fields that `Connection` names, beside those that end here anyway."""
-    named: frozenset[bytes] = frozenset()
+def _sort(fields: Iterable[Field], dropped: frozenset[bytes]) -> tuple[dict[bytes, bytes], list[bytes]]:
+    """Give the values by name, and the lines of what is neither dropped nor named by a `Connection`."""
+    named: dict[bytes, bytes] = {}
+    lines = []
     for name, value in fields:
-        if len(name) == _CONNECTION_LENGTH and name.lower() == b"connection":
-            named |= {token.strip() for token in value.lower().split(b",")}
-    return named - HOP_BY_HOP - _OPTIONS if named else named
+        lower = name.lower()
+        named[lower] = value if lower not in named else named[lower] + b", " + value
+        if lower not in dropped:
+            lines.append(b"%b: %b\r\n" % (name, value))
+    if b"connection" in named and (more := _named_by(named[b"connection"])):
+        return named, [b"%b: %b\r\n" % field for field in fields if field[0].lower() not in dropped | more]
+    return named, lines
+
+
+def _named_by(connection: bytes) -> frozenset[bytes]:
+    """Give the fields that `Connection` names, beside those that end here anyway."""
+    if connection in _OPTIONS:
+        return frozenset()
+    return frozenset(token.strip() for token in connection.lower().split(b",")) - HOP_BY_HOP - _OPTIONS
 
 
 class AnswerHead(NamedTuple):
@@ -87,52 +100,44 @@ class AnswerHead(NamedTuple):
     dated: bool = False
     coding: bytes = b""
     """Its Content-Encoding, in lower case."""
+    transfer_coding: bytes = b""
+    """Its Transfer-Encoding, in lower case."""
+    keep_alive: bytes = b""
+    """Its Keep-Alive, as it came."""
+
+
+NO_HEAD: Final = AnswerHead(b"", None)
 
 
 def answer_head(fields: Sequence[Field]) -> AnswerHead:
     """Sort the header fields of a provider's answer; proxies are told not to hold event streams back."""
-    dropped = NOT_RETURNED
-    if named := _named_by_connection(fields):
-        dropped |= named
-    lines: list[bytes] = []
-    length: int | None = None
-    coding = b""
-    events = dated = unbuffered = uncached = False
-    for name, value in fields:
-        lower = name.lower()
-        if lower not in dropped:
-            lines.append(b"%b: %b\r\n" % (name, value))
-        match lower:
-            case b"content-length":
-                length = _number(value)
-            case b"content-type":
-                events = value.lower().lstrip().startswith(b"text/event-stream")
-            case b"content-encoding":
-                coding = coding or value.strip().lower()
-            case b"date":
-                dated = True
-            case b"x-accel-buffering":
-                unbuffered = True
-            case b"cache-control":
-                uncached = True
-    if events and not unbuffered:
+    named, lines = _sort(fields, NOT_RETURNED)
+    find = named.get
+    coding = find(b"content-encoding", b"").strip().lower()
+    events = find(b"content-type", b"").lstrip().lower().startswith(b"text/event-stream")
+    if events and b"x-accel-buffering" not in named:
         lines.append(b"X-Accel-Buffering: no\r\n")
-    if events and not uncached:
+    if events and b"cache-control" not in named:
         lines.append(b"Cache-Control: no-cache\r\n")
-    is_sse = events and coding in (b"", b"identity")
-    return AnswerHead(b"".join(lines), length, events, is_sse, dated, coding)
+    return AnswerHead(
+        b"".join(lines),
+        _number(named[b"content-length"]) if b"content-length" in named else None,
+        events,
+        events and coding in (b"", b"identity"),
+        b"date" in named,
+        coding,
+        find(b"transfer-encoding", b"").lower(),
+        find(b"keep-alive", b""),
+    )
 
 
 def _number(text: bytes) -> int | None:
     digits = text.strip()
-    if not digits.isdigit() or len(digits.lstrip(b"0")) > _DIGITS:
+    if not digits.isdigit():
         return None
-    return int(digits.lstrip(b"0") or b"0")
-
-
-def value_of(fields: Iterable[Field], name: bytes) -> bytes | None:
-    """Give the first value of a field, by its lower-case name."""
-    return next((value for found, value in fields if found.lower() == name), None)
+    if len(digits) > _DIGITS and len(digits := digits.lstrip(b"0") or b"0") > _DIGITS:
+        return None
+    return int(digits)
 
 
 def keep_alive_limits(field: bytes) -> tuple[float | None, int | None]:

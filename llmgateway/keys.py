@@ -25,12 +25,9 @@ def mint() -> str:
     return "sk-" + secrets.token_urlsafe(_RANDOM_BYTES)
 
 
-def digest(key: str) -> bytes:
-    """Give the SHA-256 of the whole key: 32 bytes.
-
-    Header bytes that were not UTF-8 are hashed as they came.
-    """
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+def digest(key: str | bytes) -> bytes:
+    """Give the SHA-256 of the whole key: 32 bytes. What came in a header is hashed as it came."""
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape") if isinstance(key, str) else key).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +70,7 @@ class KeyRing:
             for key in user.keys:
                 self._callers[key.digest] = (key.digest, _caller(name, user, member_of, key))
 
-    def recognise(self, offered: Iterable[str], *, now: float) -> Caller:
+    def recognise(self, offered: Iterable[str | bytes], *, now: float) -> Caller:
         """Name the caller by the first of the offered keys that is known and in force.
 
         `now` is in epoch seconds. Raises GatewayError (401).
@@ -127,10 +124,10 @@ def _caller(name: str, user: UserConfig, groups: frozenset[str], key: KeyConfig)
     )
 
 
-def offered_keys(headers: Mapping[str, str]) -> Iterator[str]:
-    """Give the keys that a request shows, from a case-insensitive mapping of its headers."""
-    scheme, _, credentials = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and credentials.strip():
-        yield credentials.strip()
-    if key := headers.get("x-api-key", "").strip():
+def offered_keys(named: Mapping[bytes, bytes]) -> Iterator[bytes]:
+    """Give the keys that a request shows, from its header fields by lower-case name."""
+    scheme, _, credentials = named.get(b"authorization", b"").partition(b" ")
+    if credentials and scheme.lower() == b"bearer" and (key := credentials.strip()):
+        yield key
+    if key := named.get(b"x-api-key", b"").strip():
         yield key

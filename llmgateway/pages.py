@@ -7,7 +7,7 @@ can read the config file. What changes anything must come from the page itself, 
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from importlib import resources
 from pathlib import PurePosixPath
@@ -31,6 +31,7 @@ from llmgateway.errors import (
     GatewayError,
 )
 from llmgateway.fleet import Fleet
+from llmgateway.headers import request_head
 from llmgateway.health import Watch
 from llmgateway.keys import Caller, KeyRing, digest, offered_keys
 from llmgateway.log import Events
@@ -141,7 +142,7 @@ class Pages:
         """Name who looks at the page: by a key, else by the session. Raises GatewayError (401)."""
         now = time.time()
         key_digest = self._sessions.key_digest(request.cookies.get(COOKIE, ""))
-        offered = list(offered_keys(request.headers))
+        offered = list(_offered(request))
         if offered or key_digest is None:
             return self._keys.recognise(offered, now=now)
         caller = self._keys.find(key_digest)
@@ -212,7 +213,7 @@ class Pages:
     async def _scrape(self, request: web.BaseRequest, client: Client) -> None:
         peer = self.peer(request, client)
         if not peer.is_in(self._config.server.metrics_from) or _may_be_rebound(request, peer):
-            caller = self._keys.recognise(offered_keys(request.headers), now=time.time())
+            caller = self._keys.recognise(_offered(request), now=time.time())
             if not caller.admin:
                 raise GatewayError(FORBIDDEN, "From here, metrics are for admins.")
         body, content_type = self._metrics.render(request.headers.get("accept", ""))
@@ -263,7 +264,7 @@ class Pages:
         if not (peer.address.is_loopback or str(peer.address) == client.own_address):
             return None
         shown = digest(_LOCAL_PREFIX + token)
-        if any(digest(offered) == shown for offered in offered_keys(request.headers)):
+        if any(digest(offered) == shown for offered in _offered(request)):
             return Caller("", admin=True)
         return None
 
@@ -318,6 +319,10 @@ def draining() -> GatewayError:
 def local_credentials(keys: KeyRing) -> str | None:
     """Give what `gateway.py status` shows instead of a key; None if the config has no keys."""
     return None if keys.local_token is None else _LOCAL_PREFIX + keys.local_token
+
+
+def _offered(request: web.BaseRequest) -> Iterator[bytes]:
+    return offered_keys(request_head(request.raw_headers).named)
 
 
 def _lasting(snapshot: dict[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from llmgateway.errors import (
 from llmgateway.exchange import Exchange
 from llmgateway.fairness import cost
 from llmgateway.fleet import Provider
-from llmgateway.headers import Field, answer_head, value_of
+from llmgateway.headers import AnswerHead
 from llmgateway.health import Watch
 from llmgateway.keys import Caller
 from llmgateway.ledger import Entry
@@ -74,13 +74,15 @@ class Held:
     provider: Provider
     status: int
     reason: bytes
-    fields: Sequence[Field]
+    head: AnswerHead
     body: bytes
     own_lines: bytes
 
 
 class Metered:
     """Passes an answer on to the client, and looks at each piece after it was written."""
+
+    __slots__ = ("_client", "_look", "_pass_on", "_write")
 
     def __init__(self, client: Client, meter: Meter) -> None:
         self._client = client
@@ -129,25 +131,26 @@ class Proxy:
 
         An error raised after the client has been sent bytes is to be told as the end of the stream.
         """
-        caller.require(call.model)
+        if caller.models:
+            caller.require(call.model)
         if call.prompt_bytes:
             call.entry.prompt_estimate = self._prompts.estimate(call.model, call.prompt_bytes)
         if not caller.limited:
-            await self._lease_and_serve(call, caller, client)
+            await self._take_part(call, caller, client)
             return
         with self._limits.admit(
             caller.user, caller.limits, caller.key_id, caller.key_limits, key_name=caller.key_name
         ) as admission:
             client.tell(admission.headers(), instead_of="x-ratelimit-")
             try:
-                await self._lease_and_serve(call, caller, client)
+                await self._take_part(call, caller, client)
             finally:
                 if (tokens := call.entry.settle()) is not None:
                     admission.charge(tokens.prompt + tokens.completion)
 
-    async def _lease_and_serve(self, call: Call, caller: Caller, client: Client) -> None:
+    async def _take_part(self, call: Call, caller: Caller, client: Client) -> None:
         entry = call.entry
-        self._budget.deposit(_now())
+        self._budget.deposit(monotonic())
         expected = cost(entry.prompt_estimate, self._slots.expected_output(call.model, call.output_limit))
         with self._slots.order(caller, call.model, call.thread, expected, entry.id) as order:
             heartbeat = _heart(call, client, order, self._slots) if call.keepalive_s else None
@@ -161,9 +164,9 @@ class Proxy:
     async def _serve(self, call: Call, client: Client, order: Order) -> None:
         failures: list[ProviderFailed] = []
         held: Held | None = None
-        while not order.tried or (self._slots.hopeful(order) and self._budget.take(_now())):
+        while not order.tried or (self._slots.hopeful(order) and self._budget.take(monotonic())):
             try:
-                provider = await self._slots.acquire(order)
+                provider = self._slots.take(order) or await self._slots.acquire(order)
             except NoCandidate:
                 await self._watch.settled()  # another config may have brought somebody else
                 if self._slots.hopeful(order):
@@ -197,32 +200,33 @@ class Proxy:
 
     async def _attempt(self, provider: Provider, call: Call, client: Client, order: Order) -> Held | None:
         """Ask one provider. Gives its answer back unsent if another candidate may have a better one."""
-        async with self._upstream.exchange(provider, call.outgoing) as exchange:
-            if exchange.status >= _NO_ANSWER:
+        with await self._upstream.open(provider, call.outgoing) as exchange:
+            status = exchange.status
+            if status >= _NO_ANSWER:
                 self._take_nothing_for(call, order)
-            if exchange.status in _REFUSED:
+            if status in _REFUSED:
                 raise ProviderRefused(
-                    provider.name,
-                    f"refused the gateway's credentials ({exchange.status}); its api_key needs a look.",
+                    provider.name, f"refused the gateway's credentials ({status}); its api_key needs a look."
                 )
-            if exchange.status >= 500:
+            if status >= 500:
                 raise await self._errored(provider, exchange)
             self._slots.answered(order, provider)
-            if exchange.status in _TRY_ELSEWHERE and self._slots.hopeful(order):
+            if status in _TRY_ELSEWHERE and self._slots.hopeful(order):
                 body, whole = await exchange.read(_HELD_BYTES, _QUOTED_S)
                 if exchange.failure is not None:
                     raise exchange.failure
                 if whole:
                     own_lines = _own_lines(provider.name, order)
-                    return Held(provider, exchange.status, exchange.reason, exchange.fields, body, own_lines)
+                    return Held(provider, status, exchange.reason, exchange.head, body, own_lines)
             call.outgoing.body = b""
             await self._relay(provider, exchange, call, client, order)
-        provider.breaker.succeeded()
+        if not provider.breaker.spotless:
+            provider.breaker.succeeded()
         return None
 
     async def _errored(self, provider: Provider, exchange: Exchange) -> ProviderFailed:
         body, _ = await exchange.read(_QUOTED_BYTES, _QUOTED_S)
-        body = _readable(exchange.fields, body)
+        body = _readable(exchange.head, body)
         said = quote(body, provider.secrets)
         trouble = f"answered {exchange.status}{': ' if said else '.'}{said}"
         if is_loading(exchange.status, body):
@@ -232,29 +236,37 @@ class Proxy:
     async def _relay(
         self, provider: Provider, exchange: Exchange, call: Call, client: Client, order: Order
     ) -> None:
-        head = answer_head(exchange.fields)
+        entry, head = call.entry, exchange.head
         meter = Meter(sse=head.is_events, coding=head.coding)
         if exchange.status < _NO_ANSWER:
-            call.entry.meter = meter
-        if client.started and not (exchange.status == 200 and head.is_sse):
-            body, _ = await exchange.read(_QUOTED_BYTES, _QUOTED_S)
-            meter.feed(body)
-            raise _too_late(provider, exchange.status, exchange.fields, body)
-        if client.started:
+            entry.meter = meter
+        if not client.started:
+            client.begin(exchange.status, exchange.reason, head, _own_lines(provider.name, order))
+        elif exchange.status == 200 and head.is_sse:
             client.resume_stream()
         else:
-            client.begin(exchange.status, exchange.reason, head, _own_lines(provider.name, order))
-        entry = call.entry
+            body, _ = await exchange.read(_QUOTED_BYTES, _QUOTED_S)
+            meter.feed(body)
+            raise _too_late(provider, exchange.status, head, body)
         entry.first_byte_at = monotonic()
-        client.hold(exchange)
         try:
+            if exchange.complete:
+                body = exchange.whole()
+                client.feed(body, final=True)
+                meter.feed(body)
+                return
+            client.hold(exchange)
             await exchange.relay(Metered(client, meter), provider.config.timeouts.idle)
         finally:
             client.hold(None)
-            if (tokens := entry.settle()) is not None:
-                self._slots.settle(order, tokens)
-                if call.prompt_bytes and not tokens.estimated:
-                    self._prompts.learn(call.model, call.prompt_bytes, tokens.prompt)
+            self._settle(call, order)
+
+    def _settle(self, call: Call, order: Order) -> None:
+        """Let an answer that has ended cost what it has turned out to cost."""
+        if (tokens := call.entry.settle()) is not None:
+            self._slots.settle(order, tokens)
+            if call.prompt_bytes and not tokens.estimated:
+                self._prompts.learn(call.model, call.prompt_bytes, tokens.prompt)
 
     def _give_up_on(self, call: Call, order: Order, provider: Provider, reason: str) -> None:
         """Look for another provider: this one has served nothing."""
@@ -270,8 +282,8 @@ class Proxy:
         call.entry.provider = held.provider.name
         call.entry.first_byte_at = monotonic()
         if client.started:
-            raise _too_late(held.provider, held.status, held.fields, held.body)
-        client.begin(held.status, held.reason, answer_head(held.fields), held.own_lines)
+            raise _too_late(held.provider, held.status, held.head, held.body)
+        client.begin(held.status, held.reason, held.head, held.own_lines)
         client.feed(held.body, final=True)
 
     def _learn(self, provider: Provider, failure: ProviderFailed, order: Order) -> None:
@@ -320,18 +332,17 @@ def _heart(call: Call, client: Client, order: Order, slots: Slots) -> Heartbeat:
     return Heartbeat(client, call.keepalive_s, words)
 
 
-def _too_late(provider: Provider, status: int, fields: Sequence[Field], body: bytes) -> GatewayError:
+def _too_late(provider: Provider, status: int, head: AnswerHead, body: bytes) -> GatewayError:
     """Say what a status would have said, had a keepalive not committed the answer to be a stream."""
-    said = quote(_readable(fields, body), provider.secrets)
+    said = quote(_readable(head, body), provider.secrets)
     return GatewayError(
         UPSTREAM_ERROR, f"Provider '{provider.name}' answered {status}{': ' if said else '.'}{said}"
     )
 
 
-def _readable(fields: Sequence[Field], body: bytes) -> bytes:
+def _readable(head: AnswerHead, body: bytes) -> bytes:
     """Give the plain text of a body that is to be quoted; the client may have asked for a compressed one."""
-    coding = (value_of(fields, b"content-encoding") or b"identity").lower()
-    if coding == b"identity":
+    if head.coding in (b"", b"identity"):
         return body
     try:
         return zlib.decompressobj(_GZIP_OR_ZLIB).decompress(body, _QUOTED_BYTES)

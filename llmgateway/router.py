@@ -7,9 +7,9 @@ from collections.abc import Collection, Sequence
 from random import Random
 from typing import Final, Literal, NamedTuple
 
-from llmgateway.affinity import Affinity, Thread
+from llmgateway.affinity import NO_MATCH, Affinity, Match, Thread
 from llmgateway.errors import NO_PROVIDER, GatewayError
-from llmgateway.fleet import Fleet, Provider, State
+from llmgateway.fleet import Fleet, Provider
 from llmgateway.keys import Caller
 
 # Where slots are unknown, a provider is too busy beside another if it has at least so many more in flight,
@@ -23,11 +23,13 @@ SYSTEM_PROMPT_SLACK: Final = 2  # live conversations more than the least that a 
 class Placement(NamedTuple):
     """Where a call goes.
 
-    `affinity` is `hit`, `miss` or `spill`, or empty if the call belongs to no conversation.
+    `affinity` is `hit`, `miss` or `spill`, or empty if the call belongs to no conversation. `match` is what
+    the affinity had of it.
     """
 
     provider: Provider
     affinity: Literal["", "hit", "miss", "spill"] = ""
+    match: Match = NO_MATCH
 
 
 def no_provider(model: str) -> GatewayError:
@@ -37,16 +39,14 @@ def no_provider(model: str) -> GatewayError:
 
 def candidates(
     fleet: Fleet, caller: Caller, model: str, tried: Collection[str] = (), *, now: float
-) -> list[Provider]:
+) -> Sequence[Provider]:
     """Give the providers that could take a call: online, usable by the caller, serving this model, not tried.
 
     One that fails real requests again and again is left out, unless there is no other.
     """
-    found = [
-        p
-        for p in fleet.usable_by(caller)
-        if p.state is State.ONLINE and model in p.models and p.name not in tried
-    ]
+    found = fleet.serving(caller, model)
+    if tried:
+        found = [p for p in found if p.name not in tried]
     if len(found) < 2:
         return found
     return [p for p in found if p.breaker.lets_through(now)] or found
@@ -73,21 +73,25 @@ def place(
     in memory; the system prompt in memory; the fewest live conversations per weight; the fewest in flight per
     weight; chance.
     """
+    match = affinity.match(thread, now=now) if thread.links else NO_MATCH
+    _, conversation = match
+    if len(among) == 1:
+        (only,) = among
+        known = conversation is not None and conversation.home == only.name
+        if not only.has_free_slot:
+            return None
+        return Placement(only, "hit" if known else "miss" if thread.links else "", match)
     free = [p for p in among if p.has_free_slot]
     if caller.route == "prefer_own":
         free = [p for p in free if p.config.owner == caller.user] or free
     if not free:
         return None
-    conversation = affinity.find(thread, now=now) if thread.links else None
-    if len(among) == 1:
-        known = conversation is not None and conversation.home == free[0].name
-        return Placement(free[0], "hit" if known else "miss" if thread.links else "")
     home = next((p for p in among if conversation is not None and p.name == conversation.home), None)
     if home is not None and thread.opening and not _least_busy(home, free):
         home = None  # it opens as another one did: most likely a conversation of its own
     if home in free:
         if not _crowded(home, free):
-            return Placement(home, "hit")
+            return Placement(home, "hit", match)
         free.remove(home)
     live = {p.name: affinity.live(p.name, now=now) for p in free}
     least = min(live.values())
@@ -102,7 +106,7 @@ def place(
     best = min(free, key=standing)
     if not thread.known:
         return Placement(best)
-    return Placement(best, "miss" if home is None else "spill")
+    return Placement(best, "miss" if home is None else "spill", match)
 
 
 def _least_busy(provider: Provider, among: Sequence[Provider]) -> bool:

@@ -20,7 +20,7 @@ from typing import Final
 from llmgateway.affinity import Affinity, Thread
 from llmgateway.config import QueueConfig
 from llmgateway.errors import OVERLOADED, GatewayError
-from llmgateway.fairness import FairShare, cost
+from llmgateway.fairness import FairShare, Standing, cost
 from llmgateway.fleet import Fleet, Provider
 from llmgateway.keys import Caller
 from llmgateway.log import Events
@@ -51,6 +51,8 @@ class Order:
     model: str
     thread: Thread
     estimate: float
+    standing: Standing
+    slots: "Slots"
     request_id: str = ""
     tried: set[str] = field(default_factory=set)
     waited_s: float = 0.0
@@ -61,13 +63,12 @@ class Order:
     overtaken: int = 0
     on_trial: bool = False
     granted: asyncio.Future[Placement] | None = None
-    leave: Callable[["Order"], None] = lambda order: None
 
     def __enter__(self) -> "Order":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.leave(self)
+        self.slots.leave(self)
 
 
 @dataclass(slots=True)
@@ -107,7 +108,7 @@ class Slots:
         self._queue = queue
         self._chance = chance
         self._wake = wake
-        self._clock = clock
+        self._now = clock or _loop_time
         self._fair = FairShare()
         self.affinity_results: Counter[str] = Counter()
         self._waiting: list[Order] = []
@@ -132,13 +133,14 @@ class Slots:
         What `settle` has not corrected by then stays charged as it was estimated.
         """
         self._arrivals += 1
-        order = Order(caller, model, thread, estimate, request_id, arrival=self._arrivals, leave=self._leave)
-        self._fair.enter(caller.user)
-        return order
+        standing = self._fair.enter(caller.user)
+        return Order(caller, model, thread, estimate, standing, self, request_id, arrival=self._arrivals)
 
-    def _leave(self, order: Order) -> None:
-        self._charge(order, order.charged + order.expected)
-        self._fair.leave(order.caller.user)
+    def leave(self, order: Order) -> None:
+        """Let an order take part no longer."""
+        if order.expected:
+            self._charge(order, order.charged + order.expected)
+        self._fair.leave(order.standing)
 
     def settle(self, order: Order, tokens: Tokens) -> None:
         """Correct the estimate that was charged, now that it is known what the answer cost."""
@@ -152,7 +154,8 @@ class Slots:
 
     def answered(self, order: Order, provider: Provider) -> None:
         """Learn that a provider has begun to answer an order."""
-        provider.breaker.answered()
+        if not provider.breaker.spotless:
+            provider.breaker.answered()
         if order.thread.system is not None:
             self._affinity.computed(order.thread, provider.name, now=self._now())
 
@@ -177,28 +180,33 @@ class Slots:
     async def acquire(self, order: Order) -> Provider:
         """Wait for a slot.
 
-        Pairs with `release`. Raises NoCandidate, or GatewayError (503) if the queue is full or slow.
+        Pairs with `end_attempt`. Raises NoCandidate, or GatewayError (503) if the queue is full or slow.
         """
+        return self.take(order) or self._served(order, await self._wait(order))
+
+    def take(self, order: Order) -> Provider | None:
+        """Give a slot that is free, and nobody else's turn, at once. Pairs with `end_attempt` as well."""
         if self._waiting:
             self._dispatch()  # what tells nobody, the end of a pause, must not favour who comes just then
         placement = self._place(order)
         if placement is None:
-            placement = await self._wait(order)
-        else:
-            self._grant(order, placement)
+            return None
+        self._grant(order, placement)
+        return self._served(order, placement)
+
+    def _served(self, order: Order, placement: Placement) -> Provider:
         order.affinity = placement.affinity
         self.affinity_results[placement.affinity] += 1
         return placement.provider
 
     def end_attempt(self, order: Order, provider: Provider) -> None:
-        """Give the slot of an order back; a trial that has told nothing by now frees the way for another."""
+        """Give the slot of an order back; the next waiter gets it at once.
+
+        A trial that has told nothing by now frees the way for another.
+        """
         if order.on_trial:
             order.on_trial = False
             provider.breaker.abandoned()
-        self.release(provider)
-
-    def release(self, provider: Provider) -> None:
-        """Give a slot back; the next waiter gets it at once."""
         provider.in_flight -= 1
         if self._waiting:
             self._dispatch()
@@ -282,7 +290,7 @@ class Slots:
             answer.set_exception(self._overloaded(order.model, words))
         return True
 
-    def _candidates(self, order: Order) -> list[Provider]:
+    def _candidates(self, order: Order) -> Sequence[Provider]:
         return candidates(self._fleet, order.caller, order.model, order.tried, now=self._now())
 
     def _prospects(self, order: Order) -> list[Provider]:
@@ -390,23 +398,26 @@ class Slots:
         now = self._now()
         provider = placement.provider
         provider.in_flight += 1
-        order.on_trial = provider.breaker.started(now)
+        if not provider.breaker.spotless:
+            order.on_trial = provider.breaker.started(now)
         if order.thread.links:
-            self._affinity.settle(order.thread, provider.name, now=now)
-        self._fair.granted(order.caller.user)
+            self._affinity.settle(order.thread, provider.name, now=now, match=placement.match)
         if not order.charged and not order.expected:
             order.expected = order.estimate
-            self._fair.expect(order.caller.user, order.estimate, order.caller.weight)
+            self._fair.granted(order.standing, order.estimate, order.caller.weight)
+        else:
+            self._fair.granted(order.standing, 0.0, order.caller.weight)
 
     def _charge(self, order: Order, tokens: float) -> None:
         """Let an order have cost its user so many virtual tokens, whatever was charged or expected before."""
         self._fair.charge(
-            order.caller.user, tokens - order.charged, order.caller.weight, expected=order.expected
+            order.standing, tokens - order.charged, order.caller.weight, expected=order.expected
         )
         order.charged, order.expected = tokens, 0.0
 
-    def _now(self) -> float:
-        return self._clock() if self._clock is not None else asyncio.get_running_loop().time()
+
+def _loop_time() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _was_granted(granted: asyncio.Future[Placement]) -> bool:

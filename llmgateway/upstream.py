@@ -12,17 +12,16 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from llmgateway.config import ProviderConfig
 from llmgateway.errors import ProviderFailed, ProviderTimedOut, ProviderUnreachable
-from llmgateway.exchange import Connection, Exchange
+from llmgateway.exchange import Connection, Deadlines, Exchange
 from llmgateway.fleet import Provider
-from llmgateway.headers import Field, request_lines
+from llmgateway.headers import Field, request_head
 from llmgateway.wire import Body
 
 MAX_IDLE_CONNECTIONS: Final = 1024
@@ -33,12 +32,14 @@ class Outgoing:
     """A request on its way to whichever provider takes it.
 
     `path` is the gateway's own (from the endpoint table), `query` what followed `?`, `fields` what the client
-    sent. `body` is dropped once an answer is relayed: it may be large, and the answer may take an hour.
+    sent, `lines` what passes on of it. `body` is dropped once an answer is relayed: it may be large, and the
+    answer may take an hour.
     """
 
     path: str
     query: str
     fields: tuple[Field, ...]
+    lines: bytes
     request_id: str
     body: Body
 
@@ -60,51 +61,94 @@ class Address:
         lines += [f"{name}: {value}" for name, value in config.headers.items()]
         self.lines = "".join(f"{line}\r\n" for line in lines).encode()
 
+        self._openings: dict[str, bytes] = {}
+
     def target(self, path: str) -> str:
         """Place an endpoint below the provider's base URL if it is one of `/v1`, else below its origin."""
         return self._base + path.removeprefix("/v1") if path.startswith("/v1/") else path
+
+    def head(self, request: Outgoing) -> bytes:
+        """Write the head of a request as it goes to this provider."""
+        opening = self._openings.get(request.path) if not request.query else self._opening(request)
+        if opening is None:
+            opening = self._openings[request.path] = self._opening(request)
+        lines = request.lines
+        if self.replaced:
+            lines = request_head(request.fields, replaced=self.replaced).lines
+        own = f"X-Request-Id: {request.request_id}\r\nContent-Length: {len(request.body)}\r\n\r\n"
+        return opening + lines + own.encode()
+
+    def _opening(self, request: Outgoing) -> bytes:
+        query = f"?{request.query}" if request.query else ""
+        return f"POST {self.target(request.path)}{query} HTTP/1.1\r\n".encode() + self.lines
 
 
 class Pool:
     """The connections to one provider."""
 
-    def __init__(self, provider: Provider, address: Address, tls: ssl.SSLContext | None) -> None:
+    def __init__(
+        self,
+        provider: Provider,
+        address: Address,
+        tls: ssl.SSLContext | None,
+        forget: Callable[[Provider], None] = lambda provider: None,
+    ) -> None:
+        """Keep connections to a provider; once it is gone and nobody needs them any more, call `forget`."""
         self.address = address
-        self.users = 0
-        """How many exchanges it is needed for."""
+        self._users = 0
         self._provider = provider
         self._tls = tls
+        self._forget = forget
         self._loop = asyncio.get_running_loop()
+        self._deadlines = Deadlines(provider.config.timeouts.first_byte)
         self._idle: list[Connection] = []
         self._all: set[Connection] = set()
 
     async def open(self, head: bytes, body: Body) -> Exchange:
         """Send a request and wait for the first byte of its answer. Raises ProviderFailed."""
-        connection = self._take()
-        while True:
-            fresh = connection is None
-            if connection is None:
-                connection = await self._connect()
-            exchange = Exchange(self._provider.name, connection)
-            connection.send(exchange, head, body)
-            try:
-                await exchange.first_byte(self._provider.config.timeouts.first_byte)
-            except ProviderTimedOut:
-                raise
-            except ProviderFailed:
-                if fresh or not exchange.untouched:
+        self._users += 1
+        limit_s = self._provider.config.timeouts.first_byte
+        if limit_s != self._deadlines.limit_s:
+            self._deadlines = Deadlines(limit_s)
+        try:
+            connection = self._take() if self._idle else None
+            while True:
+                fresh = connection is None
+                if connection is None:
+                    connection = await self._connect()
+                exchange = Exchange(self._provider.name, connection, self._leave)
+                connection.send(exchange, head, body)
+                try:
+                    await exchange.first_byte(self._deadlines)
+                except ProviderTimedOut:
                     raise
-                self.close_idle()  # its neighbours are as old
-                connection = None
-                continue
-            except BaseException:
-                exchange.cut()
-                raise
-            return exchange
+                except ProviderFailed:
+                    if fresh or not exchange.untouched:
+                        raise
+                    self.close_idle()  # its neighbours are as old
+                    connection = None
+                    continue
+                except BaseException:
+                    exchange.cut()
+                    raise
+                return exchange
+        except BaseException:
+            self._leave()
+            raise
+
+    def _leave(self) -> None:
+        """End one use; the pool of a provider that is gone ends with its last one."""
+        self._users -= 1
+        if self._provider.gone and not self._users:
+            self._forget(self._provider)
+
+    def retire(self) -> None:
+        """Keep nothing for later: the provider is gone."""
+        self.close_idle()
+        if not self._users:
+            self._forget(self._provider)
 
     def _take(self) -> Connection | None:
-        if not self._idle:
-            return None
         now = self._loop.time()
         while self._idle:
             connection = self._idle.pop()
@@ -179,6 +223,7 @@ class Pool:
 
     def close(self) -> None:
         """Close all connections."""
+        self._deadlines.stop()
         self.close_idle()
         for connection in list(self._all):
             connection.abort()
@@ -219,67 +264,41 @@ class Upstream:
                 self._tls = (
                     ssl.create_default_context()
                 )  # reads the system's certificates: only if somebody needs them
-            pool = self._pools[provider] = Pool(provider, address, self._tls if address.secure else None)
+            tls = self._tls if address.secure else None
+            pool = self._pools[provider] = Pool(provider, address, tls, self._forget)
         return pool
 
-    @contextmanager
-    def _use(self, provider: Provider) -> Iterator[Pool]:
-        """Give the provider's pool for one exchange."""
-        pool = self._enter(provider)
-        try:
-            yield pool
-        finally:
-            self._leave(provider, pool)
-
-    def _enter(self, provider: Provider) -> Pool:
-        """Use the provider's pool; pairs with `_leave`.
-
-        Whoever has a lease on a provider when it goes may come here later: its pool is made anew then.
-        """
-        pool = self.pool(provider)
-        pool.users += 1
-        return pool
-
-    def _leave(self, provider: Provider, pool: Pool) -> None:
-        """End the use; the pool of a provider that is gone ends with its last one."""
-        pool.users -= 1
-        if provider.gone and not pool.users:
-            del self._pools[provider]
+    def _forget(self, provider: Provider) -> None:
+        self._pools.pop(provider, None)
 
     def retire(self, gone: Iterable[Provider]) -> None:
         """Close the idle connections to providers that are gone; what is in flight there ends by itself."""
         for provider in gone:
-            pool = self._pools.get(provider)
-            if pool is None:
-                continue
-            pool.close_idle()
-            if not pool.users:
-                del self._pools[provider]
+            if (pool := self._pools.get(provider)) is not None:
+                pool.retire()
 
-    def exchange(self, provider: Provider, request: Outgoing) -> "Exchanging":
-        """Send a request, as `async with`; inside, the first byte of the answer is there.
+    def open(self, provider: Provider, request: Outgoing) -> Coroutine[Any, Any, Exchange]:
+        """Send a request; gives the exchange when the first byte of its answer is there. Use it as `with`.
 
-        Leaving early ends the provider's work at once. Raises ProviderFailed on entering.
+        Whoever has a lease on a provider when it goes may come here later: its pool is made anew then. Raises
+        ProviderFailed.
         """
-        return Exchanging(self, provider, request)
+        pool = self._pools.get(provider) or self.pool(provider)
+        return pool.open(pool.address.head(request), request.body)
 
     async def get(self, provider: Provider, path: str, limit_bytes: int) -> tuple[int, bytes]:
         """Fetch a small page: status and body, cut at `limit_bytes`.
 
         The caller limits the time. Raises ProviderFailed.
         """
-        with self._use(provider) as pool:
-            head = f"GET {pool.address.target(path)} HTTP/1.1\r\n".encode() + pool.address.lines
-            exchange = await pool.open(
-                head + b"Accept: application/json\r\nAccept-Encoding: identity\r\n\r\n", b""
-            )
-            try:
-                body, _ = await exchange.read(limit_bytes, provider.config.timeouts.idle)
-                if exchange.failure is not None:
-                    raise exchange.failure
-                return exchange.status, body
-            finally:
-                exchange.cut()
+        pool = self.pool(provider)
+        head = f"GET {pool.address.target(path)} HTTP/1.1\r\n".encode() + pool.address.lines
+        head += b"Accept: application/json\r\nAccept-Encoding: identity\r\n\r\n"
+        with await pool.open(head, b"") as exchange:
+            body, _ = await exchange.read(limit_bytes, provider.config.timeouts.idle)
+            if exchange.failure is not None:
+                raise exchange.failure
+            return exchange.status, body
 
     def last_byte(self, provider: Provider) -> float:
         """Tell when an answer that is under way last brought a byte (loop's clock); 0 if none is."""
@@ -295,41 +314,3 @@ class Upstream:
         """Close all connections to all providers, also to those that are gone."""
         for pool in self._pools.values():
             pool.close()
-
-
-class Exchanging:
-    """The context of one exchange; a class, as a generator would cost every request some more."""
-
-    __slots__ = ("_exchange", "_pool", "_provider", "_request", "_upstream")
-
-    def __init__(self, upstream: Upstream, provider: Provider, request: Outgoing) -> None:
-        self._upstream = upstream
-        self._provider = provider
-        self._request = request
-
-    async def __aenter__(self) -> Exchange:
-        self._pool = pool = self._upstream._enter(self._provider)
-        try:
-            self._exchange = await pool.open(_head(pool.address, self._request), self._request.body)
-        except BaseException:
-            self._upstream._leave(self._provider, pool)
-            raise
-        return self._exchange
-
-    async def __aexit__(self, *_: object) -> None:
-        self._exchange.cut()
-        self._upstream._leave(self._provider, self._pool)
-
-
-def _head(address: Address, request: Outgoing) -> bytes:
-    target = address.target(request.path)
-    if request.query:
-        target = f"{target}?{request.query}"
-    return b"".join(
-        (
-            f"POST {target} HTTP/1.1\r\n".encode(),
-            address.lines,
-            request_lines(request.fields, request_id=request.request_id, replaced=address.replaced),
-            b"Content-Length: %d\r\n\r\n" % len(request.body),
-        )
-    )

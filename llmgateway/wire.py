@@ -5,7 +5,7 @@ Bytes in, values out. A request body is only ever looked at: what is read from i
 
 import codecs
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from email.message import Message
 from typing import Final, Literal, NamedTuple, assert_never
@@ -61,31 +61,21 @@ def dialect_of(path: str) -> Dialect:
 # --- what a request says -----------------------------------------------------------------------------------
 
 
-class Turn(NamedTuple):
-    """One message of a request: whether a user has spoken with it, and its bytes."""
-
-    reaches_user: bool
-    content: Buffer
-
-
 class Peek(NamedTuple):
     """What routing needs to know of a request body.
 
-    `turns` are the messages, system messages first, or nothing if they are absurdly many; a plain `prompt` is
-    in `text` instead. `output_limit` is in tokens.
+    `system` are the system messages that it opens with, `said` all messages behind them; both are empty if
+    they are absurdly many. A plain `prompt` is in `text` instead. `output_limit` is in tokens. `prompt_bytes`
+    is the size of what the prompt is made of; 0 if that cannot be told apart.
     """
 
     model: str
     streams: bool
-    turns: tuple[Turn, ...] = ()
+    system: Sequence[Buffer] = ()
+    said: Sequence[Buffer] = ()
     text: Buffer = b""
     output_limit: int | None = None
-    tools_bytes: int = 0
-
-    @property
-    def prompt_bytes(self) -> int:
-        """The size of what the prompt is made of; 0 if that cannot be told apart."""
-        return len(self.text) + self.tools_bytes + sum(len(turn.content) for turn in self.turns)
+    prompt_bytes: int = 0
 
 
 _ABSENT: Final = msgspec.Raw(b"null")
@@ -150,25 +140,30 @@ def _bad(message: str) -> GatewayError:
     return GatewayError(INVALID_REQUEST, message)
 
 
-def peek(body: Body, kind: BodyKind, content_type: str) -> Peek:
+def peek(body: Body, kind: BodyKind, content_type: bytes) -> Peek:
     """Read model and stream flag off a request body.
 
     Raises GatewayError (400) in words that name the trouble. `content_type` matters for multipart only.
     """
-    return peek_json(body) if kind == "json" else peek_multipart(body, content_type)
+    if kind == "json":
+        return peek_json(body)
+    return peek_multipart(body, content_type.decode("utf-8", "surrogateescape"))
 
 
 def peek_json(body: Body) -> Peek:
     """Read a JSON body; of a key that stands twice the last one counts, as it does for most servers."""
     if not body:
         raise _bad("The request body is empty; a JSON object with a 'model' is needed.")
-    _check_utf8(body)
+    if not body.isascii():
+        _check_utf8(body)
     told_apart = len(body) <= _MOST_COMMAS or body.count(b",") <= _MOST_COMMAS
     if told_apart:
         try:
-            return _peek_chat(_CHAT.decode(body), body)
+            chat = _CHAT.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             pass  # another kind of request, or not one at all
+        else:
+            return _peek_chat(chat, body)
     try:
         envelope = _decode(body)
     except RecursionError:
@@ -177,26 +172,38 @@ def peek_json(body: Body) -> Peek:
         raise _bad("The request body must be a JSON object.") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise _bad(f"The request body is not valid JSON: {_json_trouble(exc)}.") from None
+    turns = _turns(envelope, marked=_CACHE in body) if told_apart else []
+    opening = _opening(envelope, turns)
+    text = b"" if envelope.prompt is _ABSENT else _text(envelope.prompt)
     return Peek(
         _model_name(envelope.model),
         envelope.stream is not _ABSENT and bytes(envelope.stream) == b"true",
-        tuple(_turns(envelope, marked=_CACHE in body)) if told_apart else (),
-        b"" if envelope.prompt is _ABSENT else _text(envelope.prompt),
+        turns[:opening],
+        turns[opening:],
+        text,
         _output_limit(envelope.max_tokens, envelope.max_completion_tokens, envelope.max_output_tokens),
-        _size_of(envelope.tools),
+        len(text) + _size_of(envelope.tools) + sum(map(len, turns)),
     )
 
 
 def _peek_chat(chat: _Chat, body: Body) -> Peek:
     """Read what most requests are by far, a chat, in one pass over its bytes."""
-    return Peek(
-        _checked_model(chat.model),
-        chat.stream,
-        tuple(_spoken(chat.messages, marked=_CACHE in body)),
-        b"",
-        _output_limit(chat.max_tokens, chat.max_completion_tokens),
-        _size_of(chat.tools),
-    )
+    model = chat.model
+    if not 0 < len(model) <= _NAME_CHARACTERS:
+        _check_model(model)
+    turns: list[Buffer] = [memoryview(message) for message in chat.messages]
+    if _CACHE in body:
+        turns = list(map(_unmarked, turns))
+    opening = 0
+    while opening < len(turns) and _is_system(turns[opening]):
+        opening += 1
+    limit = None
+    if chat.max_tokens is not _ABSENT or chat.max_completion_tokens is not _ABSENT:
+        limit = _output_limit(chat.max_tokens, chat.max_completion_tokens)
+    size = sum(map(len, turns))
+    if chat.tools is not _ABSENT:
+        size += _size_of(chat.tools)
+    return Peek(model, chat.stream, turns[:opening], turns[opening:], b"", limit, size)
 
 
 def _size_of(value: msgspec.Raw) -> int:
@@ -208,31 +215,38 @@ def _text(prompt: msgspec.Raw) -> Buffer:
     return view[1:-1] if bytes(view[:1]) == b'"' else b""
 
 
-def _turns(envelope: _Envelope, *, marked: bool) -> Iterator[Turn]:
+def _turns(envelope: _Envelope, *, marked: bool) -> list[Buffer]:
     """Give what the prompt is made of, in its order, for chat, messages and responses.
 
     `marked` says that there may be Anthropic's cache marks in it.
     """
-    for system in (envelope.system, envelope.instructions):
-        if system is not _ABSENT and bytes(system) != b"null":
-            yield Turn(False, _lasting(system, marked))
+    turns: list[Buffer] = [memoryview(system) for system in _systems(envelope)]
     for series in (envelope.messages, envelope.input):
         if series is _ABSENT:
             continue
         try:
-            spoken = _SERIES.decode(series)
+            turns += map(memoryview, _SERIES.decode(series))
         except msgspec.DecodeError:
             if bytes(memoryview(series)[:1]) == b'"':
-                yield Turn(True, memoryview(series))
-            continue
-        yield from _spoken(spoken, marked=marked)
+                turns.append(memoryview(series))
+    return list(map(_unmarked, turns)) if marked else turns
 
 
-def _spoken(messages: list[msgspec.Raw], *, marked: bool) -> Iterator[Turn]:
-    return (Turn(not _is_system(message), _lasting(message, marked)) for message in messages)
+def _systems(envelope: _Envelope) -> list[msgspec.Raw]:
+    """Give the system prompts that stand beside the messages."""
+    beside = (envelope.system, envelope.instructions)
+    return [system for system in beside if system is not _ABSENT and bytes(system) != b"null"]
 
 
-def _is_system(message: msgspec.Raw) -> bool:
+def _opening(envelope: _Envelope, turns: Sequence[Buffer]) -> int:
+    """Count the turns that come before a user, or a model, has said anything."""
+    count = len(_systems(envelope))
+    while count < len(turns) and _is_system(turns[count]):
+        count += 1
+    return min(count, len(turns))
+
+
+def _is_system(message: Buffer) -> bool:
     if role := _ROLE_FIRST.match(message):
         return role[1] in (b"system", b"developer")
     try:
@@ -241,10 +255,9 @@ def _is_system(message: msgspec.Raw) -> bool:
         return False
 
 
-def _lasting(content: msgspec.Raw, marked: bool) -> Buffer:
+def _unmarked(content: Buffer) -> Buffer:
     """Leave out what a client moves from message to message from turn to turn: Anthropic's cache marks."""
-    view = memoryview(content)
-    return _CACHE_MARK.sub(b"", view) if marked and len(view) < _MARKED_BYTES else view
+    return _CACHE_MARK.sub(b"", content) if len(content) < _MARKED_BYTES else content
 
 
 def _output_limit(*limits: msgspec.Raw) -> int | None:
@@ -284,8 +297,6 @@ def _json_trouble(exc: Exception) -> str:
 
 def _check_utf8(body: Body) -> None:
     """Refuse what is not UTF-8, a slice at a time: decoding it whole could take four times its size."""
-    if body.isascii():
-        return
     decoder = codecs.getincrementaldecoder("utf-8")()
     view = memoryview(body)
     try:
@@ -304,15 +315,15 @@ def _model_name(raw: msgspec.Raw | msgspec.UnsetType) -> str:
         model = _MODEL.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise _bad("'model' must be a string.") from None
-    return _checked_model(model)
+    _check_model(model)
+    return model
 
 
-def _checked_model(model: str) -> str:
+def _check_model(model: str) -> None:
     if not model:
         raise _bad("'model' must not be empty.")
     if len(model) > _NAME_CHARACTERS:
         raise _bad("'model' is too long to be the name of a model.")
-    return model
 
 
 _MOST_PARTS: Final = 1_000
@@ -399,7 +410,8 @@ def peek_multipart(body: Body, content_type: str) -> Peek:
         model = fields.values["model"].decode()
     except UnicodeDecodeError:
         raise _bad("The field 'model' is not valid UTF-8.") from None
-    return Peek(_checked_model(model), fields.values.get("stream", b"").strip().lower() == b"true")
+    _check_model(model)
+    return Peek(model, fields.values.get("stream", b"").strip().lower() == b"true")
 
 
 # --- what an error looks like -------------------------------------------------------------------------------

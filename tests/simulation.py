@@ -147,8 +147,7 @@ class House:
                 await asyncio.sleep(seconds)
             finally:
                 self._account(order, tokens)
-                provider.breaker.abandoned()
-                self.slots.release(provider)
+                self.slots.end_attempt(order, provider)
         return provider.name
 
     def _account(self, order: Order, tokens: Tokens | None) -> None:

@@ -34,12 +34,12 @@ def says(role: str, content: Any) -> Message:
 HELLO, ANSWER, MORE = says("user", "Hello"), says("assistant", "Hi!"), says("user", "Tell me more")
 
 
-def chat(*messages: Message, user: str = "ann", model: str = "m", session: str | None = None) -> Thread:
+def chat(*messages: Message, user: str = "ann", model: str = "m", session: bytes | None = None) -> Thread:
     body = json.dumps({"model": model, "messages": messages}).encode()
     return thread_of(peek_json(body), user=user, session=session)
 
 
-def request(user: str = "ann", session: str | None = None, **body: Any) -> Thread:
+def request(user: str = "ann", session: bytes | None = None, **body: Any) -> Thread:
     return thread_of(peek_json(json.dumps({"model": "m", **body}).encode()), user=user, session=session)
 
 
@@ -117,7 +117,7 @@ def test_the_longest_known_chain_wins() -> None:
 
 def test_different_users_and_different_models_never_match() -> None:
     messages = [SYSTEM, HELLO]
-    for session in (None, "s-1"):
+    for session in (None, b"s-1"):
         known = chat(*messages, session=session)
         assert home(known, chat(*messages, session=session)) == "rig"
         assert home(known, chat(*messages, session=session, user="bob")) is None
@@ -173,14 +173,14 @@ def test_of_a_request_with_absurdly_many_messages_the_longest_chains_are_kept() 
 
 
 def test_a_session_id_is_enough_whatever_is_said() -> None:
-    assert home(chat(HELLO, session="s-1"), chat(MORE, session="s-1")) == "rig"
-    assert home(chat(HELLO, session="s-1"), chat(HELLO, session="s-12")) is None
-    assert home(chat(HELLO, session="s-1"), chat(HELLO)) is None
-    assert home(chat(HELLO, session="s-\udcff"), chat(MORE, session="s-\udcff")) == "rig"
+    assert home(chat(HELLO, session=b"s-1"), chat(MORE, session=b"s-1")) == "rig"
+    assert home(chat(HELLO, session=b"s-1"), chat(HELLO, session=b"s-12")) is None
+    assert home(chat(HELLO, session=b"s-1"), chat(HELLO)) is None
+    assert home(chat(HELLO, session=b"s-\xff"), chat(MORE, session=b"s-\xff")) == "rig"
 
 
 def test_a_request_with_a_session_id_tells_its_system_prompt_all_the_same() -> None:
-    assert chat(SYSTEM, HELLO, session="s-1").system == chat(SYSTEM, MORE).system is not None
+    assert chat(SYSTEM, HELLO, session=b"s-1").system == chat(SYSTEM, MORE).system is not None
     assert chat(says("system", "Be brief."), HELLO).system is None
 
 

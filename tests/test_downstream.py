@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 from aiohttp import web
 
-from llmgateway.downstream import Client, ClientConnection, ClientServer, Patience, head_size
+from llmgateway.downstream import Client, ClientConnection, ClientServer, Patience
 from llmgateway.errors import UPSTREAM_ERROR, GatewayError
 from llmgateway.headers import AnswerHead, answer_head
 from tests.journey import KEY, eventually
@@ -42,15 +42,14 @@ class Serving:
 
 @asynccontextmanager
 async def serving(work: Work, patience: Patience = PATIENT) -> AsyncIterator[Serving]:
-    async def handle(request: web.BaseRequest) -> web.StreamResponse:
-        client = Client(request, "id-1", "openai")
+    async def answer(client: Client) -> None:
+        client.request_id = "id-1"
         try:
-            await work(client, request)
+            await work(client, client.request)
         except GatewayError as error:
             client.fail(error)
-        return client.finished()
 
-    server = ClientServer(handle, patience)
+    server = ClientServer(answer, patience)
     listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
     try:
         yield Serving(server, listener.sockets[0].getsockname()[1])
@@ -106,7 +105,7 @@ async def test_a_busy_connection_has_a_request_no_waiter_and_queues_what_follows
 
     async def work(client: Client, request: web.BaseRequest) -> None:
         connection: Any = request.protocol
-        assert connection._current_request is request
+        assert connection._current_request is client
         assert connection._waiter is None
         busy.set()
         await gate.wait()
@@ -501,7 +500,7 @@ async def test_the_size_of_a_head_is_counted() -> None:
     sizes = []
 
     async def work(client: Client, request: web.BaseRequest) -> None:
-        sizes.append(head_size(request))
+        sizes.append(client.head_size)
         await greet(client, request)
 
     await talk(work, b"GET /abc HTTP/1.1\r\nHost: x\r\nA: 1\r\n\r\n")

@@ -16,7 +16,7 @@ import pytest
 
 from llmgateway.config import build
 from llmgateway.errors import ProviderBroke, ProviderFailed, ProviderTimedOut
-from llmgateway.exchange import BUFFER_BYTES, MAX_INTERIM_ANSWERS, Connection, Exchange
+from llmgateway.exchange import BUFFER_BYTES, MAX_INTERIM_ANSWERS, Connection, Deadlines, Exchange
 from llmgateway.fleet import Provider
 from llmgateway.upstream import Address, Pool
 from tests.exchange import Script
@@ -201,7 +201,7 @@ async def received(exchange: Exchange, begun: asyncio.Event | None = None) -> Ke
     """Take an answer as the relay does."""
     kept = Kept()
     try:
-        await exchange.first_byte(LIMIT_S)
+        await exchange.first_byte(Deadlines(LIMIT_S))
         if begun:
             begun.set()
         await exchange.relay(kept, LIMIT_S)
@@ -353,7 +353,7 @@ async def test_data_behind_an_answer_spoils_the_connection_but_not_the_answer(be
         kept = await received(this.exchange)
         assert (kept.body, kept.complete) == (b"ok", True)
         assert (this.exchange.status, this.exchange.reason) == (200, b"OK")
-        assert this.exchange.fields == [(b"Content-Length", b"2"), (b"X-A", b"b")]
+        assert this.exchange.head.lines == b"X-A: b\r\n"
         assert not this.ours.idle
         assert not this.ours.usable
 
@@ -393,24 +393,24 @@ async def test_nothing_of_one_answer_shows_up_in_the_next() -> None:
             b"HTTP/1.1 103 Early\r\nLink: x\r\n\r\n" + OK + CHUNKED + b"\r\n2\r\nok\r\n0\r\nX-Sum: 1\r\n\r\n"
         )
         assert (await received(this.exchange)).complete
-        assert this.exchange.fields == [(b"Transfer-Encoding", b"chunked")]
+        assert this.exchange.head.lines == b""
         this.ask_again()
         await this.say(b"HTTP/1.1 404 \r\nContent-Length: 3\r\nX-B: 2 \t\r\n\r\nno!")
         assert (await received(this.exchange)).body == b"no!"
         assert (this.exchange.status, this.exchange.reason) == (404, b"")
-        assert this.exchange.fields == [(b"Content-Length", b"3"), (b"X-B", b"2")]
+        assert this.exchange.head.lines == b"X-B: 2\r\n"
 
 
 async def test_a_silent_provider_times_out_before_its_first_byte_and_between_two() -> None:
     async with line() as this:
         await this.say(OK + CHUNKED + b"\r\n")  # a head alone is no answer yet
         with pytest.raises(ProviderTimedOut, match="first_byte"):
-            await this.exchange.first_byte(0.05)
+            await this.exchange.first_byte(Deadlines(0.05))
         async with asyncio.timeout(LIMIT_S):
             await this.ours.lost.wait()
     async with line() as this:
         await this.say(OK + CHUNKED + b"\r\n2\r\nok\r\n")
-        await this.exchange.first_byte(LIMIT_S)
+        await this.exchange.first_byte(Deadlines(LIMIT_S))
         kept = Kept()
         with pytest.raises(ProviderTimedOut, match="idle"):
             await this.exchange.relay(kept, 0.05)
@@ -435,7 +435,7 @@ async def test_a_sink_that_is_full_from_the_start_holds_the_provider_back() -> N
         this.theirs.setblocking(False)
         this.theirs.send(OK + b"Content-Length: 50000000\r\n\r\n")
         sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(this.theirs, b"x" * 50_000_000))
-        await this.exchange.first_byte(LIMIT_S)
+        await this.exchange.first_byte(Deadlines(LIMIT_S))
         kept = Kept(full=True)
         relaying = asyncio.create_task(this.exchange.relay(kept, LIMIT_S))
         await eventually(lambda: bool(kept.finals))

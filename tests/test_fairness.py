@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmgateway import fairness
-from llmgateway.fairness import OUTPUT_WEIGHT, FairShare, cost
+from llmgateway.fairness import OUTPUT_WEIGHT, FairShare, Standing, cost
 from llmgateway.keys import Caller
 from llmgateway.usage import Tokens
 from tests.simulation import House, now, run
@@ -20,14 +20,37 @@ TOKENS_PER_SECOND = 50.0
 Sizes = Callable[[], Tokens]
 
 
-def line(shares: FairShare, *users: str) -> str:
+class Shares:
+    """The counters, addressed by the names of users."""
+
+    def __init__(self) -> None:
+        self.fair = FairShare()
+        self.standings: dict[str, Standing] = {}
+
+    def enter(self, user: str) -> None:
+        self.standings[user] = self.fair.enter(user)
+
+    def leave(self, user: str) -> None:
+        self.fair.leave(self.standings[user])
+
+    def grant(self, user: str, expected: float = 0.0) -> None:
+        self.fair.granted(self.standings[user], expected, 1)
+
+    def charge(self, user: str, tokens: float, weight: float, *, expected: float = 0.0) -> None:
+        self.fair.charge(self.standings[user], tokens, weight, expected=expected)
+
+    def rank(self, user: str) -> tuple[float, int]:
+        return self.fair.rank(user)
+
+
+def line(shares: Shares, *users: str) -> str:
     """Who goes first."""
     return " ".join(sorted(users, key=shares.rank))
 
 
-def shares_of(**counters: float) -> FairShare:
+def shares_of(**counters: float) -> Shares:
     """Users who are all active, with these counters."""
-    shares = FairShare()
+    shares = Shares()
     for user in counters:
         shares.enter(user)
     for user, counter in counters.items():
@@ -56,7 +79,7 @@ def test_a_counter_grows_by_tokens_per_weight() -> None:
 
 def test_what_is_expected_counts_until_it_is_known() -> None:
     shares = shares_of(ann=0, bob=50)
-    shares.expect("ann", 100, 1)
+    shares.grant("ann", 100)
     assert line(shares, "ann", "bob") == "bob ann"
     shares.charge("ann", 10, 1, expected=100)
     assert line(shares, "ann", "bob") == "ann bob"
@@ -66,7 +89,7 @@ def test_what_is_expected_counts_until_it_is_known() -> None:
 def test_ties_go_to_the_user_served_least_recently() -> None:
     shares = shares_of(ann=5, bob=5, cat=5)
     for user in ("ann", "cat", "bob", "ann"):
-        shares.granted(user)
+        shares.grant(user)
     assert line(shares, "ann", "bob", "cat") == "cat bob ann"
 
 
@@ -119,7 +142,7 @@ def test_who_has_more_than_one_request_is_lifted_with_the_first_only() -> None:
 
 def test_nobody_is_lifted_to_what_is_only_expected_of_others() -> None:
     shares = shares_of(ann=100)
-    shares.expect("ann", 5_000, 1)
+    shares.grant("ann", 5_000)
     shares.enter("bob")
     assert shares.rank("bob")[0] == 100
 
@@ -135,16 +158,16 @@ def few(monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def test_no_more_than_so_many_idle_users_are_remembered(few: int) -> None:
-    shares = FairShare()
+    shares = Shares()
     for number in range(5 * few):
         shares.enter(f"u{number}")
         shares.charge(f"u{number}", 5, 1)
         shares.leave(f"u{number}")
-        assert len(shares._users) <= few
+        assert len(shares.fair._users) <= few
 
 
 def test_the_user_idle_for_longest_is_forgotten_first(few: int) -> None:
-    shares = FairShare()
+    shares = Shares()
     for number in range(few):
         shares.enter(f"u{number}")
         shares.leave(f"u{number}")
@@ -158,7 +181,7 @@ def test_the_user_idle_for_longest_is_forgotten_first(few: int) -> None:
 
 
 def test_nobody_who_is_active_is_ever_forgotten(few: int) -> None:
-    shares = FairShare()
+    shares = Shares()
     users = [f"u{number}" for number in range(few + 10)]
     for user in users:
         shares.enter(user)
@@ -177,7 +200,7 @@ Act = tuple[str, int, float]
     st.lists(st.tuples(st.sampled_from("enter leave charge".split()), st.integers(0, 3), st.floats(0, 1e6)))
 )
 def test_no_counter_ever_falls_behind_what_was_served(acts: list[Act]) -> None:
-    shares, active, served = FairShare(), dict.fromkeys(range(4), 0), dict.fromkeys(range(4), 0.0)
+    shares, active, served = Shares(), dict.fromkeys(range(4), 0), dict.fromkeys(range(4), 0.0)
     for act, number, tokens in acts:
         user = f"u{number}"
         if act == "enter":

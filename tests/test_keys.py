@@ -7,10 +7,10 @@ import re
 from typing import Any
 
 import pytest
-from multidict import CIMultiDict
 
 from llmgateway.config import build
 from llmgateway.errors import INVALID_API_KEY, MODEL_NOT_ALLOWED, GatewayError
+from llmgateway.headers import request_head
 from llmgateway.keys import Caller, KeyRing, digest, mint, offered_keys
 
 ALICE = "sk-alice-0123456789abcdefghijklmnopqrstuvwxyz"
@@ -150,31 +150,32 @@ def test_a_caller_whose_key_names_no_models_may_use_all() -> None:
 
 
 @pytest.mark.parametrize(
-    ("headers", "keys"),
+    ("lines", "keys"),
     [
-        ({}, []),
-        ({"Authorization": "Bearer K"}, ["K"]),
-        ({"authorization": "bearer K"}, ["K"]),
-        ({"AUTHORIZATION": "BEARER K"}, ["K"]),
-        ({"Authorization": "Bearer   K  "}, ["K"]),
-        ({"Authorization": "Bearer \udcff"}, ["\udcff"]),
-        ({"Authorization": "Bearer"}, []),
-        ({"Authorization": "Bearer "}, []),
-        ({"Authorization": "K"}, []),
-        ({"Authorization": "BearerK"}, []),
-        ({"Authorization": "Basic K"}, []),
-        ({"Authorization": "Basic Bearer K"}, []),
-        ({"Authorization": ""}, []),
-        ({"X-Api-Key": "K"}, ["K"]),
-        ({"x-api-key": " K "}, ["K"]),
-        ({"x-api-key": ""}, []),
-        ({"x-api-key": "A", "Authorization": "Bearer B"}, ["B", "A"]),
-        ({"x-api-key": "A", "Authorization": "Basic B"}, ["A"]),
+        ([], []),
+        (["Authorization: Bearer K"], [b"K"]),
+        (["authorization: bearer K"], [b"K"]),
+        (["AUTHORIZATION: BEARER K"], [b"K"]),
+        (["Authorization: Bearer   K  "], [b"K"]),
+        (["Authorization: Bearer \xff"], [b"\xff"]),
+        (["Authorization: Bearer"], []),
+        (["Authorization: Bearer "], []),
+        (["Authorization: K"], []),
+        (["Authorization: BearerK"], []),
+        (["Authorization: Basic K"], []),
+        (["Authorization: Basic Bearer K"], []),
+        (["Authorization: "], []),
+        (["X-Api-Key: K"], [b"K"]),
+        (["x-api-key:  K "], [b"K"]),
+        (["x-api-key: "], []),
+        (["x-api-key: A", "Authorization: Bearer B"], [b"B", b"A"]),
+        (["x-api-key: A", "Authorization: Basic B"], [b"A"]),
     ],
 )
-def test_a_request_shows_keys_in_two_headers(headers: dict[str, str], keys: list[str]) -> None:
-    assert list(offered_keys(CIMultiDict(headers))) == keys
+def test_a_request_shows_keys_in_two_headers(lines: list[str], keys: list[bytes]) -> None:
+    fields = [line.encode("latin-1").partition(b": ")[::2] for line in lines]
+    assert list(offered_keys(request_head(fields).named)) == keys
 
 
 def test_header_bytes_that_are_not_utf_8_are_hashed_as_they_came() -> None:
-    assert digest(b"\xff\x80".decode("utf-8", "surrogateescape")) == hashlib.sha256(b"\xff\x80").digest()
+    assert digest(b"\xff\x80") == hashlib.sha256(b"\xff\x80").digest()

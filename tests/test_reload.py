@@ -470,7 +470,7 @@ async def test_a_config_that_named_a_missing_certificate_is_read_again_when_that
 
 
 def outgoing() -> Outgoing:
-    return Outgoing("/v1/chat/completions", "", (), "id", b'{"model":"m"}')
+    return Outgoing("/v1/chat/completions", "", (), b"", "id", b'{"model":"m"}')
 
 
 @asynccontextmanager
@@ -523,7 +523,7 @@ async def test_a_lease_on_a_provider_that_is_gone_is_still_good_and_leaves_no_co
 
 
 async def _whole_answer(upstream: Upstream, provider: Provider) -> bytes:
-    async with upstream.exchange(provider, outgoing()) as exchange:
+    with await upstream.open(provider, outgoing()) as exchange:
         body, complete = await exchange.read(10_000, 5)
         assert complete
         return body

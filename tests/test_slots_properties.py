@@ -135,8 +135,7 @@ class Story:
                 await self._be_served(request, provider)
             finally:
                 request.provider = None
-                provider.breaker.abandoned()
-                self.slots.release(provider)
+                self.slots.end_attempt(request.order, provider)
 
     async def _be_served(self, request: Request, provider: Provider) -> None:
         if await request.end:

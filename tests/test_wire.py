@@ -128,7 +128,7 @@ def test_characters_and_bad_bytes_at_the_edge_of_a_slice_are_told_apart(length: 
     character = {2: "é", 3: "€", 4: "😀"}[length].encode()
     start = b'{"model": "m", "x": "'
     before = start + b"a" * (SLICE_BYTES - len(start) - cut)
-    assert peek_json(before + character + b'"}') == Peek("m", streams=False)
+    assert peek_json(before + character + b'"}') == Peek("m", streams=False, system=[], said=[])
     assert "UTF-8" in refusal(before + character[:-1] + b'"}')
 
 
@@ -143,7 +143,7 @@ def test_peeking_at_a_large_body_takes_no_memory(filler: bytes) -> None:
     body = b'{"model": "m", "x": [' + filler * (30_000_000 // len(filler)) + b"0]}"
     tracemalloc.start()
     try:
-        assert peek_json(body) == Peek("m", streams=False)
+        assert peek_json(body) == Peek("m", streams=False, system=[], said=[])
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -177,7 +177,9 @@ def test_any_bytes_are_peeked_at_or_refused(body: bytes) -> None:
 
 
 def test_half_an_emoji_is_json_all_the_same() -> None:
-    assert peek_json(rb'{"x": "\ud83d", "model": "m", "stream": true}') == Peek("m", streams=True)
+    assert peek_json(rb'{"x": "\ud83d", "model": "m", "stream": true}') == Peek(
+        "m", streams=True, system=[], said=[]
+    )
     assert peek_json(rb'{"model": "m", "x": "cut \uD83D here"}').model == "m"
 
 
@@ -199,9 +201,12 @@ HELLO = {"role": "assistant", "content": "hello"}
 
 
 def spoken(**fields: Any) -> list[tuple[bool, Any]]:
-    """The turns of a request: whether a user has spoken, and what stands there."""
-    turns = peek_json(json.dumps({"model": "m", **fields}).encode()).turns
-    return [(turn.reaches_user, json.loads(bytes(turn.content))) for turn in turns]
+    """What a request says: whether a user has spoken by then, and what stands there."""
+    seen = peek_json(json.dumps({"model": "m", **fields}).encode())
+    system, said = (
+        [json.loads(bytes(content)) for content in contents] for contents in (seen.system, seen.said)
+    )
+    return [*((False, content) for content in system), *((True, content) for content in said)]
 
 
 @pytest.mark.parametrize(
@@ -236,8 +241,8 @@ def test_what_was_said_is_given_message_by_message_system_first(
 
 def test_a_message_is_given_as_it_stands() -> None:
     said = b'{ "role":"user",\t"content": "gr\\u00f6\xc3\x9fe" }'
-    (turn,) = peek_json(b'{"model": "m", "messages": [ %b ]}' % said).turns
-    assert bytes(turn.content) == said
+    (turn,) = peek_json(b'{"model": "m", "messages": [ %b ]}' % said).said
+    assert bytes(turn) == said
 
 
 @pytest.mark.parametrize(
@@ -275,8 +280,8 @@ def test_the_limit_of_the_output_is_read(fields: dict[str, Any], limit: int | No
 def test_a_message_is_the_same_with_and_without_the_mark_of_a_cache() -> None:
     def content(mark: str) -> bytes:
         said = f'{{"role": "user", "content": [{{"type": "text", "text": "hi"{mark}}}]}}'
-        (turn,) = peek_json(f'{{"model": "m", "messages": [{said}]}}'.encode()).turns
-        return bytes(turn.content)
+        (turn,) = peek_json(f'{{"model": "m", "messages": [{said}]}}'.encode()).said
+        return bytes(turn)
 
     marks = (
         ', "cache_control": {"type": "ephemeral"}',
@@ -284,8 +289,8 @@ def test_a_message_is_the_same_with_and_without_the_mark_of_a_cache() -> None:
     )
     assert {content(mark) for mark in marks} == {content("")}
     words = json.dumps({"role": "user", "content": 'write "cache_control": {"type": "ephemeral"}'})
-    (turn,) = peek_json(f'{{"model": "m", "messages": [{words}]}}'.encode()).turns
-    assert bytes(turn.content) == words.encode()
+    (turn,) = peek_json(f'{{"model": "m", "messages": [{words}]}}'.encode()).said
+    assert bytes(turn) == words.encode()
 
 
 ODD = JSON | st.sampled_from([[SYSTEM], [HI, 3, None], [[HI]], HI, "hi", [{"role": 3}], [{"role": "\ud800"}]])
@@ -305,7 +310,7 @@ def test_malformed_messages_never_fail_a_request(fields: dict[str, Any], ascii_o
     listed = [value for value in (fields.get("messages"), fields.get("input")) if isinstance(value, list)]
     strings = [value for value in (fields.get("messages"), fields.get("input")) if isinstance(value, str)]
     systems = [value for value in (fields.get("system"), fields.get("instructions")) if value is not None]
-    assert len(seen.turns) == sum(map(len, listed)) + len(strings) + len(systems)
+    assert len(seen.system) + len(seen.said) == sum(map(len, listed)) + len(strings) + len(systems)
 
 
 @pytest.mark.parametrize("shape", ["%s", "[%s]", '[{"role": "user", "content": %s}]', '[{"role": %s}]'])
@@ -314,7 +319,8 @@ def test_deep_messages_are_read_or_refused(key: str, shape: str) -> None:
     for depth in range(2, 1_200):
         body = f'{{"model": "m", "{key}": {shape % ("[" * depth + "]" * depth)}}}'.encode()
         try:
-            assert peek_json(body).turns
+            seen = peek_json(body)
+            assert seen.system or seen.said
         except GatewayError as error:
             assert "nested too deeply" in error.message
 
@@ -324,7 +330,7 @@ def test_a_body_of_absurdly_many_messages_takes_no_memory_and_has_no_turns() -> 
         body = b'{"model": "m", "messages": [' + (element + b",") * 2_000_000 + element + b"]}"
         tracemalloc.start()
         try:
-            assert peek_json(body) == Peek("m", streams=False)
+            assert peek_json(body) == Peek("m", streams=False, system=[], said=[])
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
@@ -336,7 +342,7 @@ def test_a_long_conversation_takes_little_memory() -> None:
     body = f'{{"model": "m", "messages": [{", ".join([said] * 20_000)}]}}'.encode()
     tracemalloc.start()
     try:
-        assert len(peek_json(body).turns) == 20_000
+        assert len(peek_json(body).said) == 20_000
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -397,7 +403,7 @@ END = b"--XX--\r\n"
 )
 def test_a_form_says_its_model_wherever_it_stands(body: bytes, expected: Peek) -> None:
     assert peek_multipart(body, FORM) == peek_multipart(bytearray(body), FORM) == expected
-    assert peek(body, "multipart", FORM) == expected
+    assert peek(body, "multipart", FORM.encode()) == expected
 
 
 @pytest.mark.parametrize(

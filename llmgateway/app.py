@@ -60,9 +60,8 @@ class App:
         self._proxy = proxy
         self._ledger = ledger
         ledger.on_booked(_log)
-        self._running: dict[Client, asyncio.Task[None] | None] = {}
-        self._none_running = asyncio.Event()
-        self._none_running.set()
+        self._running: set[Client] = set()
+        self._none_running: asyncio.Event | None = None
         self.adopt(config)
 
     def adopt(self, config: Config) -> None:
@@ -70,22 +69,26 @@ class App:
         self._config = config
         self._keys = KeyRing(config.users, config.groups)
         self._pages.adopt(config, self._keys)
-        extra = (Endpoint(path) for path in config.server.extra_paths)
+        extra = (Endpoint(path, dialect=dialect_of(path)) for path in config.server.extra_paths)
         self._endpoints = {endpoint.path: endpoint for endpoint in (*ENDPOINTS, *extra)}
+        base = config.server.base_path
+        self._targets = {base + path: endpoint for path, endpoint in self._endpoints.items()}
         self._chat = replace(self._endpoints["/v1/chat/completions"])  # the page's, to be told from the API's
         self._origins = frozenset(config.server.cors)
         self._session_fields = [name.lower().encode() for name in config.affinity.headers]
 
     async def handle(self, client: Client) -> web.StreamResponse | None:
         """Answer one request; whatever happens inside, it ends here, and the process goes on."""
-        path = _below(self._config.server.base_path, _path(client.raw_path))
-        client.request_id, client.dialect = self._id_of(client), dialect_of(path)
+        endpoint = self._targets.get(client.raw_path)  # as almost always: the rest is for the other spellings
+        path = endpoint.path if endpoint else _below(self._config.server.base_path, _path(client.raw_path))
+        client.dialect = endpoint.dialect if endpoint else dialect_of(path)
+        client.request_id = self._id_of(client.head.named.get(b"x-request-id"))
         request_id.set(client.request_id)
         if self.draining:
             client.close_after()
         try:
             _check_head(client)
-            if page := self._pages.at(path, client.method):
+            if endpoint is None and (page := self._pages.at(path, client.method)):
                 return await page(client.request, client)
             if not (self._origins and _is_of_the_api(path) and self._share(client)):
                 await self._follow(path, client)
@@ -96,12 +99,11 @@ class App:
             client.fail(GatewayError(INTERNAL_ERROR, "The gateway failed; its log says why."))
         return None
 
-    def _id_of(self, client: Client) -> str:
+    def _id_of(self, given: bytes | None) -> str:
         """Give the id that a client gave its request, if it is a sane one, else one of our own.
 
         Ours are unique, and no secrets; chance is asked once only, as asking costs.
         """
-        given = client.head.named.get(b"x-request-id")
         if given is not None and _SANE_ID.fullmatch(given):
             return given.decode()
         return f"{self._id_prefix}{next(self._ids):08x}"
@@ -140,8 +142,7 @@ class App:
     async def _follow(self, path: str, client: Client) -> None:
         """Serve a request of the API, and write down what became of it."""
         entry = Entry(client.request_id, path, time.monotonic())
-        self._running[client] = asyncio.current_task()
-        self._none_running.clear()
+        self._running.add(client)
         try:
             await self._serve(path, client, entry)
             entry.outcome = "ok"
@@ -155,8 +156,8 @@ class App:
             entry.outcome = INTERNAL_ERROR.type
             raise
         finally:
-            del self._running[client]
-            if not self._running:
+            self._running.discard(client)
+            if self._none_running is not None and not self._running:
                 self._none_running.set()
             self._close(entry, client)
 
@@ -173,11 +174,13 @@ class App:
     async def _serve(self, path: str, client: Client, entry: Entry) -> None:
         endpoint = self._chat if path == CHAT else self._endpoints.get(path)
         if endpoint is not None:
-            _require_method(client, "POST")
+            if client.method != "POST":
+                raise _not_allowed("POST")
             entry.endpoint = endpoint.path
             self._ledger.open(entry)
         elif path == MODELS or path.startswith(MODELS + "/"):
-            _require_method(client, "GET", "HEAD")
+            if client.method not in ("GET", "HEAD"):
+                raise _not_allowed("GET, HEAD")
         else:
             raise GatewayError(NOT_FOUND, "There is no such endpoint here.")
         caller = self._admit(client, from_page=endpoint is self._chat)
@@ -212,27 +215,23 @@ class App:
         seen = peek(body, endpoint.body, head.named.get(b"content-type", b""))
         entry.model, entry.streams = seen.model[:_MODEL_CHARACTERS], seen.streams
         converses = endpoint.streams  # what answers in events builds on a KV cache, and nothing else does
+        fields, lines = client.fields, head.lines
+        if endpoint is self._chat:
+            fields = tuple(field for field in fields if field[0].lower() not in _OF_THE_PAGE)
+            lines = request_head(fields).lines
+        query = _query(client.raw_path) if "?" in client.raw_path else ""
+        session = None
+        for name in self._session_fields:
+            session = session or head.named.get(name)
         return Call(
             seen.model,
-            self._outgoing(client, endpoint, body),
-            thread_of(seen, user=caller.user, session=self._session(head.named)) if converses else Thread(),
+            Outgoing(endpoint.path, query, fields, lines, client.request_id, body),
+            thread_of(seen, user=caller.user, session=session or None) if converses else Thread(),
             entry,
             prompt_bytes=(seen.prompt_bytes or len(body)) if endpoint.reads else 0,
             output_limit=seen.output_limit,
             keepalive_s=self._config.streams.keepalive if seen.streams and converses else 0.0,
         )
-
-    def _session(self, named: dict[bytes, bytes]) -> bytes | None:
-        """Give the session id that a client sent, if it sent one."""
-        return next((value for name in self._session_fields if (value := named.get(name))), None)
-
-    def _outgoing(self, client: Client, endpoint: Endpoint, body: Body) -> Outgoing:
-        """Give what to send to a provider; from the live page, without its session."""
-        fields, lines = client.fields, client.head.lines
-        if endpoint is self._chat:
-            fields = tuple(field for field in fields if field[0].lower() not in _OF_THE_PAGE)
-            lines = request_head(fields).lines
-        return Outgoing(endpoint.path, _query(client.raw_path), fields, lines, client.request_id, body)
 
     # -- the end
 
@@ -243,9 +242,11 @@ class App:
 
     async def quiet(self, limit_s: float) -> bool:
         """Wait until nothing is in flight, for `limit_s` seconds at most; tells whether that was enough."""
+        self._none_running = asyncio.Event()
         try:
             async with asyncio.timeout(limit_s):
-                await self._none_running.wait()
+                if self._running:
+                    await self._none_running.wait()
         except TimeoutError:
             events.warning("cutting what is still in flight", requests=len(self._running))
             return False
@@ -254,10 +255,9 @@ class App:
     def cut_off(self) -> None:
         """Tell everybody who is still being served that it is over."""
         self._cutting = True
-        for client, task in list(self._running.items()):
+        for client in list(self._running):
             client.fail(draining())
-            if task is not None:
-                task.cancel()
+            client.cancel()
 
 
 def _log(entry: Entry, now: float) -> None:
@@ -311,10 +311,8 @@ def _query(raw_path: str) -> str:
     return query
 
 
-def _require_method(client: Client, *methods: str) -> None:
-    if client.method not in methods:
-        allowed = ", ".join(methods)
-        raise GatewayError(METHOD_NOT_ALLOWED, f"This endpoint takes {allowed}.", (("Allow", allowed),))
+def _not_allowed(allowed: str) -> GatewayError:
+    return GatewayError(METHOD_NOT_ALLOWED, f"This endpoint takes {allowed}.", (("Allow", allowed),))
 
 
 def _check_head(client: Client) -> None:

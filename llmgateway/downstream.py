@@ -90,6 +90,7 @@ class Client:
         "_head",
         "_keep_alive",
         "_message",
+        "_now",
         "_own_lines",
         "_request",
         "_sse",
@@ -121,16 +122,17 @@ class Client:
         """What was answered; 0 before that."""
         self.ended = False
         self.bytes_out = 0
-        self.last_write = connection.now()
-        """When something was last written, on the loop's clock; at first, when the request came."""
+        self.last_write = 0.0
+        """When something was last written, on the loop's clock; 0 before that."""
         self._connection = connection
         self._message = message
         self._content = content
         self._request: web.BaseRequest | None = None
         self._transport = connection.transport
+        self._now = connection.now
         # aiohttp's parser takes the trailers of a chunked body for fields of the next request, and hears
         # nothing any more behind a request for another protocol.
-        self._keep_alive = not (message.should_close or message.chunked or connection.upgraded)
+        self._keep_alive = not (message.should_close or message.chunked or connection.in_another_protocol)
         self._answered = False
         self._head: bytes | None = None
         self._chunked = self._sse = self._until_close = False
@@ -146,7 +148,7 @@ class Client:
     @property
     def head_size(self) -> int:
         """The bytes of the request's head."""
-        return len(self.raw_path) + sum(len(name) + len(value) + 4 for name, value in self.fields)
+        return len(self.raw_path) + self.head.size
 
     @property
     def request(self) -> web.BaseRequest:
@@ -360,7 +362,7 @@ class Client:
             data, self._head = self._head + data, None
         if data:
             transport.write(data)
-            self.last_write = self._connection.now()
+            self.last_write = self._now()
 
     def feed_chunk(self, data: bytes, framed: bytes) -> None:
         """Write a piece that came as one chunk: as it came, where the answer is sent in chunks."""
@@ -374,7 +376,7 @@ class Client:
         if self._sse:
             self._tail = data if len(data) >= 4 else (self._tail + data)[-4:]
         transport.write(framed)
-        self.last_write = self._connection.now()
+        self.last_write = self._now()
 
     def _cut(self) -> None:
         """End an answer so that nobody takes it for a whole one: no proper end, and no keep-alive."""
@@ -390,13 +392,17 @@ class Client:
         """Do not use the connection again after this answer."""
         self._keep_alive = False
 
+    def cancel(self) -> None:
+        """Cancel whoever serves this request."""
+        self._connection.cancel()
+
     def hold(self, flow: Flow | None) -> None:
         """Name what to hold back while the client does not read; None when it is over."""
         self._connection.flow = flow
 
     def kept(self) -> bool:
         """Tell, once the request is over, whether its connection may be used again."""
-        if self._expects() and not self._content.is_eof() and self._transport is not None:
+        if not self._content.is_eof() and self._expects() and self._transport is not None:
             self._transport.close()  # it was told not to send the body: nothing will come to wait for
         return self._keep_alive and self.ended
 
@@ -422,10 +428,11 @@ class Heartbeat:
         self._every_s = every_s
         self._words = words
         self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(every_s, self._beat)
+        self._began = self._loop.time()
+        self._timer = self._loop.call_at(self._began + every_s, self._beat)
 
     def _beat(self) -> None:
-        due = self._client.last_write + self._every_s
+        due = max(self._client.last_write, self._began) + self._every_s
         now = self._loop.time()
         if now >= due:
             self._client.say(self._words())
@@ -444,7 +451,17 @@ def _too_large(limit_bytes: int) -> GatewayError:
 class ClientConnection(RequestHandler):
     """A client's connection, with the limits and the manners that aiohttp leaves to us."""
 
-    __slots__ = ("_deaf_timer", "_head_timer", "_stall_timer", "flow", "patience", "server")
+    __slots__ = (
+        "_deaf_timer",
+        "_head_timer",
+        "_stall_timer",
+        "flow",
+        "in_another_protocol",
+        "now",
+        "patience",
+        "server",
+        "serving",
+    )
 
     def __init__(
         self,
@@ -457,24 +474,14 @@ class ClientConnection(RequestHandler):
         super().__init__(manager, loop=loop, keepalive_timeout=patience.keep_alive_s, **settings)
         self.server = manager
         self.patience = patience
+        self.now = loop.time
         self.flow: Flow | None = None
+        self.serving: Client | None = None
+        self.in_another_protocol = False
+        """True if what follows is in another protocol, by the client's wish, which is not granted."""
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
         self._deaf_timer: asyncio.TimerHandle | None = None
-
-    def now(self) -> float:
-        """Give the time on the loop's clock."""
-        return self._loop.time()
-
-    @property
-    def upgraded(self) -> bool:
-        """True if what follows is in another protocol, by the client's wish, which is not granted."""
-        return bool(self._upgraded) and not self._messages
-
-    @property
-    def serving(self) -> Client | None:
-        """The request that is being served."""
-        return cast("Client | None", self._current_request)
 
     # -- one request after another
 
@@ -483,18 +490,27 @@ class ClientConnection(RequestHandler):
         try:
             while not self._force_close:
                 if not self._messages:
-                    await self._next_message()
+                    self._waiter = self._loop.create_future()
+                    try:
+                        await self._waiter
+                    finally:
+                        self._waiter = None
                 message, content = self._messages.popleft()
                 self._make_room()
                 if isinstance(message, _ErrInfo):
                     self._refuse(message.exc)
                     break
+                self.in_another_protocol = self._upgraded and not self._messages
                 kept = await self._serve(Client(self, message, content))
                 if not content.is_eof():
                     await self._linger(content)
                 if not kept or self._close or self._force_close:
                     break
-                self._await_next_in_time()
+                self._next_keepalive_close_time = self.now() + self._keepalive_timeout
+                if self._keepalive_handle is None:
+                    self._keepalive_handle = self._loop.call_at(
+                        self._next_keepalive_close_time, self._process_keepalive
+                    )
         except BaseException:
             self.force_close()
             raise
@@ -502,13 +518,6 @@ class ClientConnection(RequestHandler):
             self._task_handler = None
             if self.transport is not None:
                 self.transport.close()
-
-    async def _next_message(self) -> None:
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
 
     def _make_room(self) -> None:
         """Let the parser go on with requests that it has held back behind the one that was just taken."""
@@ -520,10 +529,11 @@ class ClientConnection(RequestHandler):
     async def _serve(self, client: Client) -> bool:
         """Have a request answered; tells whether the connection may be used again."""
         self._request_in_progress = True
-        self._current_request = cast(web.BaseRequest, client)
+        self.serving = client
+        self._current_request = client  # type: ignore[assignment]  # of which it wants `_cancel` only
         try:
             response = await self.server.answer(client)
-            self._current_request = None
+            self._current_request = self.serving = None
             if response is not None:
                 _, gone = await self.finish_response(client.request, response, None)
                 return bool(response.keep_alive) and not gone
@@ -532,7 +542,7 @@ class ClientConnection(RequestHandler):
         except ConnectionError:
             return False
         finally:
-            self._current_request = None
+            self._current_request = self.serving = None
             self._request_in_progress = False
             if self._handler_waiter is not None:
                 self._handler_waiter.set_result(None)
@@ -546,13 +556,6 @@ class ClientConnection(RequestHandler):
                     await content.readany()
         self._close = self._close or not content.is_eof()
 
-    def _await_next_in_time(self) -> None:
-        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
-        if self._keepalive_handle is None:
-            self._keepalive_handle = self._loop.call_at(
-                self._next_keepalive_close_time, self._process_keepalive
-            )
-
     def request_of(self, message: RawRequestMessage, content: StreamReader) -> web.BaseRequest:
         """Make aiohttp's own request of one of its messages."""
         assert self._request_factory is not None and self._task_handler is not None
@@ -564,7 +567,7 @@ class ClientConnection(RequestHandler):
     def data_received(self, data: bytes) -> None:
         """Parse what came; a head that has begun must be complete in time."""
         super().data_received(data)
-        if self._messages:
+        if self._messages and self.serving is not None:
             self.check_framing()
         if self._buffer_paused or self._reading_paused:
             self._watch_deafness()
@@ -597,6 +600,16 @@ class ClientConnection(RequestHandler):
             self._abort()
         else:
             self._watch_deafness()
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Read on, if anything had stopped it: aiohttp asks for it at the end of every body."""
+        if self._reading_paused or resume_parser:
+            super().resume_reading(resume_parser)
+
+    def cancel(self) -> None:
+        """Cancel the task that serves the requests."""
+        if self._task_handler is not None:
+            self._task_handler.cancel()
 
     def _abort(self) -> None:
         if self.transport is not None:

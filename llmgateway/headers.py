@@ -56,6 +56,8 @@ class RequestHead(NamedTuple):
     """The values by lower-case name; of a field that comes more than once, in one list (RFC 9110 5.2)."""
     lines: bytes
     """What passes on to a provider, each line ended by CRLF."""
+    size: int
+    """How many bytes the fields take as they came."""
 
 
 def request_head(fields: Sequence[Field], *, replaced: frozenset[bytes] = frozenset()) -> RequestHead:
@@ -63,22 +65,25 @@ def request_head(fields: Sequence[Field], *, replaced: frozenset[bytes] = frozen
 
     `replaced` are lower-case names of fields that the provider's own configuration sets.
     """
-    named, lines = _sort(fields, NOT_FORWARDED | replaced if replaced else NOT_FORWARDED)
-    return RequestHead(named, b"".join(lines))
+    named, lines, size = _sort(fields, NOT_FORWARDED | replaced if replaced else NOT_FORWARDED)
+    return RequestHead(named, b"".join(lines), size)
 
 
-def _sort(fields: Iterable[Field], dropped: frozenset[bytes]) -> tuple[dict[bytes, bytes], list[bytes]]:
-    """Give the values by name, and the lines of what is neither dropped nor named by a `Connection`."""
+def _sort(fields: Iterable[Field], dropped: frozenset[bytes]) -> tuple[dict[bytes, bytes], list[bytes], int]:
+    """Give the values by name, the lines of what is neither dropped nor named by `Connection`, the size."""
     named: dict[bytes, bytes] = {}
     lines = []
+    size = 0
     for name, value in fields:
         lower = name.lower()
+        size += len(name) + len(value) + 4
         named[lower] = value if lower not in named else named[lower] + b", " + value
         if lower not in dropped:
             lines.append(b"%b: %b\r\n" % (name, value))
     if b"connection" in named and (more := _named_by(named[b"connection"])):
-        return named, [b"%b: %b\r\n" % field for field in fields if field[0].lower() not in dropped | more]
-    return named, lines
+        dropped |= more
+        lines = [b"%b: %b\r\n" % field for field in fields if field[0].lower() not in dropped]
+    return named, lines, size
 
 
 def _named_by(connection: bytes) -> frozenset[bytes]:
@@ -111,7 +116,7 @@ NO_HEAD: Final = AnswerHead(b"", None)
 
 def answer_head(fields: Sequence[Field]) -> AnswerHead:
     """Sort the header fields of a provider's answer; proxies are told not to hold event streams back."""
-    named, lines = _sort(fields, NOT_RETURNED)
+    named, lines, _ = _sort(fields, NOT_RETURNED)
     find = named.get
     coding = find(b"content-encoding", b"").strip().lower()
     events = find(b"content-type", b"").lstrip().lower().startswith(b"text/event-stream")

@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -124,10 +124,13 @@ def _caller(name: str, user: UserConfig, groups: frozenset[str], key: KeyConfig)
     )
 
 
-def offered_keys(named: Mapping[bytes, bytes]) -> Iterator[bytes]:
+def offered_keys(named: Mapping[bytes, bytes]) -> list[bytes]:
     """Give the keys that a request shows, from its header fields by lower-case name."""
-    scheme, _, credentials = named.get(b"authorization", b"").partition(b" ")
-    if credentials and scheme.lower() == b"bearer" and (key := credentials.strip()):
-        yield key
-    if key := named.get(b"x-api-key", b"").strip():
-        yield key
+    keys = []
+    if b"authorization" in named:
+        scheme, _, credentials = named[b"authorization"].partition(b" ")
+        if scheme.lower() == b"bearer":
+            keys.append(credentials.strip())
+    if b"x-api-key" in named:
+        keys.append(named[b"x-api-key"].strip())
+    return [key for key in keys if key] if b"" in keys else keys

@@ -7,7 +7,7 @@ can read the config file. What changes anything must come from the page itself, 
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from importlib import resources
 from pathlib import PurePosixPath
@@ -142,7 +142,7 @@ class Pages:
         """Name who looks at the page: by a key, else by the session. Raises GatewayError (401)."""
         now = time.time()
         key_digest = self._sessions.key_digest(request.cookies.get(COOKIE, ""))
-        offered = list(_offered(request))
+        offered = _offered(request)
         if offered or key_digest is None:
             return self._keys.recognise(offered, now=now)
         caller = self._keys.find(key_digest)
@@ -321,7 +321,7 @@ def local_credentials(keys: KeyRing) -> str | None:
     return None if keys.local_token is None else _LOCAL_PREFIX + keys.local_token
 
 
-def _offered(request: web.BaseRequest) -> Iterator[bytes]:
+def _offered(request: web.BaseRequest) -> list[bytes]:
     return offered_keys(request_head(request.raw_headers).named)
 
 

@@ -33,6 +33,8 @@ class Endpoint:
     """Whether what it streams are server-sent events, so that a comment may stand between them."""
     reads: bool = True
     """Whether its prompt costs tokens, even where the answer does not say how many."""
+    dialect: Dialect = "openai"
+    """Whose errors its callers expect."""
 
 
 ENDPOINTS: Final[tuple[Endpoint, ...]] = (
@@ -48,8 +50,8 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     Endpoint("/v1/audio/transcriptions", body="multipart", reads=False),
     Endpoint("/v1/audio/translations", body="multipart", reads=False),
     Endpoint("/v1/images/edits", body="multipart", reads=False),
-    Endpoint("/v1/messages", streams=True),
-    Endpoint("/v1/messages/count_tokens", reads=False),
+    Endpoint("/v1/messages", streams=True, dialect="anthropic"),
+    Endpoint("/v1/messages/count_tokens", reads=False, dialect="anthropic"),
 )
 
 

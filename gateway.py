@@ -84,7 +84,8 @@ class Gateway:
         self._certificate = None if config.server.tls is None else _certificate(config.server.tls)
         self._upstream = Upstream()
         self._watch = Watch(self.fleet, self._upstream, Random())
-        self.slots = Slots(self.fleet, Affinity(), config.queue, Random(), wake=Alarm().ring)
+        clock = asyncio.get_running_loop().time
+        self.slots = Slots(self.fleet, Affinity(), config.queue, Random(), wake=Alarm().ring, clock=clock)
         proxy = Proxy(self.slots, self._upstream, self._watch, RetryBudget(), self.limits, self.metrics)
         self.status = Status(
             self.condition, self._watch, self.fleet, self.slots, self.ledger, self.limits, time.monotonic

@@ -9,6 +9,7 @@ import asyncio
 import re
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Final
@@ -29,12 +30,12 @@ from llmgateway.errors import (
 )
 from llmgateway.headers import request_head
 from llmgateway.keys import Caller, KeyRing, offered_keys
-from llmgateway.ledger import Entry, Ledger
+from llmgateway.ledger import Ended, Entry, Ledger
 from llmgateway.log import Events, request_id
 from llmgateway.pages import CHAT, MODELS, PAGE, Pages, draining
 from llmgateway.proxy import Call, Proxy
 from llmgateway.upstream import Outgoing
-from llmgateway.wire import ENDPOINTS, Body, Endpoint, dialect_of, peek
+from llmgateway.wire import ENDPOINTS, Body, Endpoint, dialect_of, peek_json, peek_multipart
 
 events = Events("app")
 
@@ -59,7 +60,7 @@ class App:
         self._pages = pages
         self._proxy = proxy
         self._ledger = ledger
-        ledger.on_booked(_log)
+        ledger.on_booked(_log_all)
         self._running: set[Client] = set()
         self._none_running: asyncio.Event | None = None
         self.adopt(config)
@@ -144,7 +145,16 @@ class App:
         entry = Entry(client.request_id, path, time.monotonic())
         self._running.add(client)
         try:
-            await self._serve(path, client, entry)
+            endpoint = self._open(path, client, entry)
+            caller = self._admit(client, from_page=endpoint is self._chat)
+            entry.user, entry.key = caller.user, caller.key_name
+            if endpoint is None:
+                await self._pages.models(path, caller, client)
+            else:
+                body = client.body_at_hand(self._config.server.max_body)
+                if body is None:
+                    body = await self._late_body(client, entry)
+                await self._proxy.forward(self._call(client, endpoint, caller, entry, body), caller, client)
             entry.outcome = "ok"
         except GatewayError as error:
             entry.outcome = "truncated" if client.answered else error.kind.type
@@ -171,33 +181,29 @@ class App:
         else:
             _log(entry, time.monotonic())
 
-    async def _serve(self, path: str, client: Client, entry: Entry) -> None:
+    def _open(self, path: str, client: Client, entry: Entry) -> Endpoint | None:
+        """Find the endpoint, None for the list of models, and open the books. Raises GatewayError."""
         endpoint = self._chat if path == CHAT else self._endpoints.get(path)
         if endpoint is not None:
             if client.method != "POST":
                 raise _not_allowed("POST")
             entry.endpoint = endpoint.path
             self._ledger.open(entry)
-        elif path == MODELS or path.startswith(MODELS + "/"):
-            if client.method not in ("GET", "HEAD"):
-                raise _not_allowed("GET, HEAD")
-        else:
+            return endpoint
+        if path != MODELS and not path.startswith(MODELS + "/"):
             raise GatewayError(NOT_FOUND, "There is no such endpoint here.")
-        caller = self._admit(client, from_page=endpoint is self._chat)
-        entry.user, entry.key = caller.user, caller.key_name
-        if endpoint is None:
-            await self._pages.models(path, caller, client)
-            return
+        if client.method not in ("GET", "HEAD"):
+            raise _not_allowed("GET, HEAD")
+        return None
+
+    async def _late_body(self, client: Client, entry: Entry) -> Body:
+        """Wait for the rest of a body. Raises GatewayError."""
         if client.head.named.get(b"content-encoding", b"").lower() not in (b"", b"identity"):
-            raise GatewayError(
-                INVALID_REQUEST, "A compressed request body is not understood; send it as it is."
-            )
-        body = client.body_at_hand(self._config.server.max_body)
-        if body is None:
-            asked_at = time.monotonic()
-            body = await client.read_body(self._config.server.max_body)
-            entry.body_s = time.monotonic() - asked_at
-        await self._proxy.forward(self._call(client, endpoint, caller, entry, body), caller, client)
+            raise _compressed()
+        asked_at = time.monotonic()
+        body = await client.read_body(self._config.server.max_body)
+        entry.body_s = time.monotonic() - asked_at
+        return body
 
     def _admit(self, client: Client, *, from_page: bool) -> Caller:
         """Name the caller. Raises GatewayError."""
@@ -212,7 +218,12 @@ class App:
         """Read from a request what routing needs to know."""
         entry.bytes_in = len(body)
         head = client.head
-        seen = peek(body, endpoint.body, head.named.get(b"content-type", b""))
+        if head.named.get(b"content-encoding", b"").lower() not in (b"", b"identity"):
+            raise _compressed()
+        if endpoint.body == "json":
+            seen = peek_json(body)
+        else:
+            seen = peek_multipart(body, head.named.get(b"content-type", b""))
         entry.model, entry.streams = seen.model[:_MODEL_CHARACTERS], seen.streams
         converses = endpoint.streams  # what answers in events builds on a KV cache, and nothing else does
         fields, lines = client.fields, head.lines
@@ -260,10 +271,14 @@ class App:
             client.cancel()
 
 
+def _log_all(ended: Sequence[Ended]) -> None:
+    """Tell in the log what became of requests."""
+    if events.tells_info:
+        for entry, now, _ in ended:
+            _log(entry, now)
+
+
 def _log(entry: Entry, now: float) -> None:
-    """Tell in the log what became of a request."""
-    if not events.tells_info:
-        return
     events.info(
         "request",
         path=entry.endpoint[:_LOGGED_CHARACTERS],
@@ -309,6 +324,10 @@ def _query(raw_path: str) -> str:
     if not _SANE_QUERY.fullmatch(query):
         raise GatewayError(INVALID_REQUEST, "The query has characters that must be percent-encoded.")
     return query
+
+
+def _compressed() -> GatewayError:
+    return GatewayError(INVALID_REQUEST, "A compressed request body is not understood; send it as it is.")
 
 
 def _not_allowed(allowed: str) -> GatewayError:

@@ -14,8 +14,8 @@ import secrets
 import socket
 import struct
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
@@ -82,7 +82,6 @@ class Client:
     """One request of a client and the one answer it gets. It is the sink of an exchange's bytes."""
 
     __slots__ = (
-        "_answered",
         "_chunked",
         "_connection",
         "_content",
@@ -97,14 +96,18 @@ class Client:
         "_tail",
         "_transport",
         "_until_close",
+        "answered",
         "bytes_out",
         "dialect",
         "ended",
+        "fields",
         "head",
+        "head_size",
         "last_write",
         "method",
         "raw_path",
         "request_id",
+        "started",
         "status",
         "version",
     )
@@ -115,11 +118,17 @@ class Client:
         self.method = message.method
         self.raw_path = message.path
         self.version: tuple[int, int] = message.version
+        self.fields = message.raw_headers
         self.head = request_head(message.raw_headers)
+        self.head_size = len(message.path) + self.head.size
         self.request_id = ""
         self.dialect: Dialect = "openai"
         self.status = 0
         """What was answered; 0 before that."""
+        self.started = False
+        """True once bytes of an answer are on their way, so that the status cannot change any more."""
+        self.answered = False
+        """True once bytes of a provider's answer are on their way: too late to try elsewhere."""
         self.ended = False
         self.bytes_out = 0
         self.last_write = 0.0
@@ -133,7 +142,6 @@ class Client:
         # aiohttp's parser takes the trailers of a chunked body for fields of the next request, and hears
         # nothing any more behind a request for another protocol.
         self._keep_alive = not (message.should_close or message.chunked or connection.in_another_protocol)
-        self._answered = False
         self._head: bytes | None = None
         self._chunked = self._sse = self._until_close = False
         self._tail = b""
@@ -141,26 +149,11 @@ class Client:
         self._families: frozenset[Family] = frozenset()
 
     @property
-    def fields(self) -> tuple[tuple[bytes, bytes], ...]:
-        """The header fields as they came."""
-        return self._message.raw_headers
-
-    @property
-    def head_size(self) -> int:
-        """The bytes of the request's head."""
-        return len(self.raw_path) + self.head.size
-
-    @property
     def request(self) -> web.BaseRequest:
         """The request as aiohttp has it, for pages that need more of it; made when it is first asked for."""
         if self._request is None:
             self._request = self._connection.request_of(self._message, self._content)
         return self._request
-
-    @property
-    def started(self) -> bool:
-        """True once bytes of an answer are on their way, so that the status cannot change any more."""
-        return self.status != 0
 
     @property
     def address(self) -> str:
@@ -285,18 +278,13 @@ class Client:
         """Put a comment into a silent stream; before the answer is there this commits it to be a stream."""
         if not self.started:
             self.begin(200, b"", AnswerHead(_EVENT_STREAM, None, is_sse=True))
-            self._answered = False
+            self.answered = False
         if self._sse and not self.ended and not self.full and at_event_boundary(self._tail):
             self.feed(_PING if self.dialect == "anthropic" else f": {words}\n\n".encode(), final=False)
 
-    @property
-    def answered(self) -> bool:
-        """True once bytes of a provider's answer are on their way: too late to try elsewhere."""
-        return self._answered
-
     def resume_stream(self) -> None:
         """Go on with the answer of a provider where a keepalive has begun the stream."""
-        self._answered = True
+        self.answered = True
 
     @property
     def full(self) -> bool:
@@ -311,7 +299,7 @@ class Client:
         `own` says that the answer is not a provider's.
         """
         self.status = status
-        self._answered = True
+        self.started = self.answered = True
         self._sse = head.is_sse
         passed = head.lines
         for family in () if own else self._families:
@@ -396,9 +384,14 @@ class Client:
         """Cancel whoever serves this request."""
         self._connection.cancel()
 
-    def hold(self, flow: Flow | None) -> None:
-        """Name what to hold back while the client does not read; None when it is over."""
+    @contextmanager
+    def holding(self, flow: Flow) -> Iterator[None]:
+        """Name what to hold back while the client does not read."""
         self._connection.flow = flow
+        try:
+            yield
+        finally:
+            self._connection.flow = None
 
     def kept(self) -> bool:
         """Tell, once the request is over, whether its connection may be used again."""
@@ -496,7 +489,10 @@ class ClientConnection(RequestHandler):
                     finally:
                         self._waiter = None
                 message, content = self._messages.popleft()
-                self._make_room()
+                if self._parser is not None:
+                    self._parser.message_consumed()
+                if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+                    self._resume_reading_if_drained()
                 if isinstance(message, _ErrInfo):
                     self._refuse(message.exc)
                     break
@@ -518,13 +514,6 @@ class ClientConnection(RequestHandler):
             self._task_handler = None
             if self.transport is not None:
                 self.transport.close()
-
-    def _make_room(self) -> None:
-        """Let the parser go on with requests that it has held back behind the one that was just taken."""
-        if self._parser is not None:
-            self._parser.message_consumed()
-        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
-            self._resume_reading_if_drained()
 
     async def _serve(self, client: Client) -> bool:
         """Have a request answered; tells whether the connection may be used again."""

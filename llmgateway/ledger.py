@@ -8,7 +8,7 @@ here looks at the clock by itself, and every map has a bound.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
@@ -98,6 +98,10 @@ class Entry:
     def came_back(self) -> None:
         """Note that the provider has refused it, or failed before the first byte: it has cost nothing."""
         self.sent_at = self.meter = None
+
+
+Ended = tuple[Entry, float, float]
+"""A request that has ended, and when: on the monotonic clock, and in epoch seconds."""
 
 
 @dataclass(slots=True)
@@ -193,8 +197,8 @@ class Ledger:
         self._second = (0, "")
         self._strangers = (0, 0)
         self._later = later
-        self._ended: list[tuple[Entry, float, float]] = []
-        self._listeners: list[Callable[[Entry, float], None]] = []
+        self._ended: list[Ended] = []
+        self._listener: Callable[[Sequence[Ended]], None] = lambda ended: None
 
     def open(self, entry: Entry) -> None:
         """Begin to follow a request."""
@@ -209,9 +213,9 @@ class Ledger:
         elif len(self._ended) >= MOST_UNBOOKED:
             self.book()
 
-    def on_booked(self, listener: Callable[[Entry, float], None]) -> None:
-        """Have a function called with every request that was booked, and the moment when it had ended."""
-        self._listeners.append(listener)
+    def on_booked(self, listener: Callable[[Sequence[Ended]], None]) -> None:
+        """Have a function called with the requests that are booked together."""
+        self._listener = listener
 
     def book(self) -> None:
         """Book all that has ended by now."""
@@ -222,9 +226,10 @@ class Ledger:
                     self._book(entry, now, wall)
                 except Exception:
                     events.exception("booking failed", request=entry.id)
+            self._listener(ended)
 
     def _book(self, entry: Entry, now: float, wall: float) -> None:
-        tokens = entry.settle()
+        tokens = entry.tokens or entry.settle()
         line = _line(entry, tokens, self._moment(wall), now)
         if entry.user is not None or self._hears_strangers(wall):
             self.recent.append(line)
@@ -235,8 +240,6 @@ class Ledger:
             begin = wall - (now - (entry.first_byte_at or now))
             self._pace(entry.provider, wall).spread(tokens.completion, begin, wall)
         self._count(entry, tokens, now)
-        for listener in self._listeners:
-            listener(entry, now)
 
     def _hears_strangers(self, wall: float) -> bool:
         """Bound what callers without a key write down: else they could push out what the log is kept for."""

@@ -6,7 +6,7 @@ there, so whatever fails before that can be tried on another candidate.
 
 import asyncio
 import zlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Final
@@ -126,7 +126,7 @@ class Proxy:
         self._metrics = metrics
         self._prompts = PromptSize()
 
-    async def forward(self, call: Call, caller: Caller, client: Client) -> None:
+    def forward(self, call: Call, caller: Caller, client: Client) -> Awaitable[None]:
         """Carry one call to a provider and its answer back, byte for byte. Raises GatewayError.
 
         An error raised after the client has been sent bytes is to be told as the end of the stream.
@@ -135,9 +135,10 @@ class Proxy:
             caller.require(call.model)
         if call.prompt_bytes:
             call.entry.prompt_estimate = self._prompts.estimate(call.model, call.prompt_bytes)
-        if not caller.limited:
-            await self._take_part(call, caller, client)
-            return
+        how = self._within_limits if caller.limited else self._take_part
+        return how(call, caller, client)
+
+    async def _within_limits(self, call: Call, caller: Caller, client: Client) -> None:
         with self._limits.admit(
             caller.user, caller.limits, caller.key_id, caller.key_limits, key_name=caller.key_name
         ) as admission:
@@ -254,11 +255,10 @@ class Proxy:
                 body = exchange.whole()
                 client.feed(body, final=True)
                 meter.feed(body)
-                return
-            client.hold(exchange)
-            await exchange.relay(Metered(client, meter), provider.config.timeouts.idle)
+            else:
+                with client.holding(exchange):
+                    await exchange.relay(Metered(client, meter), provider.config.timeouts.idle)
         finally:
-            client.hold(None)
             self._settle(call, order)
 
     def _settle(self, call: Call, order: Order) -> None:

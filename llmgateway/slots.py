@@ -182,7 +182,7 @@ class Slots:
 
         Pairs with `end_attempt`. Raises NoCandidate, or GatewayError (503) if the queue is full or slow.
         """
-        return self.take(order) or self._served(order, await self._wait(order))
+        return self.take(order) or (await self._wait(order)).provider
 
     def take(self, order: Order) -> Provider | None:
         """Give a slot that is free, and nobody else's turn, at once. Pairs with `end_attempt` as well."""
@@ -192,11 +192,6 @@ class Slots:
         if placement is None:
             return None
         self._grant(order, placement)
-        return self._served(order, placement)
-
-    def _served(self, order: Order, placement: Placement) -> Provider:
-        order.affinity = placement.affinity
-        self.affinity_results[placement.affinity] += 1
         return placement.provider
 
     def end_attempt(self, order: Order, provider: Provider) -> None:
@@ -398,6 +393,8 @@ class Slots:
         now = self._now()
         provider = placement.provider
         provider.in_flight += 1
+        order.affinity = placement.affinity
+        self.affinity_results[placement.affinity] += 1
         if not provider.breaker.spotless:
             order.on_trial = provider.breaker.started(now)
         if order.thread.links:

@@ -360,24 +360,17 @@ class _Fit:
 
     def __init__(self) -> None:
         self._weight = self._size = self._tokens = self._square = self._product = 0.0
-        self._add(self.PRIOR_BYTES, self.PRIOR_BYTES / _BYTES_A_TOKEN, share=self.PRIOR)
+        self.learn(self.PRIOR_BYTES, self.PRIOR_BYTES / _BYTES_A_TOKEN, share=self.PRIOR)
 
-    def learn(self, size: float, tokens: float) -> None:
+    def learn(self, size: float, tokens: float, *, share: float = 1.0) -> None:
         """Let one more request count, and those before a little less."""
-        self._weight *= self.DECAY
-        self._size *= self.DECAY
-        self._tokens *= self.DECAY
-        self._square *= self.DECAY
-        self._product *= self.DECAY
-        self._add(size, tokens)
-
-    def _add(self, size: float, tokens: float, share: float = 1.0) -> None:
+        decay = self.DECAY
         weight = share / (size + self.KNEE_BYTES) ** 2
-        self._weight += weight
-        self._size += weight * size
-        self._tokens += weight * tokens
-        self._square += weight * size * size
-        self._product += weight * size * tokens
+        self._weight = self._weight * decay + weight
+        self._size = self._size * decay + weight * size
+        self._tokens = self._tokens * decay + weight * tokens
+        self._square = self._square * decay + weight * size * size
+        self._product = self._product * decay + weight * size * tokens
 
     def estimate(self, size: float) -> float:
         """Give the tokens on the line at a size; neither its base nor its slope is ever negative."""

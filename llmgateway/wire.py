@@ -142,18 +142,12 @@ def _bad(message: str) -> GatewayError:
     return GatewayError(INVALID_REQUEST, message)
 
 
-def peek(body: Body, kind: BodyKind, content_type: bytes) -> Peek:
-    """Read model and stream flag off a request body.
-
-    Raises GatewayError (400) in words that name the trouble. `content_type` matters for multipart only.
-    """
-    if kind == "json":
-        return peek_json(body)
-    return peek_multipart(body, content_type.decode("utf-8", "surrogateescape"))
-
-
 def peek_json(body: Body) -> Peek:
-    """Read a JSON body; of a key that stands twice the last one counts, as it does for most servers."""
+    """Read model, stream flag and what else counts off a JSON body.
+
+    Of a key that stands twice the last one counts, as it does for most servers. Raises GatewayError (400) in
+    words that name the trouble.
+    """
     if not body:
         raise _bad("The request body is empty; a JSON object with a 'model' is needed.")
     if not body.isascii():
@@ -389,10 +383,10 @@ def _parameter(header: str, name: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def peek_multipart(body: Body, content_type: str) -> Peek:
-    """Read a multipart/form-data body; files in it are skipped, not copied."""
+def peek_multipart(body: Body, content_type: bytes) -> Peek:
+    """Read a multipart/form-data body; files in it are skipped, not copied. Raises GatewayError (400)."""
     header = Message()
-    header["content-type"] = content_type
+    header["content-type"] = content_type.decode("utf-8", "surrogateescape")
     boundary = header.get_boundary()
     if header.get_content_type() != "multipart/form-data" or not boundary:
         raise _bad("This endpoint takes multipart/form-data with a boundary.")

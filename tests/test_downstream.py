@@ -186,11 +186,11 @@ async def test_a_client_that_does_not_read_holds_the_flow_until_it_reads() -> No
     size = 8_000_000
 
     async def work(client: Client, _: web.BaseRequest) -> None:
-        client.hold(flow)
-        client.begin(200, b"", JSON)
-        client.feed(b"x" * size, final=False)
-        await flow.resumed.wait()
-        client.feed(b"", final=True)
+        with client.holding(flow):
+            client.begin(200, b"", JSON)
+            client.feed(b"x" * size, final=False)
+            await flow.resumed.wait()
+            client.feed(b"", final=True)
 
     async with serving(work) as here, RawClient(here.port, receive_buffer=4096) as client:
         await client.send(GET)

@@ -12,7 +12,9 @@ from collections import OrderedDict
 from collections.abc import Container, Hashable
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 from llmgateway.wire import Buffer, Peek
 
@@ -29,7 +31,7 @@ SYSTEM_PROMPT_BYTES: Final = 512
 BLOCK_BYTES: Final = 256
 
 
-class Thread(NamedTuple):
+class Thread(msgspec.Struct, frozen=True, gc=False):
     """What a request tells of the conversation it belongs to.
 
     `links` run from the shortest chain to the whole. `opening` says that nothing was said before this
@@ -83,8 +85,7 @@ def _blocks(text: Buffer) -> list[Buffer]:
     return [text[start : start + BLOCK_BYTES] for start in range(0, len(text) - BLOCK_BYTES + 1, BLOCK_BYTES)]
 
 
-@dataclass(slots=True, eq=False)
-class Conversation:
+class Conversation(msgspec.Struct, eq=False):
     """Where a conversation lives, when it last had a turn, and the chain that it had reached by then."""
 
     home: Hashable

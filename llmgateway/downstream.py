@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import formatdate
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Final, Literal, Protocol, cast
 
@@ -110,6 +111,7 @@ class Client:
         "started",
         "status",
         "version",
+        "watch",
     )
 
     def __init__(
@@ -144,6 +146,8 @@ class Client:
         self._keep_alive = not (message.should_close or message.chunked or connection.in_another_protocol)
         self._head: bytes | None = None
         self._chunked = self._sse = self._until_close = False
+        self.watch: Callable[[bytes], None] | None = None
+        """Shown each piece of a provider's answer, after it was written."""
         self._tail = b""
         self._own_lines = b""
         self._families: frozenset[Family] = frozenset()
@@ -255,7 +259,7 @@ class Client:
             # the rest of the body is not wanted; it would be taken for the next request
             self._keep_alive = False
         self.begin(status, b"", AnswerHead(lines, len(body)), own=True)
-        self.feed(body if self.method != "HEAD" else b"", final=True)
+        self._send(body if self.method != "HEAD" else b"", final=True)
 
     def fail(self, error: GatewayError) -> None:
         """Tell an error: as a response, as a stream's last event, or by cutting what can't be mended."""
@@ -270,7 +274,7 @@ class Client:
             self.respond(error.kind.status, body, _JSON + "".join(f"{line}\r\n" for line in lines).encode())
         elif self._sse:
             gap = b"" if at_event_boundary(self._tail) else b"\n\n"
-            self.feed(gap + error_event(error, self.dialect, self.request_id), final=True)
+            self._send(gap + error_event(error, self.dialect, self.request_id), final=True)
         else:
             self._cut()
 
@@ -280,7 +284,7 @@ class Client:
             self.begin(200, b"", AnswerHead(_EVENT_STREAM, None, is_sse=True))
             self.answered = False
         if self._sse and not self.ended and not self.full and at_event_boundary(self._tail):
-            self.feed(_PING if self.dialect == "anthropic" else f": {words}\n\n".encode(), final=False)
+            self._send(_PING if self.dialect == "anthropic" else f": {words}\n\n".encode(), final=False)
 
     def resume_stream(self) -> None:
         """Go on with the answer of a provider where a keepalive has begun the stream."""
@@ -304,8 +308,7 @@ class Client:
         passed = head.lines
         for family in () if own else self._families:
             passed = _FAMILIES[family].sub(b"", passed)
-        first = b"HTTP/1.1 %d %b\r\n" % (status, reason or _REASONS.get(status, b""))
-        lines = [first, passed, more, self._own_lines]
+        lines = [_status_line(status, reason), passed, more, self._own_lines]
         if not head.dated:
             lines.append(self._connection.server.date_line())
         lines.append(f"x-request-id: {self.request_id}\r\n".encode())
@@ -330,7 +333,13 @@ class Client:
         return b""
 
     def feed(self, data: bytes, *, final: bool) -> None:
-        """Write a piece of the body, at once. What a client that has left would have got is dropped."""
+        """Write a piece of a provider's answer, at once; whoever watches looks at it afterwards."""
+        self._send(data, final=final)
+        if self.watch is not None:
+            self.watch(data)
+
+    def _send(self, data: bytes, *, final: bool) -> None:
+        """Write a piece of the body. What a client that has left would have got is dropped."""
         if self.ended:
             return
         self.ended = final
@@ -358,13 +367,15 @@ class Client:
             self.feed(data, final=False)
             return
         transport = self._transport
-        if self.ended or transport is None or transport.is_closing():
-            return
-        self.bytes_out += len(data)
-        if self._sse:
-            self._tail = data if len(data) >= 4 else (self._tail + data)[-4:]
-        transport.write(framed)
-        self.last_write = self._now()
+        if not self.ended and transport is not None and not transport.is_closing():
+            size = len(data)
+            self.bytes_out += size
+            if self._sse:
+                self._tail = data if size >= 4 else (self._tail + data)[-4:]
+            transport.write(framed)
+            self.last_write = self._now()
+        if self.watch is not None:
+            self.watch(data)
 
     def _cut(self) -> None:
         """End an answer so that nobody takes it for a whole one: no proper end, and no keep-alive."""
@@ -435,6 +446,11 @@ class Heartbeat:
     def stop(self) -> None:
         """Say nothing more."""
         self._timer.cancel()
+
+
+@lru_cache(64)
+def _status_line(status: int, reason: bytes) -> bytes:
+    return b"HTTP/1.1 %d %b\r\n" % (status, reason or _REASONS.get(status, b""))
 
 
 def _too_large(limit_bytes: int) -> GatewayError:

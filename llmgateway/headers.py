@@ -6,7 +6,9 @@ spelling.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 Field = tuple[bytes, bytes]
 
@@ -49,7 +51,7 @@ NOT_RETURNED: Final = HOP_BY_HOP | {
 }
 
 
-class RequestHead(NamedTuple):
+class RequestHead(msgspec.Struct, frozen=True, gc=False):
     """What the header fields of a request say, read in one pass."""
 
     named: dict[bytes, bytes]
@@ -93,7 +95,7 @@ def _named_by(connection: bytes) -> frozenset[bytes]:
     return frozenset(token.strip() for token in connection.lower().split(b",")) - HOP_BY_HOP - _OPTIONS
 
 
-class AnswerHead(NamedTuple):
+class AnswerHead(msgspec.Struct, frozen=True, gc=False):
     """What a client is to get of a provider's response head, and what the relay needs to know of it."""
 
     lines: bytes

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 from llmgateway.log import Events, together
 from llmgateway.metrics import Metrics
 from llmgateway.usage import Meter, Tokens
@@ -29,8 +31,7 @@ _DAY_CHARACTERS: Final = len("2026-11-25")
 _SHORTEST_S: Final = 0.001
 
 
-@dataclass(slots=True, eq=False)
-class Entry:
+class Entry(msgspec.Struct, eq=False):
     """One request from its head to its end.
 
     Durations are in seconds, moments those of `time.monotonic`: uvloop's clock has milliseconds, and stands
@@ -309,7 +310,7 @@ class Ledger:
             first_byte_s=None if entry.first_byte_at is None else entry.first_byte_at - entry.began,
             queue_s=entry.queue_s,
             overhead_s=entry.overhead_s,
-            tokens=() if tokens is None else tokens[:4],
+            tokens=() if tokens is None else tokens.counts,
             estimated=tokens is not None and tokens.estimated,
         )
 
@@ -346,7 +347,6 @@ def _tokens_in(line: Mapping[str, Any]) -> Tokens | None:
 def _line(entry: Entry, tokens: Tokens | None, time: str, now: float) -> dict[str, Any]:
     """Give a request's line in the request log: never a prompt, an answer or a key."""
     first_byte_at = entry.first_byte_at
-    prompt, completion, cached, reasoning, estimated = tokens or (None, None, None, None, False)
     return {
         "time": time,
         "id": entry.id,
@@ -360,11 +360,11 @@ def _line(entry: Entry, tokens: Tokens | None, time: str, now: float) -> dict[st
         "queue_ms": round(entry.queue_s * 1000, 1),
         "first_byte_ms": None if first_byte_at is None else round((first_byte_at - entry.began) * 1000, 1),
         "total_ms": round((now - entry.began) * 1000, 1),
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "cached_tokens": cached,
-        "reasoning_tokens": reasoning,
-        "estimated": estimated,
+        "prompt_tokens": None if tokens is None else tokens.prompt,
+        "completion_tokens": None if tokens is None else tokens.completion,
+        "cached_tokens": None if tokens is None else tokens.cached,
+        "reasoning_tokens": None if tokens is None else tokens.reasoning,
+        "estimated": tokens is not None and tokens.estimated,
         "bytes_in": entry.bytes_in,
         "bytes_out": entry.bytes_out,
         "attempts": entry.attempts,

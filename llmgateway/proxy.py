@@ -8,8 +8,11 @@ import asyncio
 import zlib
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from time import monotonic
 from typing import Final
+
+import msgspec
 
 from llmgateway.affinity import Thread
 from llmgateway.breaker import RetryBudget
@@ -52,8 +55,7 @@ _HELD_BYTES: Final = 1 << 20
 _GZIP_OR_ZLIB: Final = zlib.MAX_WBITS | 32
 
 
-@dataclass(slots=True)
-class Call:
+class Call(msgspec.Struct):
     """One request to be forwarded, and the entry in which it is written down how that goes."""
 
     model: str
@@ -77,33 +79,6 @@ class Held:
     head: AnswerHead
     body: bytes
     own_lines: bytes
-
-
-class Metered:
-    """Passes an answer on to the client, and looks at each piece after it was written."""
-
-    __slots__ = ("_client", "_look", "_pass_on", "_write")
-
-    def __init__(self, client: Client, meter: Meter) -> None:
-        self._client = client
-        self._write = client.feed
-        self._pass_on = client.feed_chunk
-        self._look = meter.feed
-
-    @property
-    def full(self) -> bool:
-        """True while the client reads too slowly for more."""
-        return self._client.full
-
-    def feed(self, data: bytes, *, final: bool) -> None:
-        """Write first, count afterwards."""
-        self._write(data, final=final)
-        self._look(data)
-
-    def feed_chunk(self, data: bytes, framed: bytes) -> None:
-        """Write first, count afterwards."""
-        self._pass_on(data, framed)
-        self._look(data)
 
 
 class Proxy:
@@ -217,7 +192,7 @@ class Proxy:
                 if exchange.failure is not None:
                     raise exchange.failure
                 if whole:
-                    own_lines = _own_lines(provider.name, order)
+                    own_lines = _own_lines(provider.name, order.affinity, order.waited_s)
                     return Held(provider, status, exchange.reason, exchange.head, body, own_lines)
             call.outgoing.body = b""
             await self._relay(provider, exchange, call, client, order)
@@ -242,7 +217,8 @@ class Proxy:
         if exchange.status < _NO_ANSWER:
             entry.meter = meter
         if not client.started:
-            client.begin(exchange.status, exchange.reason, head, _own_lines(provider.name, order))
+            own_lines = _own_lines(provider.name, order.affinity, order.waited_s)
+            client.begin(exchange.status, exchange.reason, head, own_lines)
         elif exchange.status == 200 and head.is_sse:
             client.resume_stream()
         else:
@@ -250,14 +226,13 @@ class Proxy:
             meter.feed(body)
             raise _too_late(provider, exchange.status, head, body)
         entry.first_byte_at = monotonic()
+        client.watch = meter.feed
         try:
             if exchange.complete:
-                body = exchange.whole()
-                client.feed(body, final=True)
-                meter.feed(body)
+                client.feed(exchange.whole(), final=True)
             else:
                 with client.holding(exchange):
-                    await exchange.relay(Metered(client, meter), provider.config.timeouts.idle)
+                    await exchange.relay(client, provider.config.timeouts.idle)
         finally:
             self._settle(call, order)
 
@@ -315,11 +290,10 @@ def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def _own_lines(provider: str, order: Order) -> bytes:
-    affinity = f"x-gateway-affinity: {order.affinity}\r\n" if order.affinity else ""
-    return (
-        f"x-gateway-provider: {provider}\r\n{affinity}x-gateway-queue-wait: {order.waited_s:.3f}\r\n".encode()
-    )
+@lru_cache(256)  # most have not waited at all
+def _own_lines(provider: str, affinity: str, waited_s: float) -> bytes:
+    line = f"x-gateway-affinity: {affinity}\r\n" if affinity else ""
+    return f"x-gateway-provider: {provider}\r\n{line}x-gateway-queue-wait: {waited_s:.3f}\r\n".encode()
 
 
 def _heart(call: Call, client: Client, order: Order, slots: Slots) -> Heartbeat:

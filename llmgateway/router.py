@@ -5,7 +5,9 @@ Plain functions of values; time and chance are arguments. Nothing is changed her
 
 from collections.abc import Collection, Sequence
 from random import Random
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
+
+import msgspec
 
 from llmgateway.affinity import NO_MATCH, Affinity, Match, Thread
 from llmgateway.errors import NO_PROVIDER, GatewayError
@@ -20,7 +22,7 @@ CROWDED_TIMES: Final = 2
 SYSTEM_PROMPT_SLACK: Final = 2  # live conversations more than the least that a shared system prompt is worth
 
 
-class Placement(NamedTuple):
+class Placement(msgspec.Struct, frozen=True):
     """Where a call goes.
 
     `affinity` is `hit`, `miss` or `spill`, or empty if the call belongs to no conversation. `match` is what

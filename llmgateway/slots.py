@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Final
 
+import msgspec
+
 from llmgateway.affinity import Affinity, Thread
 from llmgateway.config import QueueConfig
 from llmgateway.errors import OVERLOADED, GatewayError
@@ -43,8 +45,7 @@ class NoCandidate(Exception):
     """Nobody serves this order any more, and nobody is about to."""
 
 
-@dataclass(slots=True, eq=False)
-class Order:
+class Order(msgspec.Struct, eq=False):
     """One request's wish to be served. `estimate` is in virtual tokens (see fairness)."""
 
     caller: Caller
@@ -54,7 +55,7 @@ class Order:
     standing: Standing
     slots: "Slots"
     request_id: str = ""
-    tried: set[str] = field(default_factory=set)
+    tried: set[str] = msgspec.field(default_factory=set)
     waited_s: float = 0.0
     affinity: str = ""
     expected: float = 0.0

@@ -13,9 +13,10 @@ import os
 import socket
 import ssl
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
+
+import msgspec
 
 from llmgateway.config import ProviderConfig
 from llmgateway.errors import ProviderFailed, ProviderTimedOut, ProviderUnreachable
@@ -27,8 +28,7 @@ from llmgateway.wire import Body
 MAX_IDLE_CONNECTIONS: Final = 1024
 
 
-@dataclass(slots=True)
-class Outgoing:
+class Outgoing(msgspec.Struct, gc=False):
     """A request on its way to whichever provider takes it.
 
     `path` is the gateway's own (from the endpoint table), `query` what followed `?`, `fields` what the client

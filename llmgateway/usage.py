@@ -16,8 +16,9 @@ The rules:
 import re
 import zlib
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
+import msgspec
 import orjson
 
 FIRST_BYTES: Final = 4 * 1024
@@ -71,7 +72,7 @@ _MOST_PROMPT_TOKENS: Final = 100_000
 _REMEMBERED_MODELS: Final = 1_000
 
 
-class Tokens(NamedTuple):
+class Tokens(msgspec.Struct, frozen=True, gc=False):
     """What a request cost.
 
     `prompt` includes what was cached, `completion` what was thought; `estimated` says that the server did not
@@ -83,6 +84,11 @@ class Tokens(NamedTuple):
     cached: int = 0
     reasoning: int = 0
     estimated: bool = True
+
+    @property
+    def counts(self) -> tuple[int, int, int, int]:
+        """All of them, in their order."""
+        return self.prompt, self.completion, self.cached, self.reasoning
 
 
 class Meter:
@@ -344,7 +350,9 @@ class PromptSize:
         """Guess the prompt tokens of a request; not too many, since a long one may be an image or a file."""
         fit = self._fits.get(model)
         guess = fit.estimate(size_bytes) if fit is not None else size_bytes / _BYTES_A_TOKEN
-        return round(min(max(guess, 0.0), _MOST_PROMPT_TOKENS))
+        return (
+            int(guess + 0.5) if 0 <= guess < _MOST_PROMPT_TOKENS else _MOST_PROMPT_TOKENS if guess > 0 else 0
+        )
 
 
 class _Fit:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from email.message import Message
-from typing import Final, Literal, NamedTuple, assert_never
+from typing import Final, Literal, assert_never
 
 import msgspec
 import orjson
@@ -63,7 +63,7 @@ def dialect_of(path: str) -> Dialect:
 # --- what a request says -----------------------------------------------------------------------------------
 
 
-class Peek(NamedTuple):
+class Peek(msgspec.Struct, frozen=True, gc=False):
     """What routing needs to know of a request body.
 
     `system` are the system messages that it opens with, `said` all messages behind them; both are empty if
@@ -386,13 +386,13 @@ def _parameter(header: str, name: str) -> str | None:
 def peek_multipart(body: Body, content_type: bytes) -> Peek:
     """Read a multipart/form-data body; files in it are skipped, not copied. Raises GatewayError (400)."""
     header = Message()
-    header["content-type"] = content_type.decode("utf-8", "surrogateescape")
+    header["content-type"] = content_type.decode("latin-1")
     boundary = header.get_boundary()
     if header.get_content_type() != "multipart/form-data" or not boundary:
         raise _bad("This endpoint takes multipart/form-data with a boundary.")
     fields = _FormFields()
     try:
-        parser = MultipartParser(boundary.encode("utf-8"), fields.callbacks())  # type: ignore[arg-type]
+        parser = MultipartParser(boundary.encode("latin-1"), fields.callbacks())  # type: ignore[arg-type]
         view = memoryview(body)
         for start in range(0, len(body), _UTF8_STEP_BYTES):
             parser.write(bytes(view[start : start + _UTF8_STEP_BYTES]))

@@ -408,12 +408,12 @@ def test_a_form_says_its_model_wherever_it_stands(body: bytes, expected: Peek) -
 @pytest.mark.parametrize(
     ("body", "content_type", "words"),
     [
-        (MODEL + END, "", "multipart/form-data with a boundary"),
-        (MODEL + END, "multipart/form-data", "with a boundary"),
-        (MODEL + END, 'multipart/form-data; boundary=""', "with a boundary"),
-        (MODEL + END, "multipart/mixed; boundary=XX", "multipart/form-data"),
-        (b'{"model": "m"}', "application/json", "multipart/form-data"),
-        (MODEL + END, "multipart/form-data; boundary=\udcff", "not valid multipart"),
+        (MODEL + END, b"", "multipart/form-data with a boundary"),
+        (MODEL + END, b"multipart/form-data", "with a boundary"),
+        (MODEL + END, b'multipart/form-data; boundary=""', "with a boundary"),
+        (MODEL + END, b"multipart/mixed; boundary=XX", "multipart/form-data"),
+        (b'{"model": "m"}', b"application/json", "multipart/form-data"),
+        (MODEL + END, b"multipart/form-data; boundary=\xff", "not valid multipart"),
         (b"", FORM, "before its last boundary"),
         (MODEL, FORM, "before its last boundary"),
         ((MODEL + END)[:-4], FORM, "before its last boundary"),
@@ -436,7 +436,9 @@ def test_a_form_says_its_model_wherever_it_stands(body: bytes, expected: Peek) -
     ],
     ids=lambda value: repr(value[-40:]) if isinstance(value, bytes) else "",
 )
-def test_a_form_that_cannot_be_routed_is_refused_in_words(body: bytes, content_type: bytes, words: str) -> None:
+def test_a_form_that_cannot_be_routed_is_refused_in_words(
+    body: bytes, content_type: bytes, words: str
+) -> None:
     assert words in refusal(body, content_type)
 
 

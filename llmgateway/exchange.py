@@ -12,8 +12,8 @@ synchronously, from `data_received` to a sink, so that no task wakes for a chunk
 """
 
 import asyncio
-import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final, Protocol, cast
 
 import httptools
@@ -25,9 +25,21 @@ from llmgateway.wire import Body
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_INTERIM_ANSWERS: Final = 16
 BUFFER_BYTES: Final = 64 * 1024
-_CHUNK_SIZE: Final = re.compile(rb"([1-9a-fA-F][0-9a-fA-F]{0,6})\r\n")  # no extension, no leading zero
 DEFAULT_IDLE_S: Final = 4.0  # uvicorn (vLLM) and llama.cpp close after 5 s; most do not say so
 MAX_IDLE_S: Final = 60.0
+
+
+@lru_cache(4096)
+def _size_line(packet_bytes: int) -> bytes:
+    """Give the first line of a packet that is one whole chunk, as its size tells it: no other one will do.
+
+    Nothing begins with what is given for a size that no such packet has.
+    """
+    for digits in range(1, 8):
+        line = b"%x\r\n" % max(1, packet_bytes - digits - 4)
+        if len(line) == digits + 2 and packet_bytes > digits + 4:
+            return line
+    return b"no chunk"
 
 
 class Sink(Protocol):
@@ -330,8 +342,7 @@ class Connection(asyncio.Protocol):
         if len(body) <= BUFFER_BYTES:
             self._transport.write(head + body)
         else:
-            self._transport.write(head)
-            self._transport.write(body)
+            self._transport.writelines((head, body))
 
     def pause_reading(self) -> None:
         """Stop reading until `resume_reading`."""
@@ -377,16 +388,14 @@ class Connection(asyncio.Protocol):
             self.abort()  # bytes that nobody asked for
             return
         if self._between_chunks and exchange.sink is not None:
-            size = _CHUNK_SIZE.match(data)
-            if size is not None:
-                start = size.end()
-                if len(data) == start + int(size[1], 16) + 2 and data.endswith(b"\r\n"):
-                    # One whole chunk, as most of a stream comes: the parser need not see it, its state is the
-                    # same after it as before, and the client can be sent it as it is.
-                    self._barren_bytes = 0
-                    exchange.last_byte = self.loop.time()
-                    exchange.sink.feed_chunk(data[start:-2], data)
-                    return
+            size_line = _size_line(len(data))
+            if data.startswith(size_line) and data.endswith(b"\r\n"):
+                # One whole chunk, as most of a stream comes: the parser need not see it, its state is the
+                # same after it as before, and the client can be sent it as it is.
+                self._barren_bytes = 0
+                exchange.last_byte = self.loop.time()
+                exchange.sink.feed_chunk(data[len(size_line) : -2], data)
+                return
         exchange.untouched = False
         try:
             self._parser.feed_data(data)

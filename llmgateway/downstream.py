@@ -136,7 +136,7 @@ class Client:
         self.last_write = 0.0
         """When something was last written, on the loop's clock; 0 before that."""
         self._connection = connection
-        self._message = message
+        self._message: RawRequestMessage | None = message
         self._content = content
         self._request: web.BaseRequest | None = None
         self._transport = connection.transport
@@ -154,8 +154,12 @@ class Client:
 
     @property
     def request(self) -> web.BaseRequest:
-        """The request as aiohttp has it, for pages that need more of it; made when it is first asked for."""
+        """The request as aiohttp has it, for pages that need more of it; made when it is first asked for.
+
+        It is not to be had any more once the answer of a provider has begun.
+        """
         if self._request is None:
+            assert self._message is not None
             self._request = self._connection.request_of(self._message, self._content)
         return self._request
 
@@ -205,12 +209,8 @@ class Client:
         if not content.is_eof() or content.exception() is not None or content.total_bytes > limit_bytes:
             return None
         # `read_nowait` would have the parser look again for what it has held back: nothing, behind an end.
-        pieces = content._buffer
-        if len(pieces) == 1:
-            return pieces.popleft()
-        body = b"".join(pieces)
-        pieces.clear()
-        return body
+        self._content = EMPTY_PAYLOAD
+        return b"".join(content._buffer)
 
     async def _gather(self, limit_bytes: int) -> Body:
         content = self._content
@@ -302,6 +302,8 @@ class Client:
 
         `own` says that the answer is not a provider's.
         """
+        if not own:
+            self._message = None  # an answer may take an hour
         self.status = status
         self.started = self.answered = True
         self._sse = head.is_sse
@@ -415,6 +417,10 @@ class Client:
         """True once the end of the request's body, if it has one, has come."""
         return self._content.is_eof()
 
+    async def skip_some(self) -> None:
+        """Read some of the rest of the request's body, which nobody wants."""
+        await self._content.readany()
+
     def break_off(self, exc: BaseException) -> None:
         """Let whoever reads the request's body learn that there will be no more of it."""
         self._content.set_exception(exc)
@@ -513,9 +519,11 @@ class ClientConnection(RequestHandler):
                     self._refuse(message.exc)
                     break
                 self.in_another_protocol = self._upgraded and not self._messages
-                kept = await self._serve(Client(self, message, content))
-                if not content.is_eof():
-                    await self._linger(content)
+                client = Client(self, message, content)
+                del message, content  # an answer may take an hour
+                kept = await self._serve(client)
+                if not client.body_is_here:
+                    await self._linger(client)
                 if not kept or self._close or self._force_close:
                     break
                 self._next_keepalive_close_time = self.now() + self._keepalive_timeout
@@ -553,13 +561,13 @@ class ClientConnection(RequestHandler):
                 self._handler_waiter.set_result(None)
         return client.kept()
 
-    async def _linger(self, content: StreamReader) -> None:
+    async def _linger(self, client: Client) -> None:
         """Read the rest of a body for a while: closing at once could cut off the answer (RFC 9112 9.6)."""
         with suppress(TimeoutError, RequestPayloadError, HttpProcessingError):
             async with asyncio.timeout(self._lingering_time):
-                while not content.is_eof() and not self._force_close:
-                    await content.readany()
-        self._close = self._close or not content.is_eof()
+                while not client.body_is_here and not self._force_close:
+                    await client.skip_some()
+        self._close = self._close or not client.body_is_here
 
     def request_of(self, message: RawRequestMessage, content: StreamReader) -> web.BaseRequest:
         """Make aiohttp's own request of one of its messages."""

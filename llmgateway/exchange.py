@@ -294,6 +294,33 @@ class _Watch:
 class Connection(asyncio.Protocol):
     """One connection; belongs to an exchange, or is idle in its owner's pool."""
 
+    __slots__ = (
+        "_barren_bytes",
+        "_between_chunks",
+        "_chunk_ended",
+        "_complete",
+        "_fault",
+        "_fields",
+        "_head",
+        "_head_bytes",
+        "_head_done",
+        "_interim",
+        "_keep_alive",
+        "_on_idle",
+        "_on_lost",
+        "_parser",
+        "_pieces",
+        "_reason",
+        "_served",
+        "_status",
+        "_transport",
+        "_until_eof",
+        "exchange",
+        "idle_until",
+        "loop",
+        "reading_paused",
+    )
+
     def __init__(
         self, on_idle: Callable[["Connection"], None], on_lost: Callable[["Connection"], None]
     ) -> None:

@@ -95,15 +95,26 @@ def chat(body: bytes | None = None, *headers: str, stream: bool = False, key: st
 
 
 class RawClient:
-    """One connection. `read_size` and `pause_s` make it a slow reader, `receive_buffer` a small one."""
+    """One connection. `read_size` and `pause_s` make it a slow reader, `receive_buffer` a small one.
+
+    With `record` it keeps all that comes in `recorded`, as it came.
+    """
 
     def __init__(
-        self, port: int, *, read_size: int = 65_536, pause_s: float = 0, receive_buffer: int | None = None
+        self,
+        port: int,
+        *,
+        read_size: int = 65_536,
+        pause_s: float = 0,
+        receive_buffer: int | None = None,
+        record: bool = False,
     ) -> None:
         self._port = port
         self._read_size = read_size
         self._pause_s = pause_s
         self._receive_buffer = receive_buffer
+        self._record = record
+        self.recorded = bytearray()
         self._buffer = bytearray()
         self._ended = Ending.OPEN
 
@@ -237,6 +248,8 @@ class RawClient:
             self._ended = Ending.CUT
             raise EOFError
         self._buffer += data
+        if self._record:
+            self.recorded += data
 
     def _take(self, size: int) -> bytes:
         taken = bytes(self._buffer[:size])

@@ -12,7 +12,9 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-from collections.abc import Mapping
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 from tests.exchange import Exchange, Script
@@ -42,6 +44,44 @@ def raw(*pieces: bytes) -> Script:
             await asyncio.sleep(0)
 
     return sent
+
+
+def packets(*pieces: bytes) -> Script:
+    """Exactly these bytes, each piece in a packet of its own: a client of this loop that reads has read it
+    before the next one is sent.
+    """
+
+    async def sent(exchange: Exchange) -> None:
+        async with _all_is_read() as all_is_read:
+            for piece in pieces:
+                await exchange.send(piece)
+                await all_is_read()
+
+    return sent
+
+
+@asynccontextmanager
+async def _all_is_read() -> AsyncIterator[Callable[[], Awaitable[object]]]:
+    """Wait, as often as wanted, until this loop has read what the loopback interface had taken before.
+
+    A byte of our own takes the same way behind it: packets arrive there in the order in which they were sent,
+    and the loop reads its sockets in the order in which something arrived.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        far, _ = listener.accept()
+    reader, writer = await asyncio.open_connection(sock=far)
+    try:
+
+        def come_back() -> Awaitable[object]:
+            near.send(b".")
+            return reader.readexactly(1)
+
+        yield come_back
+    finally:
+        near.close()
+        writer.transport.abort()
 
 
 def drip(data: bytes, *, pause_s: float, size: int = 1) -> Script:

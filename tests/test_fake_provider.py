@@ -23,6 +23,7 @@ from tests.script import (
     flood,
     head,
     interim,
+    packets,
     play,
     raw,
     reset,
@@ -212,3 +213,33 @@ async def test_a_script_that_fails_fails_its_test() -> None:
             async with aiohttp.ClientSession() as session:
                 with pytest.raises(aiohttp.ClientError):
                     await session.post(provider.url + "/chat/completions", json=ASK)
+
+
+class Packets(asyncio.Protocol):
+    """A client that notes what it is given at once."""
+
+    def __init__(self) -> None:
+        self.came: list[bytes] = []
+
+    def data_received(self, data: bytes) -> None:
+        self.came.append(data)
+
+
+async def test_packets_are_read_one_by_one(provider: FakeProvider) -> None:
+    pieces = [b"HTTP/1.1 200 OK\r\n", b"\r\n", *(b"%d" % number for number in range(200))]
+    provider.script = packets(*pieces)
+    loop = asyncio.get_running_loop()
+    transport, client = await loop.create_connection(Packets, "127.0.0.1", provider.port)
+    transport.write(chat())
+    await (await provider.next_call()).over()
+    assert client.came == pieces
+    transport.close()
+
+
+async def test_the_raw_client_records_what_came_as_it_came(provider: FakeProvider) -> None:
+    whole = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0A;x\r\n0123456789\r\n0\r\nX-T: 1\r\n\r\n"
+    provider.script = raw(whole)
+    async with RawClient(provider.port, record=True) as client:
+        await client.send(chat())
+        assert (await client.response()).body == b"0123456789"
+        assert client.recorded == whole

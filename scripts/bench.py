@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Final
 
+import psutil
 from bench_load import Load, LoadFailed, Measure, put
 from bench_process import (
     Cpus,
@@ -67,11 +68,7 @@ class Results:
 
 
 def percentiles_ms(rounds: Iterable[Sequence[float]], percent: int) -> list[float]:
-    return [
-        quantiles(values_s, n=100, method="inclusive")[percent - 1] * 1e3
-        for values_s in rounds
-        if len(values_s) > 1
-    ]
+    return [sorted(values_s)[len(values_s) * percent // 100] * 1e3 for values_s in rounds if values_s]
 
 
 # --- The measuring ----------------------------------------------------------------------------------
@@ -104,7 +101,7 @@ class Bench:
                 for running in runnings:
                     self.measure(load, running)
             for running in runnings:
-                self.results[running.target.name].peak_bytes.append(running.peak_rss_bytes())
+                self.look_at_memory(running)
 
     def start(self, target: Target, provider: Running, folder: Path, stack: ExitStack) -> Running | None:
         if (target, None) in self.failed:
@@ -115,19 +112,19 @@ class Bench:
                 if target is DIRECT
                 else stack.enter_context(started(target, folder, self.cpus, provider.port))
             )
-        except DidNotStart as problem:
+            idle_bytes = running.rss_bytes()
+        except (DidNotStart, psutil.Error) as problem:
             self.fails(target, None, f"it did not start: {problem}")
             return None
-        results = self.results[target.name]
-        results.starts_s.append(running.started_in_s)
-        results.idle_bytes.append(running.rss_bytes())
+        self.results[target.name].starts_s.append(running.started_in_s)
+        self.results[target.name].idle_bytes.append(idle_bytes)
         return running
 
     def warms_up(self, running: Running) -> bool:
         try:
             for load in self.warm_up:
-                put(load, running.port, running.cpu_clock())
-        except LoadFailed as problem:
+                put(load, running.port, running.probe())
+        except (LoadFailed, psutil.Error) as problem:
             self.fails(running.target, None, str(problem))
             return False
         return True
@@ -136,11 +133,18 @@ class Bench:
         if (running.target, load) in self.failed:
             return
         try:
-            measure = put(load, running.port, running.cpu_clock())
-        except LoadFailed as problem:
+            measure = put(load, running.port, running.probe())
+        except (LoadFailed, psutil.Error) as problem:
             self.fails(running.target, load, str(problem))
         else:
             self.results[running.target.name].measures.setdefault(load.key, []).append(measure)
+
+    def look_at_memory(self, running: Running) -> None:
+        try:
+            peak_bytes = running.peak_rss_bytes()
+        except psutil.Error:
+            return  # it has ended, which the loads have told
+        self.results[running.target.name].peak_bytes.append(peak_bytes)
 
     def fails(self, target: Target, load: Load | None, why: str) -> None:
         self.failed.add((target, load))

@@ -12,8 +12,8 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Final, cast
 
 import uvloop
@@ -163,9 +163,8 @@ class Client(asyncio.Protocol):
             return False
         length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
         if not head.startswith(b"HTTP/1.1 200 ") or (length and int(length[1]) == 0):
-            self.fail(
-                f"it answered {' '.join(self.head.decode(errors='replace').split())[:QUOTED_CHARACTERS]}"
-            )
+            said = " ".join(self.head.decode(errors="replace").split())
+            self.fail(f"it answered {said[:QUOTED_CHARACTERS]}")
             return False
         self.in_head = not body
         self.expected_bytes = len(head) + 4 + int(length[1]) if length else None
@@ -218,31 +217,42 @@ async def connect(load: Load, port: int, tally: Tally, clients: list[Client]) ->
             await asyncio.sleep(STAGGER_S)
 
 
-async def put_requests(load: Load, port: int, cpu_s: Callable[[], float], clients: list[Client]) -> Measure:
-    tally, before_s = Tally(load), cpu_s()
-    await connect(load, port, tally, clients)
-    await asyncio.gather(*(client.finished for client in clients))
-    return Measure(cpu_s() - before_s, len(tally.waits_s), tally.waits_s, [])
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """How to look at what is measured: its CPU time so far, and what to enter while it counts."""
+
+    cpu_s: Callable[[], float]
+    counting: AbstractContextManager[object] = field(default_factory=nullcontext)
 
 
-async def put_streams(load: Load, port: int, cpu_s: Callable[[], float], clients: list[Client]) -> Measure:
-    tally, start_s = Tally(load), cpu_s()
+async def put_requests(load: Load, port: int, probe: Probe, clients: list[Client]) -> Measure:
+    tally = Tally(load)
+    with probe.counting:
+        before_s = probe.cpu_s()
+        await connect(load, port, tally, clients)
+        await asyncio.gather(*(client.finished for client in clients))
+        return Measure(probe.cpu_s() - before_s, len(tally.waits_s), tally.waits_s, [])
+
+
+async def put_streams(load: Load, port: int, probe: Probe, clients: list[Client]) -> Measure:
+    tally, start_s = Tally(load), probe.cpu_s()
     await connect(load, port, tally, clients)
     await tally.all_run.wait()
-    before_s, chunks, gaps = cpu_s(), tally.chunks, len(tally.gaps_s)
-    await tally.first_ended.wait()
-    after_s, counted, gaps_s = cpu_s(), tally.chunks - chunks, tally.gaps_s[gaps:]
+    with probe.counting:
+        before_s, chunks, gaps = probe.cpu_s(), tally.chunks, len(tally.gaps_s)
+        await tally.first_ended.wait()
+        cpu_s, counted, gaps_s = probe.cpu_s() - before_s, tally.chunks - chunks, tally.gaps_s[gaps:]
     await asyncio.gather(*(client.finished for client in clients))
     if counted:
-        return Measure(after_s - before_s, counted, tally.waits_s, gaps_s)
-    return Measure(cpu_s() - start_s, tally.chunks, tally.waits_s, tally.gaps_s)
+        return Measure(cpu_s, counted, tally.waits_s, gaps_s)
+    return Measure(probe.cpu_s() - start_s, tally.chunks, tally.waits_s, tally.gaps_s)
 
 
-async def put_limited(load: Load, port: int, cpu_s: Callable[[], float]) -> Measure:
+async def put_limited(load: Load, port: int, probe: Probe) -> Measure:
     clients: list[Client] = []
     try:
         async with asyncio.timeout(LOAD_LIMIT_S):
-            return await (put_streams if load.chunks else put_requests)(load, port, cpu_s, clients)
+            return await (put_streams if load.chunks else put_requests)(load, port, probe, clients)
     except TimeoutError:
         raise LoadFailed(f"not done within {LOAD_LIMIT_S} s") from None
     except OSError as exc:
@@ -264,7 +274,7 @@ def no_garbage_collection() -> Iterator[None]:
         gc.enable()
 
 
-def put(load: Load, port: int, cpu_s: Callable[[], float]) -> Measure:
-    """Put the load on `port`, where `cpu_s` tells the CPU time spent so far. Raises LoadFailed."""
+def put(load: Load, port: int, probe: Probe) -> Measure:
+    """Put the load on `port` and wait until all is answered. Raises LoadFailed."""
     with no_garbage_collection():
-        return uvloop.run(put_limited(load, port, cpu_s))
+        return uvloop.run(put_limited(load, port, probe))

@@ -13,15 +13,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 import psutil
-from bench_load import KEY
+from bench_load import KEY, Probe
 from bench_targets import DIRECT, OPEN_FILES, Target, fill
 
 START_LIMIT_S: Final = 60
@@ -56,10 +56,10 @@ class Running:
     def peak_rss_bytes(self) -> int:
         return sum(map(peak_rss_bytes, self.tree()))
 
-    def cpu_clock(self) -> Callable[[], float]:
-        """Give what tells the CPU time so far, in seconds. It looks for child processes now, not then."""
+    def probe(self, counting: AbstractContextManager[object] | None = None) -> Probe:
+        """Give what a load looks at. Child processes are looked for now, not then, as that takes long."""
         tree = self.tree()
-        return lambda: sum(map(cpu_s, tree))
+        return Probe(lambda: sum(map(cpu_s, tree)), counting or nullcontext())
 
 
 # --- What a process has used ------------------------------------------------------------------------
@@ -70,7 +70,7 @@ def cpu_s(process: psutil.Process) -> float:
     try:
         tasks = list(Path(f"/proc/{process.pid}/task").iterdir())
         return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
-    except (OSError, IndexError):
+    except (OSError, IndexError):  # there is no /proc here, or the process has ended
         times = process.cpu_times()
         return float(times.user + times.system)
 

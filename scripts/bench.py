@@ -18,7 +18,7 @@ from statistics import median
 from typing import Final
 
 import psutil
-from bench_load import Load, LoadFailed, Measure, put
+from bench_load import LOAD_LIMIT_S, Load, LoadFailed, Measure, put
 from bench_process import (
     Cpus,
     DidNotStart,
@@ -209,21 +209,22 @@ def tables(results: dict[str, Results], loads: Sequence[Load]) -> Iterator[str]:
         yield from table(results, [*streams, *FULL])
 
 
-def spread(results: dict[str, Results], loads: Sequence[Load]) -> float:
-    """How far the rounds differ at most in their CPU figures, as a share of the median."""
-    figures = (of.cpu_us(load) for of in results.values() for load in loads)
-    return max(((max(values) - min(values)) / median(values) for values in figures if values), default=0.0)
+def spread(results: dict[str, Results], loads: Sequence[Load]) -> tuple[float, str]:
+    """How far the rounds differ in a CPU figure, as a share of the median: the worst, and whose that is."""
+    figures = ((name, of.cpu_us(load)) for name, of in results.items() for load in loads)
+    spreads = (((max(values) - min(values)) / median(values), name) for name, values in figures if values)
+    return max(spreads, default=(0.0, "none"))
 
 
-LEGEND: Final = """\
+LEGEND: Final = f"""\
 CPU is what the target's processes used; in brackets, how many times the gateway's. For `direct` it is the
-fake provider's own. Chunks count while all streams run, without the start and end of a request. `p50` of
-requests is to the end of the answer; with many at once that is mostly queueing, and where the target needs
-less than 60 us, in the load itself. TTFT: to the first chunk. RSS: idle after the first answer; the peak of
-the whole run."""
+fake provider's own. Chunks count while all streams run, without the start and end of a request; of a target
+too slow for that, all count, with both. `p50` of requests is to the end of the answer; with many at once that
+is mostly queueing, for the target or, where that is quicker, in the load. TTFT: to the first chunk. RSS: idle
+after the first answer; the peak of the whole run. `-`: failed, or not done within {LOAD_LIMIT_S} s."""
 
 
-def conditions(cpus: Cpus, rounds: int, load_before: float, spread: float) -> Iterator[str]:
+def conditions(cpus: Cpus, rounds: int, load_before: float, worst: tuple[float, str]) -> Iterator[str]:
     yield f"{os.cpu_count()} CPUs, Python {platform.python_version()}."
     if cpus.measured:
         yield "The target had a CPU to itself; the load and the provider shared the rest."
@@ -231,7 +232,7 @@ def conditions(cpus: Cpus, rounds: int, load_before: float, spread: float) -> It
         yield "The target, the load and the provider shared the CPUs."
     yield f"Load of the machine before: {load_before:.1f}."
     if rounds > 1:
-        yield f"Medians of {rounds} rounds, whose CPU figures differed by up to {spread:.0%}."
+        yield f"Medians of {rounds} rounds, whose CPU figures differed by up to {worst[0]:.0%} ({worst[1]})."
 
 
 # --- The command line -------------------------------------------------------------------------------

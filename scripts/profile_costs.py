@@ -2,10 +2,10 @@
 
 The gateway runs as it really does, with a sampling profiler in its own process (profile_sampler.py) that is
 switched on and off. Each load is put on it by turns without and with sampling. The shares are the samples';
-what they are shares of is the CPU time per request or chunk without the profiler, so that the microseconds
-add up to what scripts/bench measures.
+what they are shares of is the CPU time per request or chunk without the profiler, measured like scripts/bench
+does, so that the microseconds are true.
 
-Why samples by a timer of CPU time: they cost 2 % at most, while cProfile makes a request cost 2.3 times as
+Why samples by a timer of CPU time: they cost a few per cent, while cProfile makes a request cost 2.3 times as
 much, and small functions look dear. A thread that looks at the main one's frames sees the event loop in 90 of
 100 looks, as that is where the interpreter lets go of its lock. Against `perf`, which sees no Python and
 which few have, the shares of sending, of the event loop and of the rest were right within 5 points.
@@ -34,7 +34,8 @@ from bench_load import Load, put
 from bench_process import LOOK_EVERY_S, Running, divide_cpus, end_like_ctrl_c, on, raise_open_files, started
 from bench_targets import DIRECT, GATEWAY
 
-# Not 10 ms: it would often be sampled at the same moment of a burst, as the ticks come every 4 ms.
+# More streams than scripts/bench has, as samples come by CPU time. Each wake-up then brings several chunks,
+# and one costs less. Not 10 ms: ticks come every 4 ms, and would often meet the same moment of a burst.
 LOADS: Final = (
     Load("request", connections=32, lasts_s=3.0),
     Load("chunk", connections=250, chunks=400, gap_ms=11),

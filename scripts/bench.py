@@ -1,299 +1,291 @@
-"""Measure what the gateway costs: CPU per request and per chunk, added latency, memory, cold start.
+"""Measure what the gateway costs, beside a direct connection, plain aiohttp, and the proxies installed here.
 
-Three processes: a fake provider (bench_provider.py), the gateway as it really starts, and this one, which
-makes the load and measures. Every load runs straight to the provider too; there the CPU is the provider's.
-Rounds are interleaved and medians shown, so that a noisy moment of the machine hits both paths alike.
+Every target runs as it really does, in front of one fake provider; this process makes the load. In each round
+every target is started anew, and each load is put on all of them in turn, so that a noisy moment of the
+machine hits all alike. What is shown are medians of the rounds. bench_targets.py has the targets.
 """
 
 import argparse
-import asyncio
-import hashlib
-import json
-import re
-import subprocess
+import os
+import platform
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import product
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Final
 
 import psutil
-
-ROOT: Final = Path(__file__).resolve().parent.parent
-PROVIDER: Final = [sys.executable, str(ROOT / "scripts" / "bench_provider.py")]
-KEY: Final = "sk-bench-0123456789abcdefghijklmnopqrstuvwxyzABCDEFGH"
-CHUNKS: Final = 100
-STAGGER_S: Final = 0.002  # between the starts of streams: people do not press Enter all at once
-LOAD_LIMIT_S: Final = 120
-START_LIMIT_S: Final = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """`connections` at once; each sends `requests` one after another. Streams get a chunk every `every_s`."""
-
-    name: str
-    connections: int
-    requests: int
-    every_s: float | None = None
-
-    @property
-    def chunks(self) -> int:
-        return 0 if self.every_s is None else self.connections * self.requests * CHUNKS
-
-
-# 500 streams come slower: at 10 ms they are 50,000 chunks a second, more than this provider can make.
-LOADS: Final = (
-    Load("1 KB requests, one at a time", 1, 1000),
-    Load("1 KB requests, 32 at once", 32, 300),
-    Load("50 streams, a chunk every 10 ms", 50, 1, 0.010),
-    Load("500 streams, a chunk every 50 ms", 500, 1, 0.050),
+from bench_load import LOAD_LIMIT_S, Load, LoadFailed, Measure, put
+from bench_process import (
+    Cpus,
+    DidNotStart,
+    Running,
+    divide_cpus,
+    end_like_ctrl_c,
+    on,
+    raise_open_files,
+    started,
 )
+from bench_targets import DIRECT, GATEWAY, PEERS, TARGETS, Target
+
+LOADS: Final = (
+    Load("one", connections=1, lasts_s=0.7),
+    Load("many", connections=32, lasts_s=1.2),
+    Load("large", connections=32, lasts_s=1.0, body_bytes=100 * 1024),
+    Load("streams", connections=50, chunks=100, gap_ms=10),
+    Load("slow", connections=1000, chunks=30, gap_ms=100),
+)
+WARM_UP: Final = (
+    Load("warm-up", connections=32, lasts_s=0.3),
+    Load("warm-up", connections=20, chunks=20, gap_ms=10),
+)
+FILES_PER_STREAM: Final = 2
+OTHER_FILES: Final = 200
 
 
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """What one load did on one path. Latency is to the whole answer, for streams to the first chunk."""
+@dataclass(slots=True)
+class Results:
+    """What came out for one target: a value per round. A load that failed has no measures."""
 
-    cpu_s: float
-    took_s: float
-    waits_s: list[float]
-    rss_bytes: int
+    measures: dict[str, list[Measure]] = field(default_factory=dict)
+    starts_s: list[float] = field(default_factory=list)
+    idle_bytes: list[int] = field(default_factory=list)
+    peak_bytes: list[int] = field(default_factory=list)
 
+    def cpu_us(self, load: Load) -> list[float]:
+        """CPU per request or chunk, in each round that has it."""
+        runs = self.measures.get(load.key, [])
+        return [run.cpu_s / run.units * 1e6 for run in runs if run.units]
 
-# --- The load ---------------------------------------------------------------------------------------
+    def wait_ms(self, load: Load, percent: int) -> list[float]:
+        return percentiles_ms([run.waits_s for run in self.measures.get(load.key, [])], percent)
 
-
-class Client(asyncio.Protocol):
-    """Sends one request `left` times over; knows of HTTP just enough to see an answer's end."""
-
-    def __init__(self, request: bytes, left: int, waits_s: list[float]) -> None:
-        self.request = request
-        self.left = left
-        self.waits_s = waits_s
-        self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        self.send()
-
-    def send(self) -> None:
-        self.left -= 1
-        self.head = b""
-        self.expected: int | None = None  # bytes of head and body; None while unknown, or when chunked
-        self.seen = 0
-        self.tail = b""
-        self.waiting = True
-        self.sent_at = time.perf_counter()
-        self.transport.write(self.request)
-
-    def data_received(self, data: bytes) -> None:
-        self.seen += len(data)
-        self.tail = (self.tail + data)[-64:]
-        if self.waiting and not self.begins(data):
-            return
-        if self.seen == self.expected or (self.expected is None and self.tail.endswith(b"0\r\n\r\n")):
-            self.ends()
-
-    def begins(self, data: bytes) -> bool:
-        """Take in the head; true once the first byte of the body is here too."""
-        self.head += data
-        head, blank, body = self.head.partition(b"\r\n\r\n")
-        if not blank or not body:
-            return False
-        if not head.startswith(b"HTTP/1.1 200 "):
-            self.fail(self.head.decode(errors="replace"))
-            return False
-        self.waits_s.append(time.perf_counter() - self.sent_at)
-        self.waiting = False
-        length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
-        self.expected = len(head) + 4 + int(length[1]) if length else None
-        return True
-
-    def ends(self) -> None:
-        if self.expected is None and b"data: [DONE]\n\n" not in self.tail:
-            self.fail("a stream ended without [DONE]")
-        elif self.left:
-            self.send()
-        elif not self.finished.done():
-            self.finished.set_result(None)
-            self.transport.close()
-
-    def fail(self, reason: str) -> None:
-        if not self.finished.done():
-            self.finished.set_exception(RuntimeError(f"the load failed: {reason}"))
-        self.transport.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.fail(f"connection lost: {exc}")
+    def gap_ms(self, load: Load, percent: int) -> list[float]:
+        return percentiles_ms([run.gaps_s for run in self.measures.get(load.key, [])], percent)
 
 
-def request_for(load: Load) -> bytes:
-    body: dict[str, object] = {"model": "m", "messages": [{"role": "user", "content": "x" * 950}]}
-    if load.every_s is not None:
-        body |= {"stream": True, "chunks": CHUNKS, "every_s": load.every_s}
-    content = json.dumps(body).encode()
-    head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {KEY}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
-    )
-    return head.encode() + content
-
-
-async def run_load(load: Load, port: int, process: psutil.Process) -> Measure:
-    """Put the load on `port` and return what it cost `process`."""
-    loop = asyncio.get_running_loop()
-    request = request_for(load)
-    waits_s: list[float] = []
-    cpu_before, began = cpu_s(process.pid), time.perf_counter()
-    async with asyncio.timeout(LOAD_LIMIT_S):
-        clients = [Client(request, load.requests, waits_s) for _ in range(load.connections)]
-        for client in clients:
-            await loop.create_connection(lambda client=client: client, "127.0.0.1", port)  # type: ignore[misc]
-            await asyncio.sleep(STAGGER_S if load.chunks else 0)
-        rss_bytes = process.memory_info().rss
-        for client in clients:
-            await client.finished
-            rss_bytes = max(rss_bytes, process.memory_info().rss)
-    return Measure(cpu_s(process.pid) - cpu_before, time.perf_counter() - began, waits_s, rss_bytes)
-
-
-# --- The processes ----------------------------------------------------------------------------------
-
-
-def cpu_s(pid: int) -> float:
-    """CPU time of a process: to the nanosecond from Linux' scheduler, elsewhere as good as psutil has it."""
-    try:
-        tasks = list(Path(f"/proc/{pid}/task").iterdir())
-        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
-    except (OSError, IndexError):
-        times = psutil.Process(pid).cpu_times()
-        return float(times.user + times.system)
-
-
-@contextmanager
-def running(command: list[str], log: Path) -> Iterator[tuple[psutil.Process, int]]:
-    """Start a program that logs `listening on http://127.0.0.1:PORT`; stop it afterwards."""
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
-        try:
-            yield psutil.Process(process.pid), port_in(log, process)
-        finally:
-            process.terminate()
-            try:
-                process.wait(START_LIMIT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def port_in(log: Path, process: subprocess.Popen[bytes]) -> int:
-    limit = time.monotonic() + START_LIMIT_S
-    while process.poll() is None and time.monotonic() < limit:
-        found = re.search(rb"listening on http://127\.0\.0\.1:(\d+)", log.read_bytes())
-        if found:
-            return int(found[1])
-        time.sleep(0.002)
-    raise SystemExit(f"{' '.join(process.args)} did not start:\n{log.read_text()}")  # type: ignore[arg-type]
-
-
-async def answers(port: int, path: str) -> bool:
-    try:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    except OSError:
-        return False
-    writer.write(f"GET {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n".encode())
-    status = await reader.readline()
-    writer.close()
-    return b" 200 " in status
-
-
-async def until_it_answers(port: int, path: str) -> None:
-    async with asyncio.timeout(START_LIMIT_S):
-        while not await answers(port, path):
-            await asyncio.sleep(0.002)
-
-
-def gateway_command(directory: Path, provider_port: int) -> list[str]:
-    config = directory / "config.yaml"
-    config.write_text(
-        f"users: {{bench: {{keys: ['sha256:{hashlib.sha256(KEY.encode()).hexdigest()}']}}}}\n"
-        f"providers: {{fake: {{url: 'http://127.0.0.1:{provider_port}/v1'}}}}\n"
-    )
-    return [sys.executable, str(ROOT / "gateway.py"), "-c", str(config), "--host", "127.0.0.1", "--port", "0"]
+def percentiles_ms(rounds: Iterable[Sequence[float]], percent: int) -> list[float]:
+    return [sorted(values_s)[len(values_s) * percent // 100] * 1e3 for values_s in rounds if values_s]
 
 
 # --- The measuring ----------------------------------------------------------------------------------
 
 
-def cold_start_s(command: list[str], log: Path) -> float:
-    began = time.perf_counter()
-    with running(command, log) as (_, port):
-        asyncio.run(until_it_answers(port, "/healthz"))
-        return time.perf_counter() - began
+def say(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
 
 
-def wait_ms(runs: list[Measure], percent: int) -> float:
-    """The median over the rounds of a percentile of the waits."""
-    return median(quantiles(run.waits_s, n=100, method="inclusive")[percent - 1] for run in runs) * 1e3
+class Bench:
+    """Runs rounds; `results` are by the targets' names, `failed` has what is not tried again."""
+
+    def __init__(self, targets: Sequence[Target], loads: Sequence[Load], warm_up: Sequence[Load]) -> None:
+        self.targets = targets
+        self.loads = loads
+        self.warm_up = warm_up
+        self.cpus = divide_cpus()
+        self.results = {target.name: Results() for target in targets}
+        self.failed: set[tuple[Target, Load | None]] = set()
+
+    def round(self) -> None:
+        with tempfile.TemporaryDirectory() as name, on(self.cpus.others), ExitStack() as stack:
+            provider = stack.enter_context(started(DIRECT, Path(name), self.cpus))
+            runnings = [
+                running
+                for target in self.targets
+                if (running := self.start(target, provider, Path(name), stack)) and self.warms_up(running)
+            ]
+            for load in self.loads:
+                for running in runnings:
+                    self.measure(load, running)
+            for running in runnings:
+                self.look_at_memory(running)
+
+    def start(self, target: Target, provider: Running, folder: Path, stack: ExitStack) -> Running | None:
+        if (target, None) in self.failed:
+            return None
+        try:
+            running = (
+                provider
+                if target is DIRECT
+                else stack.enter_context(started(target, folder, self.cpus, provider.port))
+            )
+            idle_bytes = running.rss_bytes()
+        except (DidNotStart, psutil.Error) as problem:
+            self.fails(target, None, f"it did not start: {problem}")
+            return None
+        self.results[target.name].starts_s.append(running.started_in_s)
+        self.results[target.name].idle_bytes.append(idle_bytes)
+        return running
+
+    def warms_up(self, running: Running) -> bool:
+        try:
+            for load in self.warm_up:
+                put(load, running.port, running.probe())
+        except (LoadFailed, psutil.Error) as problem:
+            self.fails(running.target, None, str(problem))
+            return False
+        return True
+
+    def measure(self, load: Load, running: Running) -> None:
+        if (running.target, load) in self.failed:
+            return
+        try:
+            measure = put(load, running.port, running.probe())
+        except (LoadFailed, psutil.Error) as problem:
+            self.fails(running.target, load, str(problem))
+        else:
+            self.results[running.target.name].measures.setdefault(load.key, []).append(measure)
+
+    def look_at_memory(self, running: Running) -> None:
+        try:
+            peak_bytes = running.peak_rss_bytes()
+        except psutil.Error:
+            return  # it has ended, which the loads have told
+        self.results[running.target.name].peak_bytes.append(peak_bytes)
+
+    def fails(self, target: Target, load: Load | None, why: str) -> None:
+        self.failed.add((target, load))
+        last_line = why.strip().splitlines()[-1]
+        say(f"{target.name} is left out{f' ({load.name})' if load else ''}: {last_line}")
+
+    @property
+    def good(self) -> bool:
+        """Whether all went well with what is not a peer."""
+        return all(target in PEERS for target, _ in self.failed)
 
 
-def row(load: Load, path: str, runs: list[Measure]) -> str:
-    requests = load.connections * load.requests
-    cpu_us = median(run.cpu_s for run in runs) * 1e6
-    cells = (
-        f"{cpu_us / requests:,.0f}",
-        f"{cpu_us / load.chunks:,.1f}" if load.chunks else "",
-        f"{(load.chunks or requests) / median(run.took_s for run in runs):,.0f}",
-        f"{wait_ms(runs, 50):,.2f}",
-        f"{wait_ms(runs, 99):,.2f}",
-        f"{median(run.rss_bytes for run in runs) / 2**20:,.1f}",
-    )
-    return f"| {load.name} | {path} | {' | '.join(cells)} |"
+# --- The report -------------------------------------------------------------------------------------
+
+Column = tuple[str, Callable[[Results], str]]
 
 
-def report(measures: dict[tuple[Load, str], list[Measure]], idle_bytes: int, starts_s: list[float]) -> None:
-    print("| load | path | CPU us/request | CPU us/chunk | per second | p50 ms | p99 ms | peak RSS MB |")
-    print("|---|---|--:|--:|--:|--:|--:|--:|")
-    for (load, path), runs in measures.items():
-        print(row(load, path, runs))
-    print(
-        "\nCPU and RSS are of the provider (direct) or the gateway. `per second` counts requests, or chunks."
-    )
-    print("p50 and p99 are to the first byte of the body; with 32 at once most of it is queueing.")
-    print("There the gateway adds:\n")
-    for load in LOADS:
-        direct, through = measures[load, "direct"], measures[load, "gateway"]
-        p50_ms, p99_ms = (wait_ms(through, percent) - wait_ms(direct, percent) for percent in (50, 99))
-        print(f"- {load.name}: p50 {p50_ms:.2f} ms, p99 {p99_ms:.2f} ms")
-    print(f"\nIdle RSS {idle_bytes / 2**20:.1f} MB; cold start to /healthz {median(starts_s):.2f} s.")
+def number(values: Sequence[float], form: str, scale: float = 1.0) -> str:
+    return format(median(values) / scale, form) if values else "-"
 
 
-def measure(rounds: int) -> None:
-    measures: dict[tuple[Load, str], list[Measure]] = {}
-    with tempfile.TemporaryDirectory() as name, running(PROVIDER, Path(name, "provider.log")) as provider:
-        command = gateway_command(Path(name), provider[1])
-        starts_s = [cold_start_s(command, Path(name, "start.log")) for _ in range(rounds)]
-        with running(command, Path(name, "gateway.log")) as gateway:
-            asyncio.run(until_it_answers(gateway[1], "/readyz"))
-            idle_bytes = gateway[0].memory_info().rss
-            paths = (("direct", *provider), ("gateway", *gateway))
-            for number, load, (path, process, port) in product(range(rounds + 1), LOADS, paths):
-                measured = asyncio.run(run_load(load, port, process))
-                if number:  # round 0 warms up
-                    measures.setdefault((load, path), []).append(measured)
-    report(measures, idle_bytes, starts_s)
+def cpu(of: Results, gateway: Results, load: Load, form: str) -> str:
+    """CPU per request or chunk, and how many times the gateway's that is."""
+    ours, theirs = gateway.cpu_us(load), of.cpu_us(load)
+    return number(theirs, form) + (f" ({median(theirs) / median(ours):.2f})" if ours and theirs else "")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure what the gateway costs.")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds to take the median of (default: 3)")
-    measure(parser.parse_args().rounds)
+def request_columns(load: Load, gateway: Results) -> Iterator[Column]:
+    yield f"{load.name}: CPU us/request", lambda of: cpu(of, gateway, load, ",.0f")
+    yield "p50 ms", lambda of: number(of.wait_ms(load, 50), ",.2f")
+
+
+def stream_columns(load: Load, gateway: Results) -> Iterator[Column]:
+    yield f"{load.name}: CPU us/chunk", lambda of: cpu(of, gateway, load, ",.1f")
+    yield "TTFT p50 ms", lambda of: number(of.wait_ms(load, 50), ",.2f")
+    yield "TTFT p99 ms", lambda of: number(of.wait_ms(load, 99), ",.2f")
+    yield "gap p99 ms", lambda of: number(of.gap_ms(load, 99), ",.2f")
+
+
+STARTING: Final[tuple[Column, ...]] = (
+    ("idle RSS MB", lambda of: number(of.idle_bytes, ",.0f", 2**20)),
+    ("cold start s", lambda of: number(of.starts_s, ".2f")),
+)
+FULL: Final[tuple[Column, ...]] = (("peak RSS MB", lambda of: number(of.peak_bytes, ",.0f", 2**20)),)
+
+
+def table(results: dict[str, Results], columns: Sequence[Column]) -> Iterator[str]:
+    yield f"| path | {' | '.join(head for head, _ in columns)} |"
+    yield f"|---|{'--:|' * len(columns)}"
+    for name, of in results.items():
+        yield f"| {name} | {' | '.join(cell(of) for _, cell in columns)} |"
+    yield ""
+
+
+def tables(results: dict[str, Results], loads: Sequence[Load]) -> Iterator[str]:
+    gateway = results.get(GATEWAY.name, Results())
+    requests = [column for load in loads if not load.chunks for column in request_columns(load, gateway)]
+    streams = [column for load in loads if load.chunks for column in stream_columns(load, gateway)]
+    if requests:
+        yield from table(results, [*requests, *STARTING])
+    if streams:
+        yield from table(results, [*streams, *FULL])
+
+
+def spread(results: dict[str, Results], loads: Sequence[Load]) -> tuple[float, str]:
+    """How far the rounds differ in a CPU figure, as a share of the median: the worst, and whose that is."""
+    figures = ((name, of.cpu_us(load)) for name, of in results.items() for load in loads)
+    spreads = (((max(values) - min(values)) / median(values), name) for name, values in figures if values)
+    return max(spreads, default=(0.0, "none"))
+
+
+LEGEND: Final = f"""\
+CPU is what the target's processes used; in brackets, how many times the gateway's. For `direct` it is the
+fake provider's own. Chunks count while all streams run, without the start and end of a request; of a target
+too slow for that, all count, with both. `p50` of requests is to the end of the answer; with many at once that
+is mostly queueing, for the target or, where that is quicker, in the load. TTFT: to the first chunk. RSS: idle
+after the first answer; the peak of the whole run. `-`: failed, or not done within {LOAD_LIMIT_S} s."""
+
+
+def conditions(cpus: Cpus, rounds: int, load_before: float, worst: tuple[float, str]) -> Iterator[str]:
+    yield f"{os.cpu_count()} CPUs, Python {platform.python_version()}."
+    if cpus.measured:
+        yield "The target had a CPU to itself; the load and the provider shared the rest."
+    else:
+        yield "The target, the load and the provider shared the CPUs."
+    yield f"Load of the machine before: {load_before:.1f}."
+    if rounds > 1:
+        yield f"Medians of {rounds} rounds, whose CPU figures differed by up to {worst[0]:.0%} ({worst[1]})."
+
+
+# --- The command line -------------------------------------------------------------------------------
+
+
+def chosen(names: str | None, known: Sequence[str], default: Sequence[str]) -> list[str]:
+    if names is None:
+        return list(default)
+    wanted = names.split(",")
+    if unknown := sorted(set(wanted) - set(known)):
+        raise SystemExit(f"There is no {', '.join(unknown)}; there are {', '.join(known)}.")
+    return wanted
+
+
+def possible(loads: Sequence[Load]) -> list[Load]:
+    """Leave out what needs more open files than are allowed."""
+    allowed = raise_open_files()
+    too_many = [load for load in loads if FILES_PER_STREAM * load.connections + OTHER_FILES > allowed]
+    for load in too_many:
+        say(f"{load.name}: left out, as a process may open only {allowed} files here (ulimit -n)")
+    return [load for load in loads if load not in too_many]
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measure what the gateway costs, beside others.")
+    paths, loads = (", ".join(one.name for one in TARGETS), ", ".join(load.key for load in LOADS))
+    parser.add_argument("--rounds", type=int, default=3, help="rounds to take the median of (3)")
+    parser.add_argument("--paths", metavar="NAMES", help=f"of {paths} (all that are installed)")
+    parser.add_argument("--loads", metavar="NAMES", help=f"of {loads} (all)")
+    parser.add_argument("--scale", type=float, default=1.0, help="make the loads smaller: 0.1 (1)")
+    return parser.parse_args()
+
+
+def main() -> int:
+    given = arguments()
+    names = chosen(given.paths, [one.name for one in TARGETS], [one.name for one in TARGETS if one.found()])
+    keys = chosen(given.loads, [load.key for load in LOADS], [load.key for load in LOADS])
+    loads = possible([load.scaled(given.scale) for load in LOADS if load.key in keys])
+    warm_up = [load.scaled(given.scale) for load in WARM_UP]
+    bench = Bench([one for one in TARGETS if one.name in names], loads, warm_up)
+    load_before = os.getloadavg()[0]
+    for _ in range(given.rounds):
+        bench.round()
+    results = {name: of for name, of in bench.results.items() if of.measures}
+    print("\n".join(tables(results, loads)))
+    print(f"{LEGEND}\n")
+    print(" ".join(conditions(bench.cpus, given.rounds, load_before, spread(results, loads))))
+    return 0 if bench.good else 1
 
 
 if __name__ == "__main__":
-    main()
+    end_like_ctrl_c()
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

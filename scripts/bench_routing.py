@@ -29,7 +29,8 @@ from statistics import median, quantiles
 from typing import Final
 
 import aiohttp
-from bench import ROOT, running, until_it_answers
+from bench_process import free_ports, running, until_it_answers
+from bench_targets import ROOT
 
 from tests.llamacpp.fixtures import llama
 from tests.llamacpp.make_tiny_gguf import WORDS
@@ -251,13 +252,14 @@ def gateway(urls: Sequence[str]) -> Iterator[Route]:
     with tempfile.TemporaryDirectory() as name:
         config = Path(name, "config.yaml")
         config.write_text(json.dumps({"users": users, "providers": providers}))
-        command = [sys.executable, str(ROOT / "gateway.py"), "-c", str(config), "--port", "0"]
-        with running(command, Path(name, "log")) as (_, port):
-            asyncio.run(until_it_answers(port, "/readyz"))
+        (port,), log = free_ports(1), Path(name, "log")
+        command = [sys.executable, str(ROOT / "gateway.py"), "-c", str(config), "--port", str(port)]
+        with running(command, log) as process:
+            until_it_answers(process, port, log, "/readyz")
             try:
                 yield pinning([f"http://127.0.0.1:{port}/v1"])
             except Exception:
-                print(Path(name, "log").read_text()[-4_000:], file=sys.stderr)
+                print(log.read_text()[-4_000:], file=sys.stderr)
                 raise
 
 

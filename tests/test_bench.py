@@ -1,0 +1,88 @@
+"""The scripts that measure the gateway run, count only whole answers, and say whom they leave out."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+
+ANSWERS_WITHOUT_AN_END = f"""#!{sys.executable}
+import asyncio, sys
+
+async def answer(reader, writer):
+    while head := await reader.readuntil(b"\\r\\n\\r\\n"):
+        length = head.lower().partition(b"content-length: ")[2].partition(b"\\r\\n")[0]
+        await reader.readexactly(int(length))
+        writer.write(b"HTTP/1.1 200 OK\\r\\nContent-Length: 10\\r\\n\\r\\ndata: {{}}\\n\\n")
+
+async def main(port):
+    async with await asyncio.start_server(answer, "127.0.0.1", port) as server:
+        await server.serve_forever()
+
+asyncio.run(main(int(sys.argv[sys.argv.index("--port") + 1])))
+"""
+
+
+def run(script: str, *arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a script to its end, with small loads; programs in `path` are found first."""
+    return subprocess.run(
+        [sys.executable, SCRIPTS / script, "--rounds", "1", "--scale", "0.05", *arguments],
+        env=os.environ | {"PATH": f"{path}:{os.environ['PATH']}"} if path else None,
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
+    )
+
+
+def rows(printed: str) -> list[list[str]]:
+    """The rows of all tables, without their heads."""
+    lines = [line.strip("| ").split(" | ") for line in printed.splitlines() if line.startswith("| ")]
+    return [cells for cells in lines if cells[0] not in ("path", "function")]
+
+
+def program(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(text)
+    (folder / name).chmod(0o755)
+
+
+def test_direct_the_gateway_and_plain_aiohttp_are_measured_in_one_run() -> None:
+    finished = run("bench.py", "--paths", "direct,gateway,plain-aiohttp")
+    assert (finished.returncode, finished.stderr) == (0, "")
+    table = rows(finished.stdout)
+    assert [cells[0] for cells in table] == ["direct", "gateway", "plain-aiohttp"] * 2
+    assert [cells[1].endswith("(1.00)") for cells in table] == [False, True, False] * 2
+    numbers = [float(cell.split()[0].replace(",", "")) for cells in table for cell in cells[1:]]
+    assert min(numbers) > 0
+
+
+def test_a_peer_that_fails_is_left_out_with_a_word(tmp_path: Path) -> None:
+    program(tmp_path, "caddy", "#!/bin/sh\necho no such thing >&2\nexit 3\n")
+    program(tmp_path, "vllm-router", ANSWERS_WITHOUT_AN_END)
+    finished = run("bench.py", "--paths", "direct,caddy,vllm-router", "--loads", "one", path=tmp_path)
+    assert finished.returncode == 0
+    assert finished.stderr.splitlines() == [
+        "caddy is left out: it did not start: no such thing",
+        "vllm-router is left out: a stream ended without [DONE]",
+    ]
+    assert [cells[0] for cells in rows(finished.stdout)] == ["direct"]
+
+
+@pytest.mark.parametrize("arguments", [("--paths", "direct,apache"), ("--loads", "huge")], ids=" ".join)
+def test_what_there_is_not_is_said(arguments: tuple[str, ...]) -> None:
+    finished = run("bench.py", *arguments)
+    assert finished.returncode != 0
+    assert f"There is no {arguments[1].split(',')[-1]}" in finished.stderr
+
+
+def test_a_profile_tells_what_a_request_and_a_chunk_cost() -> None:
+    finished = run("profile_costs.py", "--by", "total")
+    assert (finished.returncode, finished.stderr) == (0, "")
+    request, chunk = finished.stdout.split("A chunk (")
+    assert "app.App.handle" in [cells[0] for cells in rows(request)]
+    assert "us of CPU" in chunk

@@ -480,9 +480,9 @@ class Connection(asyncio.Protocol):
             self._fault = "data behind the answer"
 
     def on_status(self, reason: bytes) -> None:
-        """Keep the reason phrase, if it is one."""
+        """Keep a piece of the reason phrase."""
         if not self._head_done:
-            self._reason = reason if reason.isascii() and reason.decode("ascii").isprintable() else b""
+            self._reason += reason
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header field; those behind the body (trailers) end here."""
@@ -511,6 +511,8 @@ class Connection(asyncio.Protocol):
             self._fault = "an unknown transfer coding"
         else:
             self._head_done = True
+            if not (self._reason.isascii() and self._reason.decode().isprintable()):
+                self._reason = b""
             self._until_eof = (
                 not head.transfer_coding and head.content_length is None and self._status not in (204, 304)
             )

@@ -233,7 +233,6 @@ async def test_clients_receive_what_the_plain_client_receives(
                 assert_same(through, direct, answer)
 
 
-@pytest.mark.xfail(strict=True, reason="the parser tells a reason in pieces, and only the last one is kept")
 async def test_a_reason_that_packets_cut_is_whole(provider: FakeProvider, gateway_for: GatewayFor) -> None:
     answer = sized(b"{}", status=b"418 Short, and stout")
     gateway = await gateway_for(provider)

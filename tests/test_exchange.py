@@ -16,7 +16,14 @@ import pytest
 
 from llmgateway.config import build
 from llmgateway.errors import ProviderBroke, ProviderFailed, ProviderTimedOut
-from llmgateway.exchange import BUFFER_BYTES, MAX_INTERIM_ANSWERS, Connection, Deadlines, Exchange
+from llmgateway.exchange import (
+    BUFFER_BYTES,
+    MAX_INTERIM_ANSWERS,
+    Connection,
+    Deadlines,
+    Exchange,
+    _size_line,
+)
 from llmgateway.fleet import Provider
 from llmgateway.upstream import Address, Pool
 from tests.exchange import Script
@@ -399,6 +406,27 @@ async def test_nothing_of_one_answer_shows_up_in_the_next() -> None:
         assert (await received(this.exchange)).body == b"no!"
         assert (this.exchange.status, this.exchange.reason) == (404, b"")
         assert this.exchange.head.lines == b"X-B: 2\r\n"
+
+
+def test_a_packet_that_is_one_whole_chunk_is_known_by_its_size() -> None:
+    sizes = [*range(1, 70_000), 0xFFFFF, 0x100000, 0xFFFFFF]
+    packets = {size: len(b"%x\r\n" % size) + size + 2 for size in sizes}
+    assert all(_size_line(packet) == b"%x\r\n" % size for size, packet in packets.items())
+    others = set(range(70_000)) - set(packets.values())
+    assert others == {0, 1, 2, 3, 4, 5, 21, 262, 4103, 65544}
+    assert {_size_line(packet) for packet in others} == {b"no chunk"}
+
+
+async def test_those_who_wait_are_timed_out_one_by_one_and_those_served_are_not() -> None:
+    async with line() as early, line() as served, line() as late:
+        deadlines = Deadlines(0.1)
+        waits = [asyncio.create_task(early.exchange.first_byte(deadlines))]
+        waits.append(asyncio.create_task(served.exchange.first_byte(deadlines)))
+        await served.say(OK + b"Content-Length: 2\r\n\r\nok")
+        waits.append(asyncio.create_task(late.exchange.first_byte(deadlines)))
+        first, second, third = await asyncio.gather(*waits, return_exceptions=True)
+        assert isinstance(first, ProviderTimedOut) and isinstance(third, ProviderTimedOut)
+        assert second is None and served.exchange.complete
 
 
 async def test_a_silent_provider_times_out_before_its_first_byte_and_between_two() -> None:

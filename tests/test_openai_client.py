@@ -33,7 +33,8 @@ WEATHER: ChatCompletionToolParam = {
         "name": "weather",
         "parameters": {
             "type": "object",
-            "properties": {"city": {"type": "string"}},
+            # a choice of one: a word of its own the little model may go on with until it is cut off
+            "properties": {"city": {"enum": ["Oslo"]}},
             "required": ["city"],
         },
     },
@@ -108,7 +109,13 @@ async def test_a_stream_ends_in_its_usage_when_asked_to(client: AsyncOpenAI) -> 
 
 async def test_tools_are_called(client: AsyncOpenAI) -> None:
     completion = await client.chat.completions.create(
-        model="tiny", messages=HELLO, tools=[WEATHER], tool_choice="required", max_tokens=400
+        model="tiny",
+        messages=HELLO,
+        tools=[WEATHER],
+        tool_choice="required",
+        temperature=2,  # cold, it repeats itself until it is cut off
+        seed=1,
+        max_tokens=400,
     )
     calls = completion.choices[0].message.tool_calls
     assert calls and calls[0].type == "function"
@@ -118,7 +125,14 @@ async def test_tools_are_called(client: AsyncOpenAI) -> None:
 
 async def test_streamed_tool_calls_can_be_put_together(client: AsyncOpenAI) -> None:
     stream = await client.chat.completions.create(
-        model="tiny", messages=HELLO, tools=[WEATHER], tool_choice="required", max_tokens=400, stream=True
+        model="tiny",
+        messages=HELLO,
+        tools=[WEATHER],
+        tool_choice="required",
+        temperature=2,  # cold, it repeats itself until it is cut off
+        seed=1,
+        max_tokens=400,
+        stream=True,
     )
     names, arguments = "", ""
     async for chunk in stream:

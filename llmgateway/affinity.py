@@ -148,7 +148,7 @@ class Affinity:
         conversation.home, conversation.last_turn, conversation.tip = home, now, tip
         self._chains[tip] = conversation
         self._chains.move_to_end(tip)
-        house = self._houses.get(home) or self._house(home)
+        house = self._house(home)
         house.live[id(conversation)] = conversation
         house.live.move_to_end(id(conversation))
         if (
@@ -187,7 +187,10 @@ class Affinity:
         return seen is not None and now - seen <= self._max_age_s
 
     def _house(self, home: Hashable) -> _House:
-        return self._houses.setdefault(home, _House())
+        house = self._houses.get(home)
+        if house is None:
+            house = self._houses[home] = _House()
+        return house
 
     def _trim(self, house: _House, now: float) -> None:
         self._trimmed_at = now

@@ -114,8 +114,8 @@ class App:
 
         The Fetch standard's CORS protocol, without credentials: a page sends its key by itself.
         """
-        headers = client.request.headers
-        origin = headers.get("origin")
+        named = client.head.named
+        origin = named[b"origin"].decode("latin-1") if b"origin" in named else None
         anybody = "*" in self._origins
         # Vary also where there is no origin: caches must not mix the answers up
         client.tell([] if anybody else [("Vary", "Origin")], instead_of="access-control-")
@@ -127,9 +127,9 @@ class App:
                 ("Access-Control-Expose-Headers", "*"),
             ]
         )
-        if client.method != "OPTIONS" or "access-control-request-method" not in headers:
+        if client.method != "OPTIONS" or b"access-control-request-method" not in named:
             return False
-        wanted = headers.get("access-control-request-headers", "")
+        wanted = named.get(b"access-control-request-headers", b"").decode("latin-1")
         client.tell(
             [
                 ("Access-Control-Allow-Methods", "GET, POST"),

@@ -141,9 +141,8 @@ class Client:
         self._request: web.BaseRequest | None = None
         self._transport = connection.transport
         self._now = connection.now
-        # aiohttp's parser takes the trailers of a chunked body for fields of the next request, and hears
-        # nothing any more behind a request for another protocol.
-        self._keep_alive = not (message.should_close or message.chunked or connection.in_another_protocol)
+        # aiohttp's parser takes the trailers of a chunked body for fields of the next request.
+        self._keep_alive = not (message.should_close or message.chunked)
         self._head: bytes | None = None
         self._chunked = self._sse = self._until_close = False
         self.watch: Callable[[bytes], None] | None = None
@@ -310,6 +309,7 @@ class Client:
         passed = head.lines
         for family in () if own else self._families:
             passed = _FAMILIES[family].sub(b"", passed)
+        self._keep_alive = self._keep_alive and not self._connection.in_another_protocol
         lines = [_status_line(status, reason), passed, more, self._own_lines]
         if not head.dated:
             lines.append(self._connection.server.date_line())
@@ -406,8 +406,8 @@ class Client:
         finally:
             self._connection.flow = None
 
-    def kept(self) -> bool:
-        """Tell, once the request is over, whether its connection may be used again."""
+    def finish(self) -> bool:
+        """End the request; tells whether its connection may be used again."""
         if not self._content.is_eof() and self._expects() and self._transport is not None:
             self._transport.close()  # it was told not to send the body: nothing will come to wait for
         return self._keep_alive and self.ended
@@ -471,7 +471,6 @@ class ClientConnection(RequestHandler):
         "_head_timer",
         "_stall_timer",
         "flow",
-        "in_another_protocol",
         "now",
         "patience",
         "server",
@@ -492,8 +491,6 @@ class ClientConnection(RequestHandler):
         self.now = loop.time
         self.flow: Flow | None = None
         self.serving: Client | None = None
-        self.in_another_protocol = False
-        """True if what follows is in another protocol, by the client's wish, which is not granted."""
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
         self._deaf_timer: asyncio.TimerHandle | None = None
@@ -518,7 +515,6 @@ class ClientConnection(RequestHandler):
                 if isinstance(message, _ErrInfo):
                     self._refuse(message.exc)
                     break
-                self.in_another_protocol = self._upgraded and not self._messages
                 client = Client(self, message, content)
                 del message, content  # an answer may take an hour
                 kept = await self._serve(client)
@@ -531,9 +527,12 @@ class ClientConnection(RequestHandler):
                     self._keepalive_handle = self._loop.call_at(
                         self._next_keepalive_close_time, self._process_keepalive
                     )
-        except BaseException:
+        except asyncio.CancelledError:
             self.force_close()
             raise
+        except Exception:
+            events.exception("serving a connection failed")
+            self.force_close()
         if not self._force_close:
             self._task_handler = None
             if self.transport is not None:
@@ -557,9 +556,9 @@ class ClientConnection(RequestHandler):
         finally:
             self._current_request = self.serving = None
             self._request_in_progress = False
-            if self._handler_waiter is not None:
+            if self._handler_waiter is not None and not self._handler_waiter.done():
                 self._handler_waiter.set_result(None)
-        return client.kept()
+        return client.finish()
 
     async def _linger(self, client: Client) -> None:
         """Read the rest of a body for a while: closing at once could cut off the answer (RFC 9112 9.6)."""
@@ -568,6 +567,14 @@ class ClientConnection(RequestHandler):
                 while not client.body_is_here and not self._force_close:
                     await client.skip_some()
         self._close = self._close or not client.body_is_here
+
+    @property
+    def in_another_protocol(self) -> bool:
+        """True if what follows is in another protocol, by the client's wish, which is not granted.
+
+        aiohttp's parser hears nothing any more then.
+        """
+        return self._upgraded and not self._messages
 
     def request_of(self, message: RawRequestMessage, content: StreamReader) -> web.BaseRequest:
         """Make aiohttp's own request of one of its messages."""
@@ -715,16 +722,12 @@ Answer = Callable[[Client], Awaitable[web.StreamResponse | None]]
 """Answers a request through the client, or gives a response of aiohttp's. It must not raise."""
 
 
-async def _unused(request: web.BaseRequest) -> web.StreamResponse:
-    raise NotImplementedError  # ClientConnection.start asks `ClientServer.answer`
-
-
 class ClientServer(web.Server):
     """aiohttp's low-level server, making our connections. A client that hangs up cancels its handler."""
 
     def __init__(self, answer: Answer, patience: Patience) -> None:
         super().__init__(
-            _unused,
+            cast(Any, answer),  # aiohttp itself never calls it: ClientConnection.start does
             handler_cancellation=True,
             access_log=None,
             auto_decompress=False,

@@ -30,16 +30,16 @@ MAX_IDLE_S: Final = 60.0
 
 
 @lru_cache(4096)
-def _size_line(packet_bytes: int) -> bytes:
-    """Give the first line of a packet that is one whole chunk, as its size tells it: no other one will do.
+def _size_line(packet_bytes: int) -> bytes | None:
+    """Give the first line of a packet that is one whole chunk, as the packet's size tells it.
 
-    Nothing begins with what is given for a size that no such packet has.
+    None for the few sizes that no such packet has.
     """
     for digits in range(1, 8):
         line = b"%x\r\n" % max(1, packet_bytes - digits - 4)
         if len(line) == digits + 2 and packet_bytes > digits + 4:
             return line
-    return b"no chunk"
+    return None
 
 
 class Sink(Protocol):
@@ -152,11 +152,14 @@ class Exchange:
     # -- for the task that wants the answer
 
     async def first_byte(self, deadlines: Deadlines) -> None:
-        """Wait for the head and the first body byte. Raises ProviderFailed."""
+        """Wait for the head and the first body byte, or end the exchange. Raises ProviderFailed."""
         deadlines.add(self)
         try:
             while not (self.complete or self._buffered):
                 await self._news()
+        except BaseException:  # also one who leaves just when the byte has come
+            self.cut()
+            raise
         finally:
             deadlines.discard(self)
 
@@ -416,7 +419,7 @@ class Connection(asyncio.Protocol):
             return
         if self._between_chunks and exchange.sink is not None:
             size_line = _size_line(len(data))
-            if data.startswith(size_line) and data.endswith(b"\r\n"):
+            if size_line is not None and data.startswith(size_line) and data.endswith(b"\r\n"):
                 # One whole chunk, as most of a stream comes: the parser need not see it, its state is the
                 # same after it as before, and the client can be sent it as it is.
                 self._barren_bytes = 0

@@ -13,7 +13,7 @@ import msgspec
 Field = tuple[bytes, bytes]
 
 _OPTIONS: Final = frozenset((b"close", b"keep-alive"))
-_DIGITS: Final = 18  # more than any number that a header field means
+_DIGITS: Final = 20  # as many as llhttp takes for a length: what it counts by must not be unknown here
 
 HOP_BY_HOP: Final = frozenset(
     (

@@ -120,19 +120,13 @@ class Pool:
                 connection.send(exchange, head, body)
                 try:
                     await exchange.first_byte(self._deadlines)
-                except ProviderTimedOut:
-                    raise
-                except ProviderFailed:
-                    if fresh or not exchange.untouched:
+                    return exchange
+                except ProviderFailed as failure:
+                    if fresh or not exchange.untouched or isinstance(failure, ProviderTimedOut):
                         raise
                     self.close_idle()  # its neighbours are as old
                     connection = None
-                    continue
-                except BaseException:
-                    exchange.cut()
-                    raise
-                return exchange
-        except BaseException:
+        except BaseException:  # cancelled as well: nobody else can end this use
             self._leave()
             raise
 

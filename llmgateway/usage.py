@@ -350,9 +350,7 @@ class PromptSize:
         """Guess the prompt tokens of a request; not too many, since a long one may be an image or a file."""
         fit = self._fits.get(model)
         guess = fit.estimate(size_bytes) if fit is not None else size_bytes / _BYTES_A_TOKEN
-        return (
-            int(guess + 0.5) if 0 <= guess < _MOST_PROMPT_TOKENS else _MOST_PROMPT_TOKENS if guess > 0 else 0
-        )
+        return int(min(max(guess, 0.0), _MOST_PROMPT_TOKENS) + 0.5)
 
 
 class _Fit:

@@ -379,6 +379,20 @@ async def test_http_1_0_knows_no_invitation() -> None:
     assert (response.interim, bytes(response.body)) == ([], b"body")
 
 
+@pytest.mark.parametrize("packets", [1, 2])
+async def test_who_asks_for_another_protocol_is_answered_in_this_one_and_not_left_waiting(
+    packets: int,
+) -> None:
+    head = request("POST", "/", "Connection: Upgrade", "Upgrade: websocket", "Content-Length: 4")
+    sent = [head + b"body"] if packets == 1 else [head, b"body"]
+    async with serving(echo) as here, RawClient(here.port) as client:
+        await client.send(*sent, pause_s=0.01)
+        response = await client.response(LIMIT_S)
+        assert (response.status, bytes(response.body)) == (200, b"body")
+        assert response.header("connection") == "close"
+        assert await client.closed(LIMIT_S) is Ending.CUT
+
+
 # --- the answer -------------------------------------------------------------------------------------------
 
 

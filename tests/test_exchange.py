@@ -414,17 +414,41 @@ def test_a_packet_that_is_one_whole_chunk_is_known_by_its_size() -> None:
     assert all(_size_line(packet) == b"%x\r\n" % size for size, packet in packets.items())
     others = set(range(70_000)) - set(packets.values())
     assert others == {0, 1, 2, 3, 4, 5, 21, 262, 4103, 65544}
-    assert {_size_line(packet) for packet in others} == {b"no chunk"}
+    assert {_size_line(packet) for packet in others} == {None}
+
+
+@pytest.mark.parametrize("size", [3, 5, 20, 21, 22, 262, 263, 4103])
+async def test_what_is_no_chunk_between_two_is_never_passed_on(size: int) -> None:
+    for junk in (b"no chunk", b"None", b""):
+        packet = junk[: size - 2].ljust(size - 2, b"x") + b"\r\n"
+        async with line() as this:
+            taking = asyncio.create_task(received(this.exchange))
+            await this.say(OK + CHUNKED + b"\r\n2\r\nok\r\n", b"2\r\nok\r\n", packet)
+            this.finish()
+            kept = await taking
+            assert isinstance(kept.failure, ProviderBroke), packet
+            assert kept.body == b"okok"
+
+
+@pytest.mark.parametrize("length", [10**18, 10**19, 2**64 - 1])
+async def test_an_answer_that_is_shorter_than_it_said_is_broken_however_much_it_said(length: int) -> None:
+    async with line() as this:
+        taking = asyncio.create_task(received(this.exchange))
+        await this.say(OK + b"Content-Length: %d\r\n\r\nok" % length)
+        this.finish()
+        kept = await taking
+        assert isinstance(kept.failure, ProviderBroke)
+        assert kept.body == b"ok"
 
 
 async def test_those_who_wait_are_timed_out_one_by_one_and_those_served_are_not() -> None:
     async with line() as early, line() as served, line() as late:
         deadlines = Deadlines(0.1)
-        waits = [asyncio.create_task(early.exchange.first_byte(deadlines))]
-        waits.append(asyncio.create_task(served.exchange.first_byte(deadlines)))
-        await served.say(OK + b"Content-Length: 2\r\n\r\nok")
-        waits.append(asyncio.create_task(late.exchange.first_byte(deadlines)))
-        first, second, third = await asyncio.gather(*waits, return_exceptions=True)
+        first, second, third, _ = await asyncio.gather(
+            *(each.exchange.first_byte(deadlines) for each in (early, served, late)),
+            served.say(OK + b"Content-Length: 2\r\n\r\nok"),
+            return_exceptions=True,
+        )
         assert isinstance(first, ProviderTimedOut) and isinstance(third, ProviderTimedOut)
         assert second is None and served.exchange.complete
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import openai
 import pytest
@@ -38,6 +38,14 @@ WEATHER: ChatCompletionToolParam = {
             "required": ["city"],
         },
     },
+}
+
+A_CALL: dict[str, Any] = {
+    "tools": [WEATHER],
+    "tool_choice": "required",
+    "temperature": 2,  # cold, it repeats itself until it is cut off
+    "seed": 1,
+    "max_tokens": 400,
 }
 
 
@@ -108,15 +116,7 @@ async def test_a_stream_ends_in_its_usage_when_asked_to(client: AsyncOpenAI) -> 
 
 
 async def test_tools_are_called(client: AsyncOpenAI) -> None:
-    completion = await client.chat.completions.create(
-        model="tiny",
-        messages=HELLO,
-        tools=[WEATHER],
-        tool_choice="required",
-        temperature=2,  # cold, it repeats itself until it is cut off
-        seed=1,
-        max_tokens=400,
-    )
+    completion = await client.chat.completions.create(model="tiny", messages=HELLO, **A_CALL)
     calls = completion.choices[0].message.tool_calls
     assert calls and calls[0].type == "function"
     assert calls[0].function.name == "weather"
@@ -124,16 +124,7 @@ async def test_tools_are_called(client: AsyncOpenAI) -> None:
 
 
 async def test_streamed_tool_calls_can_be_put_together(client: AsyncOpenAI) -> None:
-    stream = await client.chat.completions.create(
-        model="tiny",
-        messages=HELLO,
-        tools=[WEATHER],
-        tool_choice="required",
-        temperature=2,  # cold, it repeats itself until it is cut off
-        seed=1,
-        max_tokens=400,
-        stream=True,
-    )
+    stream = await client.chat.completions.create(model="tiny", messages=HELLO, stream=True, **A_CALL)
     names, arguments = "", ""
     async for chunk in stream:
         for call in chunk.choices[0].delta.tool_calls or []:

@@ -540,7 +540,6 @@ class ClientConnection(RequestHandler):
 
     async def _serve(self, client: Client) -> bool:
         """Have a request answered; tells whether the connection may be used again."""
-        self._request_in_progress = True
         self.serving = client
         self._current_request = client  # type: ignore[assignment]  # of which it wants `_cancel` only
         try:
@@ -555,9 +554,6 @@ class ClientConnection(RequestHandler):
             return False
         finally:
             self._current_request = self.serving = None
-            self._request_in_progress = False
-            if self._handler_waiter is not None and not self._handler_waiter.done():
-                self._handler_waiter.set_result(None)
         return client.finish()
 
     async def _linger(self, client: Client) -> None:

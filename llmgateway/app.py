@@ -9,10 +9,10 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import count
-from typing import Final
+from typing import Final, NamedTuple
 
 from aiohttp import web
 
@@ -49,6 +49,13 @@ _PREFLIGHT_S: Final = 86_400
 _OF_THE_PAGE: Final = frozenset({b"cookie", b"referer"})
 
 
+class _Recognised(NamedTuple):
+    """Whose key a head shows."""
+
+    by: KeyRing
+    caller: Caller
+
+
 class App:
     """Answers every request: the gateway's own pages by `Pages`, the rest through the proxy."""
 
@@ -76,7 +83,7 @@ class App:
         self._targets = {base + path: endpoint for path, endpoint in self._endpoints.items()}
         self._chat = replace(self._endpoints["/v1/chat/completions"])  # the page's, to be told from the API's
         self._origins = frozenset(config.server.cors)
-        self._session_fields = [name.lower().encode() for name in config.affinity.headers]
+        self._session_fields = dict.fromkeys(name.lower().encode() for name in config.affinity.headers)
 
     async def handle(self, client: Client) -> web.StreamResponse | None:
         """Answer one request; whatever happens inside, it ends here, and the process goes on."""
@@ -198,8 +205,7 @@ class App:
 
     async def _late_body(self, client: Client, entry: Entry) -> Body:
         """Wait for the rest of a body. Raises GatewayError."""
-        if client.head.named.get(b"content-encoding", b"").lower() not in (b"", b"identity"):
-            raise _compressed()
+        _refuse_compressed(client.head.named)
         asked_at = time.monotonic()
         body = await client.read_body(self._config.server.max_body)
         entry.body_s = time.monotonic() - asked_at
@@ -212,37 +218,40 @@ class App:
         if from_page:
             self._pages.require_same_origin(client.request)
             return self._pages.viewer(client.request)
-        return self._keys.recognise(offered_keys(client.head.named), now=time.time())
+        known = client.head.sender
+        if isinstance(known, _Recognised) and known.by is self._keys and known.caller.expires_at is None:
+            return known.caller
+        caller = self._keys.recognise(offered_keys(client.head.named), now=time.time())
+        client.head.sender = _Recognised(self._keys, caller)
+        return caller
 
     def _call(self, client: Client, endpoint: Endpoint, caller: Caller, entry: Entry, body: Body) -> Call:
         """Read from a request what routing needs to know."""
-        entry.bytes_in = len(body)
-        head = client.head
-        if head.named.get(b"content-encoding", b"").lower() not in (b"", b"identity"):
-            raise _compressed()
+        entry.bytes_in = size = len(body)
+        named = client.head.named
+        if b"content-encoding" in named:
+            _refuse_compressed(named)
         if endpoint.body == "json":
             seen = peek_json(body)
         else:
-            seen = peek_multipart(body, head.named.get(b"content-type", b""))
-        entry.model, entry.streams = seen.model[:_MODEL_CHARACTERS], seen.streams
-        converses = endpoint.streams  # what answers in events builds on a KV cache, and nothing else does
-        fields, lines = client.fields, head.lines
+            seen = peek_multipart(body, named.get(b"content-type", b""))
+        model, streams = seen.model, seen.streams
+        entry.model, entry.streams = model[:_MODEL_CHARACTERS], streams
+        fields, lines = client.fields, client.head.lines
         if endpoint is self._chat:
             fields = tuple(field for field in fields if field[0].lower() not in _OF_THE_PAGE)
             lines = request_head(fields).lines
         query = _query(client.raw_path) if "?" in client.raw_path else ""
+        outgoing = Outgoing(endpoint.path, query, fields, lines, client.request_id, body)
+        prompt_bytes = (seen.prompt_bytes or size) if endpoint.reads else 0
+        if not endpoint.streams:  # what answers in events builds on a KV cache, and nothing else does
+            return Call(model, outgoing, Thread(), entry, prompt_bytes, seen.output_limit)
         session = None
-        for name in self._session_fields:
-            session = session or head.named.get(name)
-        return Call(
-            seen.model,
-            Outgoing(endpoint.path, query, fields, lines, client.request_id, body),
-            thread_of(seen, user=caller.user, session=session or None) if converses else Thread(),
-            entry,
-            prompt_bytes=(seen.prompt_bytes or len(body)) if endpoint.reads else 0,
-            output_limit=seen.output_limit,
-            keepalive_s=self._config.streams.keepalive if seen.streams and converses else 0.0,
-        )
+        if not self._session_fields.keys().isdisjoint(named):
+            session = next(filter(None, map(named.get, self._session_fields)), None)
+        thread = thread_of(seen, user=caller.user, session=session)
+        keepalive_s = self._config.streams.keepalive if streams else 0.0
+        return Call(model, outgoing, thread, entry, prompt_bytes, seen.output_limit, keepalive_s)
 
     # -- the end
 
@@ -326,8 +335,10 @@ def _query(raw_path: str) -> str:
     return query
 
 
-def _compressed() -> GatewayError:
-    return GatewayError(INVALID_REQUEST, "A compressed request body is not understood; send it as it is.")
+def _refuse_compressed(named: Mapping[bytes, bytes]) -> None:
+    if named.get(b"content-encoding", b"").lower() not in (b"", b"identity"):
+        words = "A compressed request body is not understood; send it as it is."
+        raise GatewayError(INVALID_REQUEST, words)
 
 
 def _not_allowed(allowed: str) -> GatewayError:

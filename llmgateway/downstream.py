@@ -22,6 +22,7 @@ from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Final, Literal, Protocol, cast
 
+import msgspec
 from aiohttp import StreamReader, web
 from aiohttp.http import RawRequestMessage, StreamWriter
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
@@ -29,7 +30,7 @@ from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
 from llmgateway.errors import INVALID_REQUEST, REQUEST_TIMEOUT, REQUEST_TOO_LARGE, GatewayError
-from llmgateway.headers import AnswerHead, request_head
+from llmgateway.headers import AnswerHead, Field, HeadReader, RequestHead
 from llmgateway.log import Events
 from llmgateway.wire import Body, Dialect, at_event_boundary, error_body, error_event
 
@@ -79,77 +80,47 @@ class Flow(Protocol):
         """Go on."""
 
 
-class Client:
+class Client(msgspec.Struct, eq=False):
     """One request of a client and the one answer it gets. It is the sink of an exchange's bytes."""
 
-    __slots__ = (
-        "_chunked",
-        "_connection",
-        "_content",
-        "_families",
-        "_head",
-        "_keep_alive",
-        "_message",
-        "_now",
-        "_own_lines",
-        "_request",
-        "_sse",
-        "_tail",
-        "_transport",
-        "_until_close",
-        "answered",
-        "bytes_out",
-        "dialect",
-        "ended",
-        "fields",
-        "head",
-        "head_size",
-        "last_write",
-        "method",
-        "raw_path",
-        "request_id",
-        "started",
-        "status",
-        "version",
-        "watch",
-    )
+    _connection: "ClientConnection"
+    _message: RawRequestMessage | None
+    _content: StreamReader
+    _transport: asyncio.Transport | None
+    _now: Callable[[], float]
+    method: str
+    raw_path: str
+    version: tuple[int, int]
+    fields: tuple[Field, ...]
+    head: RequestHead
+    _keep_alive: bool
+    request_id: str = ""
+    dialect: Dialect = "openai"
+    status: int = 0
+    """What was answered; 0 before that."""
+    started: bool = False
+    """True once bytes of an answer are on their way, so that the status cannot change any more."""
+    answered: bool = False
+    """True once bytes of a provider's answer are on their way: too late to try elsewhere."""
+    ended: bool = False
+    bytes_out: int = 0
+    last_write: float = 0.0
+    """When something was last written, on the loop's clock; 0 before that."""
+    watch: Callable[[bytes], None] | None = None
+    """Shown each piece of a provider's answer, after it was written."""
+    _request: web.BaseRequest | None = None
+    _head: bytes | None = None
+    _chunked: bool = False
+    _sse: bool = False
+    _until_close: bool = False
+    _tail: bytes = b""
+    _own_lines: bytes = b""
+    _families: frozenset[Family] = frozenset()
 
-    def __init__(
-        self, connection: "ClientConnection", message: RawRequestMessage, content: StreamReader
-    ) -> None:
-        self.method = message.method
-        self.raw_path = message.path
-        self.version: tuple[int, int] = message.version
-        self.fields = message.raw_headers
-        self.head = request_head(message.raw_headers)
-        self.head_size = len(message.path) + self.head.size
-        self.request_id = ""
-        self.dialect: Dialect = "openai"
-        self.status = 0
-        """What was answered; 0 before that."""
-        self.started = False
-        """True once bytes of an answer are on their way, so that the status cannot change any more."""
-        self.answered = False
-        """True once bytes of a provider's answer are on their way: too late to try elsewhere."""
-        self.ended = False
-        self.bytes_out = 0
-        self.last_write = 0.0
-        """When something was last written, on the loop's clock; 0 before that."""
-        self._connection = connection
-        self._message: RawRequestMessage | None = message
-        self._content = content
-        self._request: web.BaseRequest | None = None
-        self._transport = connection.transport
-        self._now = connection.now
-        # aiohttp's parser takes the trailers of a chunked body for fields of the next request.
-        self._keep_alive = not (message.should_close or message.chunked)
-        self._head: bytes | None = None
-        self._chunked = self._sse = self._until_close = False
-        self.watch: Callable[[bytes], None] | None = None
-        """Shown each piece of a provider's answer, after it was written."""
-        self._tail = b""
-        self._own_lines = b""
-        self._families: frozenset[Family] = frozenset()
+    @property
+    def head_size(self) -> int:
+        """How many bytes the request's head takes."""
+        return len(self.raw_path) + self.head.size
 
     @property
     def request(self) -> web.BaseRequest:
@@ -181,9 +152,9 @@ class Client:
 
         Raises GatewayError (400, 408, 413).
         """
-        declared = self.head.named.get(b"content-length")
-        if declared is not None and int(declared.lstrip(b"0") or 0) > limit_bytes:
-            raise _too_large(limit_bytes)
+        for name, value in self.fields:
+            if name.lower() == b"content-length" and int(value.lstrip(b"0") or 0) > limit_bytes:
+                raise _too_large(limit_bytes)
         if not self._content.is_eof():
             self._invite_body()
             self._connection.check_framing()
@@ -301,38 +272,49 @@ class Client:
 
         `own` says that the answer is not a provider's.
         """
+        connection, passed = self._connection, head.lines
         if not own:
             self._message = None  # an answer may take an hour
+            for family in self._families:
+                passed = _FAMILIES[family].sub(b"", passed)
         self.status = status
         self.started = self.answered = True
         self._sse = head.is_sse
-        passed = head.lines
-        for family in () if own else self._families:
-            passed = _FAMILIES[family].sub(b"", passed)
-        self._keep_alive = self._keep_alive and not self._connection.in_another_protocol
-        lines = [_status_line(status, reason), passed, more, self._own_lines]
-        if not head.dated:
-            lines.append(self._connection.server.date_line())
-        lines.append(f"x-request-id: {self.request_id}\r\n".encode())
-        lines.append(self._framing(status, None if head.is_sse else head.content_length))
+        if connection.in_another_protocol:
+            self._keep_alive = False
+        framing = self._framing(status, None if head.is_sse else head.content_length)
+        self._head = b"".join(
+            (
+                _status_line(status, reason),
+                passed,
+                more,
+                self._own_lines,
+                b"" if head.dated else connection.server.date_line(),
+                b"x-request-id: ",
+                self.request_id.encode(),
+                framing,
+                self._ending(),
+            )
+        )
+
+    def _ending(self) -> bytes:
+        """Tell whether the connection is kept, where the version does not."""
         if not self._keep_alive:
-            lines.append(b"Connection: close\r\n")
-        elif self.version < (1, 1):
-            lines.append(b"Connection: keep-alive\r\n")
-        self._head = b"".join((*lines, b"\r\n"))
+            return b"Connection: close\r\n\r\n"
+        return b"\r\n" if self.version >= (1, 1) else b"Connection: keep-alive\r\n\r\n"
 
     def _framing(self, status: int, length: int | None) -> bytes:
         """Choose how the end of the body is told (RFC 9112 6): by length, chunks, or (HTTP/1.0) closing."""
         if status in (204, 304):
-            return b""
+            return b"\r\n"
         if length is not None:
-            return b"Content-Length: %d\r\n" % length
+            return b"\r\nContent-Length: %d\r\n" % length
         if self.version >= (1, 1):
             self._chunked = True
-            return b"Transfer-Encoding: chunked\r\n"
+            return b"\r\nTransfer-Encoding: chunked\r\n"
         self._until_close = True
         self._keep_alive = False
-        return b""
+        return b"\r\n"
 
     def feed(self, data: bytes, *, final: bool) -> None:
         """Write a piece of a provider's answer, at once; whoever watches looks at it afterwards."""
@@ -469,6 +451,7 @@ class ClientConnection(RequestHandler):
     __slots__ = (
         "_deaf_timer",
         "_head_timer",
+        "_heads",
         "_stall_timer",
         "flow",
         "now",
@@ -491,6 +474,7 @@ class ClientConnection(RequestHandler):
         self.now = loop.time
         self.flow: Flow | None = None
         self.serving: Client | None = None
+        self._heads = HeadReader()
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
         self._deaf_timer: asyncio.TimerHandle | None = None
@@ -515,7 +499,20 @@ class ClientConnection(RequestHandler):
                 if isinstance(message, _ErrInfo):
                     self._refuse(message.exc)
                     break
-                client = Client(self, message, content)
+                client = Client(
+                    self,
+                    message,
+                    content,
+                    self.transport,
+                    self.now,
+                    message.method,
+                    message.path,
+                    message.version,
+                    message.raw_headers,
+                    self._heads.read(message.raw_headers),
+                    # aiohttp's parser takes the trailers of a chunked body for fields of the next request.
+                    not (message.should_close or message.chunked),
+                )
                 del message, content  # an answer may take an hour
                 kept = await self._serve(client)
                 if not client.body_is_here:

@@ -17,9 +17,11 @@ from functools import lru_cache
 from typing import Final, Protocol, cast
 
 import httptools
+import msgspec
+from msgspec.structs import replace
 
 from llmgateway.errors import ProviderBroke, ProviderFailed, ProviderTimedOut
-from llmgateway.headers import NO_HEAD, Field, answer_head, keep_alive_limits
+from llmgateway.headers import NO_HEAD, AnswerHead, Field, answer_head, keep_alive_limits, whole_number
 from llmgateway.wire import Body
 
 MAX_HEAD_BYTES: Final = 64 * 1024
@@ -40,6 +42,11 @@ def _size_line(packet_bytes: int) -> bytes | None:
         if len(line) == digits + 2 and packet_bytes > digits + 4:
             return line
     return None
+
+
+_known_head: Final = lru_cache(64)(
+    answer_head
+)  # answers differ in their length, and once a second in the date
 
 
 class Sink(Protocol):
@@ -93,53 +100,32 @@ class Deadlines:
             self._timer.cancel()
 
 
-class Exchange:
+class Exchange(msgspec.Struct, eq=False):
     """One request's answer, from its first byte to its last.
 
     Use as `with`: leave early, and its connection is closed at once. A complete one has given its connection
     back already.
     """
 
-    __slots__ = (
-        "_buffer",
-        "_buffer_limit",
-        "_buffered",
-        "_connection",
-        "_loop",
-        "_on_end",
-        "_wake",
-        "complete",
-        "failure",
-        "head",
-        "last_byte",
-        "provider",
-        "reason",
-        "sink",
-        "status",
-        "untouched",
-    )
-
-    def __init__(
-        self, provider: str, connection: "Connection", on_end: Callable[[], None] = lambda: None
-    ) -> None:
-        self.provider = provider
-        self.status = 0
-        self.reason = b""
-        self.head = NO_HEAD
-        self.complete = False
-        self.untouched = True
-        """True until a byte of the answer came."""
-        self.last_byte = 0.0
-        """When the last body byte came, on the loop's clock; 0 before the first."""
-        self.failure: ProviderFailed | None = None
-        self.sink: Sink | None = None
-        self._loop = connection.loop
-        self._connection: Connection | None = connection
-        self._on_end = on_end
-        self._buffer: list[bytes] = []
-        self._buffered = 0
-        self._buffer_limit = BUFFER_BYTES
-        self._wake: asyncio.Future[None] | None = None
+    provider: str
+    _connection: "Connection | None"
+    _loop: asyncio.AbstractEventLoop
+    _on_end: Callable[[], None] = lambda: None
+    status: int = 0
+    """Of the answer, as its `reason` and its `head`; 0 before that is known."""
+    reason: bytes = b""
+    head: AnswerHead = NO_HEAD
+    complete: bool = False
+    untouched: bool = True
+    """True until a byte of the answer came."""
+    last_byte: float = 0.0
+    """When the last body byte came, on the loop's clock; 0 before the first."""
+    failure: ProviderFailed | None = None
+    sink: Sink | None = None
+    _buffer: list[bytes] = msgspec.field(default_factory=list)
+    _buffered: int = 0
+    _buffer_limit: int = BUFFER_BYTES
+    _wake: asyncio.Future[None] | None = None
 
     def __enter__(self) -> "Exchange":
         return self
@@ -243,7 +229,7 @@ class Exchange:
         if complete:
             self.complete = True
             self._connection = None
-        if data:
+        elif data:
             self.last_byte = self._loop.time()
         if self.sink is not None:
             self.sink.feed(data, final=complete)
@@ -304,11 +290,10 @@ class Connection(asyncio.Protocol):
         "_complete",
         "_fault",
         "_fields",
-        "_head",
-        "_head_bytes",
         "_head_done",
         "_interim",
         "_keep_alive",
+        "_length",
         "_on_idle",
         "_on_lost",
         "_parser",
@@ -342,8 +327,7 @@ class Connection(asyncio.Protocol):
         self._status = 0
         self._reason = b""
         self._fields: list[Field] = []
-        self._head = NO_HEAD
-        self._head_bytes = 0
+        self._length: bytes | None = None
         self._interim = 0
         self._head_done = False
         self._until_eof = False
@@ -439,8 +423,6 @@ class Connection(asyncio.Protocol):
             self._barren_bytes = 0
         else:
             self._count_barren(len(data))
-        if self._head_done and not exchange.status:
-            exchange.status, exchange.reason, exchange.head = self._status, self._reason, self._head
         if self._complete:
             self._leave(exchange)
             exchange.received(b"".join(pieces), complete=True)
@@ -464,8 +446,8 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
             return
         life_s = DEFAULT_IDLE_S
-        if self._head.keep_alive:
-            idle_s, most = keep_alive_limits(self._head.keep_alive)
+        if exchange.head.keep_alive:
+            idle_s, most = keep_alive_limits(exchange.head.keep_alive)
             if most is not None and self._served >= most:
                 self._transport.abort()
                 return
@@ -491,34 +473,40 @@ class Connection(asyncio.Protocol):
         """Keep a header field; those behind the body (trailers) end here."""
         if self._head_done:
             return
-        self._head_bytes += len(name) + len(value) + 4
-        if self._head_bytes > MAX_HEAD_BYTES:
-            self._fault = "the head is too large"
-            return
-        self._fields.append((name, value.rstrip(b" \t")))
+        if len(name) == 14 and name.lower() == b"content-length":
+            if self._length is not None:
+                self._fault = "two lengths"
+            self._length = value
+        else:
+            self._fields.append((name, value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
         """Judge the head: status and version must be known ones, the framing must be one we can follow."""
-        if self._complete or self._fault:
+        exchange = self.exchange
+        if self._complete or self._fault or exchange is None:
             return
-        self._status = self._parser.get_status_code()
-        if 100 <= self._status < 200:
+        self._status = status = self._parser.get_status_code()
+        if 100 <= status < 200:
             return
         version = self._parser.get_http_version()
-        self._head = head = answer_head(self._fields)
-        if version not in ("1.1", "1.0"):
+        head = _known_head(tuple(self._fields))
+        if self._length is not None:
+            head = replace(head, content_length=whole_number(self._length))
+        if head.size > MAX_HEAD_BYTES:
+            self._fault = "the head is too large"
+        elif version not in ("1.1", "1.0"):
             self._fault = "not HTTP/1.1"
-        elif not 200 <= self._status <= 599:
+        elif not 200 <= status <= 599:
             self._fault = "no such status"
         elif head.transfer_coding and (head.transfer_coding != b"chunked" or version == "1.0"):
             self._fault = "an unknown transfer coding"
         else:
             self._head_done = True
-            if not (self._reason.isascii() and self._reason.decode().isprintable()):
-                self._reason = b""
-            self._until_eof = (
-                not head.transfer_coding and head.content_length is None and self._status not in (204, 304)
-            )
+            exchange.status, exchange.head = status, head
+            if self._reason.isascii() and self._reason.decode().isprintable():
+                exchange.reason = self._reason
+            framed = head.transfer_coding or head.content_length is not None
+            self._until_eof = not framed and status not in (204, 304)
 
     def on_body(self, piece: bytes) -> None:
         """Keep a piece until the whole packet is parsed."""
@@ -544,6 +532,6 @@ class Connection(asyncio.Protocol):
                 self._chunk_ended = False
             return
         self._interim += 1
-        self._fields, self._reason = [], b""
+        self._fields, self._length, self._reason = [], None, b""
         if self._status == 101 or self._interim > MAX_INTERIM_ANSWERS:
             self._fault = "an interim answer that was not asked for"

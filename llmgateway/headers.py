@@ -13,6 +13,8 @@ import msgspec
 Field = tuple[bytes, bytes]
 
 _OPTIONS: Final = frozenset((b"close", b"keep-alive"))
+_LENGTH: Final = b"content-length"
+_REMEMBERED_BYTES: Final = 8 * 1024  # of a head: a connection may be idle for long
 _DIGITS: Final = 20  # as many as llhttp takes for a length: what it counts by must not be unknown here
 
 HOP_BY_HOP: Final = frozenset(
@@ -51,7 +53,7 @@ NOT_RETURNED: Final = HOP_BY_HOP | {
 }
 
 
-class RequestHead(msgspec.Struct, frozen=True, gc=False):
+class RequestHead(msgspec.Struct):
     """What the header fields of a request say, read in one pass."""
 
     named: dict[bytes, bytes]
@@ -60,6 +62,8 @@ class RequestHead(msgspec.Struct, frozen=True, gc=False):
     """What passes on to a provider, each line ended by CRLF."""
     size: int
     """How many bytes the fields take as they came."""
+    sender: object = None
+    """Who sends it, once somebody has found that out: the same head may come again."""
 
 
 def request_head(fields: Sequence[Field], *, replaced: frozenset[bytes] = frozenset()) -> RequestHead:
@@ -69,6 +73,37 @@ def request_head(fields: Sequence[Field], *, replaced: frozenset[bytes] = frozen
     """
     named, lines, size = _sort(fields, NOT_FORWARDED | replaced if replaced else NOT_FORWARDED)
     return RequestHead(named, b"".join(lines), size)
+
+
+class HeadReader:
+    """Reads the heads of the requests on one connection.
+
+    Most clients send the same fields with each of them, but for the length of the body: what was learnt of
+    the others holds on. `named` has no Content-Length here.
+    """
+
+    __slots__ = ("_after", "_at", "_before", "_known")
+
+    def __init__(self) -> None:
+        self._known: RequestHead | None = None
+        self._at = 0
+        """Where in the fields Content-Length stands."""
+        self._before: Sequence[Field] = ()
+        self._after: Sequence[Field] = ()
+
+    def read(self, fields: Sequence[Field]) -> RequestHead:
+        """Read a request's header fields; gives the very same head again where they say the same."""
+        at = self._at
+        alike = at < len(fields) and fields[:at] == self._before and fields[at + 1 :] == self._after
+        if self._known is not None and alike and fields[at][0].lower() == _LENGTH:
+            return self._known
+        head = request_head(fields)
+        self._known = None
+        if head.named.pop(_LENGTH, None) is not None and head.size <= _REMEMBERED_BYTES:
+            names = [name.lower() for name, _ in fields]
+            self._at = at = names.index(_LENGTH)
+            self._before, self._after, self._known = fields[:at], fields[at + 1 :], head
+        return head
 
 
 def _sort(fields: Iterable[Field], dropped: frozenset[bytes]) -> tuple[dict[bytes, bytes], list[bytes], int]:
@@ -105,6 +140,8 @@ class AnswerHead(msgspec.Struct, frozen=True, gc=False):
     is_sse: bool = False
     """An event stream that may be added to: not compressed."""
     dated: bool = False
+    size: int = 0
+    """How many bytes the fields took as they came."""
     coding: bytes = b""
     """Its Content-Encoding, in lower case."""
     transfer_coding: bytes = b""
@@ -118,7 +155,7 @@ NO_HEAD: Final = AnswerHead(b"", None)
 
 def answer_head(fields: Sequence[Field]) -> AnswerHead:
     """Sort the header fields of a provider's answer; proxies are told not to hold event streams back."""
-    named, lines, _ = _sort(fields, NOT_RETURNED)
+    named, lines, size = _sort(fields, NOT_RETURNED)
     find = named.get
     coding = find(b"content-encoding", b"").strip().lower()
     events = find(b"content-type", b"").lstrip().lower().startswith(b"text/event-stream")
@@ -128,17 +165,19 @@ def answer_head(fields: Sequence[Field]) -> AnswerHead:
         lines.append(b"Cache-Control: no-cache\r\n")
     return AnswerHead(
         b"".join(lines),
-        _number(named[b"content-length"]) if b"content-length" in named else None,
+        whole_number(named[_LENGTH]) if _LENGTH in named else None,
         events,
         events and coding in (b"", b"identity"),
         b"date" in named,
+        size,
         coding,
         find(b"transfer-encoding", b"").lower(),
         find(b"keep-alive", b""),
     )
 
 
-def _number(text: bytes) -> int | None:
+def whole_number(text: bytes) -> int | None:
+    """Read a whole number; None if it is none, or one that no length can be."""
     digits = text.strip()
     if not digits.isdigit():
         return None
@@ -153,7 +192,7 @@ def keep_alive_limits(field: bytes) -> tuple[float | None, int | None]:
     most: int | None = None
     for part in field.lower().split(b",") if field else ():
         name, _, number = part.strip().partition(b"=")
-        limit = _number(number)
+        limit = whole_number(number)
         if limit is None:
             continue
         if name.strip() == b"timeout":

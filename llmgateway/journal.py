@@ -10,7 +10,7 @@ import os
 import stat
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -45,14 +45,14 @@ class Journal:
             self._broken = False
         self._file = _Rotated(path, size_bytes, keep)
 
-    def write(self, line: Mapping[str, Any]) -> None:
-        """Take a line; it is on disk a moment later."""
-        if self._file.path is None:
+    def write(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Take lines; they are on disk a moment later."""
+        if self._file.path is None or not lines:
             return
-        if len(self._lines) >= MOST_LINES:
-            self._lose(1, "the disk is too slow")
-            return
-        self._lines.append(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+        room = MOST_LINES - len(self._lines)
+        self._lines.extend([orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines[:room]])
+        if len(lines) > room:
+            self._lose(len(lines) - room, "the disk is too slow")
         self._news.set()
 
     async def __aenter__(self) -> "Journal":

@@ -7,7 +7,7 @@ tables are at hand then. Who wants to read calls `book` first, so that nobody se
 here looks at the clock by itself, and every map has a bound.
 """
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ import msgspec
 
 from llmgateway.log import Events, together
 from llmgateway.metrics import Metrics
-from llmgateway.usage import Meter, Tokens
+from llmgateway.usage import Meter, Tokens, added_up
 
 events = Events("ledger")
 
@@ -104,6 +104,9 @@ class Entry(msgspec.Struct, eq=False):
 Ended = tuple[Entry, float, float]
 """A request that has ended, and when: on the monotonic clock, and in epoch seconds."""
 
+_Kind = tuple[str, str, str, str, str, int, str, bool, bool | None, str]
+"""What requests that are booked as one have in common, from the endpoint to the day."""
+
 
 @dataclass(slots=True)
 class Totals:
@@ -116,15 +119,15 @@ class Totals:
     reasoning_tokens: int = 0
     estimated: int = 0
 
-    def add(self, tokens: Tokens | None) -> None:
-        """Add one request."""
-        self.requests += 1
-        if tokens is not None:
-            self.prompt_tokens += tokens.prompt
-            self.completion_tokens += tokens.completion
-            self.cached_tokens += tokens.cached
-            self.reasoning_tokens += tokens.reasoning
-            self.estimated += tokens.estimated
+    def add(self, requests: int, tokens: Sequence[int]) -> None:
+        """Add some requests, and what they cost in all, as `usage.added_up` gives it."""
+        prompt, completion, cached, reasoning, estimated = tokens
+        self.requests += requests
+        self.prompt_tokens += prompt
+        self.completion_tokens += completion
+        self.cached_tokens += cached
+        self.reasoning_tokens += reasoning
+        self.estimated += estimated
 
     def merge(self, other: "Totals") -> None:
         """Add what others cost."""
@@ -159,8 +162,7 @@ class _Minutes:
         self.at = max(self.at, minute)
 
     def spread(self, tokens: float, start_s: float, end_s: float) -> None:
-        """Add tokens evenly over the time in which they came."""
-        self.move_to(int(end_s // 60))
+        """Add tokens evenly over the time in which they came, which ended in the newest minute or before."""
         if start_s >= self.at * 60.0:  # as for most: all of it came in this minute
             self.tokens[-1] += tokens
             return
@@ -179,11 +181,11 @@ class Ledger:
     def __init__(
         self,
         metrics: Metrics,
-        write: Callable[[Mapping[str, Any]], None],
+        write: Callable[[Sequence[Mapping[str, Any]]], None],
         is_known: Callable[[str], bool],
         later: Callable[[Callable[[], None]], object] = lambda function: function(),
     ) -> None:
-        """Keep books. `write` takes each line of the request log, `later` calls a function in a moment.
+        """Keep books. `write` takes lines of the request log, `later` calls a function in a moment.
 
         `is_known` tells whether a provider has a model: anybody can ask for any name, and one that nobody has
         is no label.
@@ -221,26 +223,68 @@ class Ledger:
     def book(self) -> None:
         """Book all that has ended by now."""
         ended, self._ended = self._ended, []
+        lines: list[dict[str, Any]] = []
+        alike: defaultdict[_Kind, list[Ended]] = defaultdict(list)
         with together():
-            for entry, now, wall in ended:
+            for each in ended:
                 try:
-                    self._book(entry, now, wall)
+                    kind, line = self._look_at(*each)
+                    alike[kind].append(each)
+                    if line is not None:
+                        lines.append(line)
                 except Exception:
-                    events.exception("booking failed", request=entry.id)
+                    events.exception("booking failed", request=each[0].id)
+            self.recent.extend(lines)
+            self._write(lines)
+            for kind, some in alike.items():
+                self._book(kind, some)
             self._listener(ended)
 
-    def _book(self, entry: Entry, now: float, wall: float) -> None:
+    def _look_at(self, entry: Entry, now: float, wall: float) -> tuple[_Kind, dict[str, Any] | None]:
+        """Tell what a request is booked as, and its line in the request log if it has one."""
         tokens = entry.tokens or entry.settle()
-        line = _line(entry, tokens, self._moment(wall), now)
-        if entry.user is not None or self._hears_strangers(wall):
-            self.recent.append(line)
-            self._write(line)
-        if (account := _account_of(line)) is not None:
-            self._account(account).add(tokens)
-        if tokens is not None:
-            begin = wall - (now - (entry.first_byte_at or now))
-            self._pace(entry.provider, wall).spread(tokens.completion, begin, wall)
-        self._count(entry, tokens, now)
+        time = self._moment(wall)
+        kind = (
+            entry.endpoint,
+            entry.model,
+            entry.provider,
+            entry.user or "",
+            entry.key or "",
+            entry.status,
+            entry.outcome,
+            entry.attempts > 0,
+            None if tokens is None else tokens.estimated,
+            time[:_DAY_CHARACTERS],
+        )
+        heard = entry.user is not None or self._hears_strangers(wall)
+        return kind, _line(entry, tokens, time, now) if heard else None
+
+    def _book(self, kind: _Kind, ended: Sequence[Ended]) -> None:
+        """Book requests that differ in nothing but their times and tokens."""
+        endpoint, model, provider, user, key, status, outcome, tried, estimated, day = kind
+        entries = [entry for entry, *_ in ended]
+        tokens = added_up(entry.tokens for entry in entries if entry.tokens is not None)
+        if user:
+            account = _account(day, user, key, model, provider, tried=tried)
+            self._totals_of(account).add(len(ended), tokens)
+        if estimated is not None:
+            self._spread(provider, ended)
+        self._metrics.finished(
+            (endpoint, model if tried or self._is_known(model) else "", provider, user, str(status), outcome),
+            total_s=[now - entry.began for entry, now, _ in ended],
+            first_byte_s=[e.first_byte_at - e.began for e in entries if e.first_byte_at is not None],
+            queue_s=[e.queue_s for e in entries if e.overhead_s is not None],
+            overhead_s=[e.overhead_s for e in entries if e.overhead_s is not None],
+            tokens=() if estimated is None else tokens,
+            estimated=bool(estimated),
+        )
+
+    def _spread(self, provider: str, ended: Sequence[Ended]) -> None:
+        """Add the output of requests to the last hour of their provider."""
+        minutes = self._pace(provider, ended[-1][2])
+        for entry, now, wall in ended:
+            if entry.tokens is not None:
+                minutes.spread(entry.tokens.completion, wall - now + (entry.first_byte_at or now), wall)
 
     def _hears_strangers(self, wall: float) -> bool:
         """Bound what callers without a key write down: else they could push out what the log is kept for."""
@@ -259,7 +303,7 @@ class Ledger:
     def restore(self, before: Mapping[Account, Totals]) -> None:
         """Add what had been used before the start."""
         for account, totals in before.items():
-            self._account(account).merge(totals)
+            self._totals_of(account).merge(totals)
 
     def hour(self, provider: str, *, now: float, wall: float) -> list[float]:
         """Give a provider's output in tokens a second for each of the last 60 minutes, the oldest first.
@@ -293,26 +337,13 @@ class Ledger:
         minutes.move_to(int(wall // 60))
         return minutes
 
-    def _account(self, account: Account) -> Totals:
+    def _totals_of(self, account: Account) -> Totals:
         totals = self.totals.get(account)
         if totals is None:
             while len(self.totals) >= MOST_TOTALS:
                 del self.totals[next(iter(self.totals))]
             totals = self.totals[account] = Totals()
         return totals
-
-    def _count(self, entry: Entry, tokens: Tokens | None, now: float) -> None:
-        model = entry.model if entry.attempts or self._is_known(entry.model) else ""
-        user = entry.user or ""
-        self._metrics.finished(
-            (entry.endpoint, model, entry.provider, user, str(entry.status), entry.outcome),
-            total_s=now - entry.began,
-            first_byte_s=None if entry.first_byte_at is None else entry.first_byte_at - entry.began,
-            queue_s=entry.queue_s,
-            overhead_s=entry.overhead_s,
-            tokens=() if tokens is None else tokens.counts,
-            estimated=tokens is not None and tokens.estimated,
-        )
 
 
 def totals_of(lines: Iterable[Mapping[str, Any]]) -> dict[Account, Totals]:
@@ -321,27 +352,28 @@ def totals_of(lines: Iterable[Mapping[str, Any]]) -> dict[Account, Totals]:
     for line in lines:
         account = _account_of(line)
         if account is not None and (account in found or len(found) < MOST_TOTALS):
-            found.setdefault(account, Totals()).add(_tokens_in(line))
+            found.setdefault(account, Totals()).add(1, added_up(_tokens_in(line)))
     return found
 
 
 def _account_of(line: Mapping[str, Any]) -> Account | None:
-    """Tell from its line in the request log by what a request is booked; None for nobody's.
-
-    What has reached no provider is booked under no model: anybody can ask for any name.
-    """
+    """Tell from its line in the request log by what a request is booked; None for nobody's."""
     if not line.get("user"):
         return None
-    day = line["time"][:_DAY_CHARACTERS]
-    model = (line.get("model") or "") if line.get("attempts") else ""
-    return Account(day, line["user"], line.get("key") or "", model, line.get("provider") or "")
+    names = (line.get(name) or "" for name in ("user", "key", "model", "provider"))
+    return _account(line["time"][:_DAY_CHARACTERS], *names, tried=bool(line.get("attempts")))
 
 
-def _tokens_in(line: Mapping[str, Any]) -> Tokens | None:
+def _account(day: str, user: str, key: str, model: str, provider: str, *, tried: bool) -> Account:
+    """Book what has reached no provider under no model: anybody can ask for any name."""
+    return Account(day, user, key, model if tried else "", provider)
+
+
+def _tokens_in(line: Mapping[str, Any]) -> Iterator[Tokens]:
     counts = [line.get(f"{name}_tokens") for name in ("prompt", "completion", "cached", "reasoning")]
-    prompt, completion, cached, reasoning = (each if type(each) is int else 0 for each in counts)
-    told = type(counts[0]) is int
-    return Tokens(prompt, completion, cached, reasoning, bool(line.get("estimated"))) if told else None
+    if type(counts[0]) is int:
+        prompt, completion, cached, reasoning = (each if type(each) is int else 0 for each in counts)
+        yield Tokens(prompt, completion, cached, reasoning, bool(line.get("estimated")))
 
 
 def _line(entry: Entry, tokens: Tokens | None, time: str, now: float) -> dict[str, Any]:

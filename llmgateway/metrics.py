@@ -38,10 +38,12 @@ class Distribution:
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
 
-    def observe(self, value: float) -> None:
-        """Count a value."""
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
+    def observe(self, values: Sequence[float]) -> None:
+        """Count values."""
+        counts, bounds = self._counts, self._bounds
+        for value in values:
+            counts[bisect_left(bounds, value)] += 1
+        self._sum += sum(values)
 
     def add_to(self, family: HistogramMetricFamily, labels: Labels) -> None:
         """Tell Prometheus."""
@@ -124,32 +126,30 @@ class Metrics:
         self,
         labels: tuple[str, str, str, str, str, str],
         *,
-        total_s: float,
-        first_byte_s: float | None,
-        queue_s: float,
-        overhead_s: float | None,
+        total_s: Sequence[float],
+        first_byte_s: Sequence[float] = (),
+        queue_s: Sequence[float] = (),
+        overhead_s: Sequence[float] = (),
         tokens: Sequence[int] = (),
         estimated: bool = False,
     ) -> None:
-        """Count a request.
+        """Count requests that ended in the same way, each with a `total_s`; of the rest, those that have it.
 
-        `labels` are endpoint, model, provider, user, status and outcome; `tokens` are as in DIRECTIONS, or
-        none if no model has worked on it.
+        `labels` are endpoint, model, provider, user, status and outcome; `tokens` are their sums as in
+        DIRECTIONS, or none if no model has worked on them.
         """
         tally = self._tallies.get(labels) or self._begin(labels)
-        tally.count += 1
+        tally.count += len(total_s)
         tally.duration.observe(total_s)
-        if first_byte_s is not None:
-            tally.first_byte.observe(first_byte_s)
-        if overhead_s is not None:
-            self._overhead.observe(overhead_s)
-            tally.queue_wait.observe(queue_s)
-        for at, count in enumerate(tokens):
+        tally.first_byte.observe(first_byte_s)
+        tally.queue_wait.observe(queue_s)
+        self._overhead.observe(overhead_s)
+        for at, count in enumerate(tokens[: len(DIRECTIONS)]):
             tally.tokens[at] += count
             if estimated:
                 tally.estimated[at] += count
         if labels[-1] == "client_gone":
-            self._departures += 1
+            self._departures += len(total_s)
 
     def _begin(self, labels: Labels) -> _Tally:
         if len(self._tallies) >= _MOST_SERIES:  # years of changing configs: Prometheus takes it for a restart

@@ -195,10 +195,41 @@ class Proxy:
                     own_lines = _own_lines(provider.name, order.affinity, order.waited_s)
                     return Held(provider, status, exchange.reason, exchange.head, body, own_lines)
             call.outgoing.body = b""
-            await self._relay(provider, exchange, call, client, order)
+            meter = self._begin(provider, exchange, call, client, order)
+            try:
+                if not client.answered:
+                    body, _ = await exchange.read(_QUOTED_BYTES, _QUOTED_S)
+                    meter.feed(body)
+                    raise _too_late(provider, status, exchange.head, body)
+                if exchange.complete:
+                    client.feed(exchange.whole(), final=True)
+                else:
+                    with client.holding(exchange):
+                        await exchange.relay(client, provider.config.timeouts.idle)
+            finally:
+                self._settle(call, order)
         if not provider.breaker.spotless:
             provider.breaker.succeeded()
         return None
+
+    def _begin(
+        self, provider: Provider, exchange: Exchange, call: Call, client: Client, order: Order
+    ) -> Meter:
+        """Begin the client's answer, or go on with it, unless it has become another one by now."""
+        entry, status, head = call.entry, exchange.status, exchange.head
+        meter = Meter(sse=head.is_events, coding=head.coding)
+        if status < _NO_ANSWER:
+            entry.meter = meter
+        if not client.started:
+            own_lines = _own_lines(provider.name, order.affinity, order.waited_s)
+            client.begin(status, exchange.reason, head, own_lines)
+        elif status == 200 and head.is_sse:
+            client.resume_stream()
+        else:
+            return meter
+        entry.first_byte_at = monotonic()
+        client.watch = meter.feed
+        return meter
 
     async def _errored(self, provider: Provider, exchange: Exchange) -> ProviderFailed:
         body, _ = await exchange.read(_QUOTED_BYTES, _QUOTED_S)
@@ -208,33 +239,6 @@ class Proxy:
         if is_loading(exchange.status, body):
             return ProviderWarming(provider.name, trouble)
         return ProviderErrored(provider.name, trouble, supported=exchange.status != _UNSUPPORTED)
-
-    async def _relay(
-        self, provider: Provider, exchange: Exchange, call: Call, client: Client, order: Order
-    ) -> None:
-        entry, head = call.entry, exchange.head
-        meter = Meter(sse=head.is_events, coding=head.coding)
-        if exchange.status < _NO_ANSWER:
-            entry.meter = meter
-        if not client.started:
-            own_lines = _own_lines(provider.name, order.affinity, order.waited_s)
-            client.begin(exchange.status, exchange.reason, head, own_lines)
-        elif exchange.status == 200 and head.is_sse:
-            client.resume_stream()
-        else:
-            body, _ = await exchange.read(_QUOTED_BYTES, _QUOTED_S)
-            meter.feed(body)
-            raise _too_late(provider, exchange.status, head, body)
-        entry.first_byte_at = monotonic()
-        client.watch = meter.feed
-        try:
-            if exchange.complete:
-                client.feed(exchange.whole(), final=True)
-            else:
-                with client.holding(exchange):
-                    await exchange.relay(client, provider.config.timeouts.idle)
-        finally:
-            self._settle(call, order)
 
     def _settle(self, call: Call, order: Order) -> None:
         """Let an answer that has ended cost what it has turned out to cost."""

@@ -148,10 +148,12 @@ class Slots:
         self._charge(order, cost(tokens.prompt, tokens.completion))
         if tokens.estimated:
             return
-        usual = self._usual_output.pop(order.model, float(tokens.completion))
+        usual = self._usual_output.pop(order.model, None)
+        if usual is None:
+            usual = float(tokens.completion)
+            while len(self._usual_output) >= _REMEMBERED_MODELS:
+                del self._usual_output[next(iter(self._usual_output))]
         self._usual_output[order.model] = usual + _LEARNING * (tokens.completion - usual)
-        while len(self._usual_output) > _REMEMBERED_MODELS:
-            del self._usual_output[next(iter(self._usual_output))]
 
     def answered(self, order: Order, provider: Provider) -> None:
         """Learn that a provider has begun to answer an order."""
@@ -189,10 +191,11 @@ class Slots:
         """Give a slot that is free, and nobody else's turn, at once. Pairs with `end_attempt` as well."""
         if self._waiting:
             self._dispatch()  # what tells nobody, the end of a pause, must not favour who comes just then
-        placement = self._place(order)
+        now = self._now()
+        placement = self._place(order, now)
         if placement is None:
             return None
-        self._grant(order, placement)
+        self._grant(order, placement, now)
         return placement.provider
 
     def end_attempt(self, order: Order, provider: Provider) -> None:
@@ -330,12 +333,13 @@ class Slots:
     def _grant_one(self) -> bool:
         if not any(provider.has_free_slot for provider in self._fleet.providers.values()):
             return False
+        now = self._now()
         for order in self._in_line():
-            placement = self._place(order)
+            placement = self._place(order, now)
             if placement is not None:
                 self._note_overtaking(order)
-                self._grant(order, placement)
-                self._pace_of(order.model).moved(self._now())
+                self._grant(order, placement, now)
+                self._pace_of(order.model).moved(now)
                 self._leave_line(order).set_result(placement)
                 return True
         return False
@@ -383,15 +387,13 @@ class Slots:
             return False
         return any(p.name == conversation.home and p.has_free_slot for p in self._candidates(order))
 
-    def _place(self, order: Order) -> Placement | None:
-        now = self._now()
+    def _place(self, order: Order, now: float) -> Placement | None:
         among = candidates(self._fleet, order.caller, order.model, order.tried, now=now)
         if not among:
             return None
         return place(among, order.caller, order.model, order.thread, self._affinity, self._chance, now=now)
 
-    def _grant(self, order: Order, placement: Placement) -> None:
-        now = self._now()
+    def _grant(self, order: Order, placement: Placement, now: float) -> None:
         provider = placement.provider
         provider.in_flight += 1
         order.affinity = placement.affinity
@@ -400,11 +402,10 @@ class Slots:
             order.on_trial = provider.breaker.started(now)
         if order.thread.links:
             self._affinity.settle(order.thread, provider.name, now=now, match=placement.match)
+        estimate = 0.0
         if not order.charged and not order.expected:
-            order.expected = order.estimate
-            self._fair.granted(order.standing, order.estimate, order.caller.weight)
-        else:
-            self._fair.granted(order.standing, 0.0, order.caller.weight)
+            order.expected = estimate = order.estimate
+        self._fair.granted(order.standing, estimate, order.caller.weight)
 
     def _charge(self, order: Order, tokens: float) -> None:
         """Let an order have cost its user so many virtual tokens, whatever was charged or expected before."""

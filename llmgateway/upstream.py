@@ -116,7 +116,7 @@ class Pool:
                 fresh = connection is None
                 if connection is None:
                     connection = await self._connect()
-                exchange = Exchange(self._provider.name, connection, self._leave)
+                exchange = Exchange(self._provider.name, connection, self._loop, self._leave)
                 connection.send(exchange, head, body)
                 try:
                     await exchange.first_byte(self._deadlines)

@@ -15,11 +15,12 @@ The rules:
 
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import msgspec
 import orjson
+from msgspec.structs import astuple
 
 FIRST_BYTES: Final = 4 * 1024
 LAST_BYTES: Final = 16 * 1024
@@ -85,35 +86,40 @@ class Tokens(msgspec.Struct, frozen=True, gc=False):
     reasoning: int = 0
     estimated: bool = True
 
-    @property
-    def counts(self) -> tuple[int, int, int, int]:
-        """All of them, in their order."""
-        return self.prompt, self.completion, self.cached, self.reasoning
+
+def added_up(some: Iterable[Tokens]) -> tuple[int, int, int, int, int]:
+    """Add up what requests cost, in the order of the fields; the last is how many are estimates."""
+    sums = tuple(map(sum, zip(*map(astuple, some), strict=True)))
+    return sums or (0, 0, 0, 0, 0)  # type: ignore[return-value]  # as long as the fields are many
 
 
-class Meter:
+class Meter(msgspec.Struct, eq=False):
     """Watches one answer go by. `coding` is its Content-Encoding."""
 
-    __slots__ = ("_buffer", "_due", "_inflater", "_output", "_readable", "_sse", "_timings", "_usage")
+    sse: bool
+    coding: bytes = b""
+    _inflater: "_Inflater | None" = None
+    _readable: bool = True
+    _buffer: bytearray = msgspec.field(default_factory=bytearray)
+    _due: int = LOOK_BYTES
+    _output: int = 0
+    _usage: dict[str, int] = msgspec.field(default_factory=dict)
+    _timings: dict[str, int] = msgspec.field(default_factory=dict)
 
-    def __init__(self, *, sse: bool, coding: bytes = b"") -> None:
-        coding = coding.strip().lower()
-        self._sse = sse
-        self._inflater = _Inflater(coding) if coding in _Inflater.CODINGS else None
-        self._readable = self._inflater is not None or coding in (b"", b"identity")
-        self._buffer = bytearray()
-        self._due = LOOK_BYTES
-        self._output = 0
-        self._usage: dict[str, int] = {}
-        self._timings: dict[str, int] = {}
+    def __post_init__(self) -> None:
+        if self.coding:
+            coding = self.coding.strip().lower()
+            self._inflater = _Inflater(coding) if coding in _Inflater.CODINGS else None
+            self._readable = self._inflater is not None or coding in (b"", b"identity")
 
     def feed(self, data: bytes) -> None:
         """Look at a piece that has just been written."""
         if self._inflater is not None or not self._readable:
             self._inflate(data)
             return
-        self._buffer += data
-        if len(self._buffer) >= self._due:
+        buffer = self._buffer
+        buffer += data
+        if len(buffer) >= self._due:
             self._look()
 
     @property
@@ -159,7 +165,7 @@ class Meter:
             completion = self._timings.get("predicted_n")
             if completion is not None and completion < self._output:
                 return None  # of several choices each has timings of its own
-        if completion is None and not self._sse and self._usage:
+        if completion is None and not self.sse and self._usage:
             return 0  # an embedding has no output
         return None if completion == 0 and self._output else completion
 
@@ -177,7 +183,7 @@ class Meter:
     def _look(self) -> None:
         """Read the lines that are whole by now, and bound what stays."""
         buffer = self._buffer
-        if self._sse and (end := buffer.rfind(b"\n") + 1):
+        if self.sse and (end := buffer.rfind(b"\n") + 1):
             self._read(buffer[:end])
             del buffer[:end]
         if len(buffer) > 2 * (FIRST_BYTES + LAST_BYTES):
@@ -186,11 +192,11 @@ class Meter:
 
     def _read(self, part: bytearray) -> None:
         """Learn from whole lines of a stream, or from what was kept of an answer that is none."""
-        if not self._sse:
+        if not self.sse:
             part = _ends(part.replace(b"\n", b" "))
         elif _has_a_long_line(part):
             part = bytearray(b"\n").join(map(_ends, part.split(b"\n")))
-        if self._sse:
+        if self.sse:
             self._output += len(_DELTA.findall(part))
             if part.rfind(b'"text"') >= 0:
                 self._output += len(_CHOICE.findall(part))
@@ -340,11 +346,13 @@ class PromptSize:
         """Note what a request of a model turned out to have."""
         if size_bytes <= 0 or prompt_tokens <= 0:
             return
-        fit = self._fits.pop(model, None) or _Fit()
+        fit = self._fits.pop(model, None)
+        if fit is None:
+            while len(self._fits) >= _REMEMBERED_MODELS:
+                del self._fits[next(iter(self._fits))]
+            fit = _Fit()
         fit.learn(size_bytes, prompt_tokens)
         self._fits[model] = fit
-        while len(self._fits) > _REMEMBERED_MODELS:
-            del self._fits[next(iter(self._fits))]
 
     def estimate(self, model: str, size_bytes: int) -> int:
         """Guess the prompt tokens of a request; not too many, since a long one may be an image or a file."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from gateway import Gateway
+from llmgateway.config import build
 from tests.conftest import GatewayFor, ProviderFor
 from tests.fake_provider import FakeProvider
-from tests.journey import KEY
+from tests.journey import KEY, settings
 from tests.raw_client import Ending, RawClient, chat, request
 from tests.test_errors import ANTHROPIC, OPENAI, ask, asking, refusal
 
@@ -148,6 +150,49 @@ async def test_a_key_lists_only_the_models_that_it_is_good_for(
     assert [entry["id"] for entry in response.json["data"]] == ["org/a", "qwen3-8b"]
     refusal(await ask(gateway.port, request("GET", "/v1/models/m", key=GLOBBED)), 404, "no_provider")
     assert (await ask(gateway.port, request("GET", "/v1/models/org/a", key=GLOBBED))).status == 200
+
+
+# A connection is not the key that was used on it.
+
+
+async def test_each_request_on_a_connection_is_who_its_own_key_says(
+    gateway_for: GatewayFor, provider: FakeProvider
+) -> None:
+    users = {"alice": {"keys": [KEY]}, "bob": {"keys": [BOB]}}
+    gateway = await gateway_for(provider, users=users)
+    async with RawClient(gateway.port) as client:
+        for key in (KEY, BOB, BOB, WRONG, KEY, WRONG):
+            await client.send(chat(key=key))
+            assert (await client.response()).status == (401 if key == WRONG else 200)
+    gateway.ledger.book()
+    users_seen = [line["user"] for line in gateway.ledger.recent]
+    assert users_seen == ["alice", "bob", "bob", None, "alice", None]
+
+
+async def test_a_key_that_is_taken_away_is_good_no_longer_on_a_kept_connection(
+    gateway_for: GatewayFor, provider: FakeProvider
+) -> None:
+    gateway = await gateway_for(provider)
+    async with RawClient(gateway.port) as client:
+        for _ in range(2):
+            await client.send(chat())
+            assert (await client.response()).status == 200
+        gateway.adopt(build(settings(provider, users={"alice": {"keys": [BOB]}})))
+        await client.send(chat())
+        assert (await client.response()).status == 401
+
+
+async def test_a_key_that_expires_is_good_no_longer_on_a_kept_connection(
+    gateway_for: GatewayFor, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    users = {"alice": {"keys": [{"key": LASTING, "expires": "2999-01-01"}]}}
+    gateway = await gateway_for(provider, users=users)
+    async with RawClient(gateway.port) as client:
+        await client.send(chat(key=LASTING))
+        assert (await client.response()).status == 200
+        monkeypatch.setattr(time, "time", lambda: 40_000_000_000.0)
+        await client.send(chat(key=LASTING))
+        assert (await client.response()).status == 401
 
 
 # A key is checked before the body is read.

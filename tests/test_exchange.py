@@ -159,7 +159,7 @@ class Line:
         self.theirs.close()
 
     def ask_again(self) -> Exchange:
-        self.exchange = Exchange("rig", self.ours)
+        self.exchange = Exchange("rig", self.ours, self.ours.loop)
         self.ours.send(self.exchange, b"POST / HTTP/1.1\r\n\r\n", b"")
         return self.exchange
 
@@ -170,7 +170,7 @@ async def line() -> AsyncIterator[Line]:
         port = listener.getsockname()[1]
         _, ours = await asyncio.get_running_loop().create_connection(Watched, "127.0.0.1", port)
         theirs, _ = listener.accept()
-    exchange = Exchange("rig", ours)
+    exchange = Exchange("rig", ours, ours.loop)
     ours.send(exchange, b"POST / HTTP/1.1\r\n\r\n", b"")
     try:
         yield Line(ours, theirs, exchange)

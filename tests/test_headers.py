@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmgateway.headers import Field, answer_head, keep_alive_limits, request_head
+from llmgateway.headers import Field, HeadReader, answer_head, keep_alive_limits, request_head
 
 HOP_BY_HOP = (
     "Connection: x-nothing",
@@ -201,3 +201,41 @@ def test_any_keep_alive_field_can_be_read(value: bytes) -> None:
 def test_values_are_found_by_their_lower_case_name_and_those_of_one_name_are_a_list() -> None:
     named = request_head(fields_of("X-Twice: first", "A: 1", "x-TWICE: second")).named
     assert named == {b"x-twice": b"first, second", b"a": b"1"}
+
+
+LENGTHS = st.sampled_from(["Content-Length: 1", "content-length: 22", "Content-Length: 1"])
+LINES = st.sampled_from(
+    ["A: 1", "a: 1", "A: 2", "Connection: a", "Content-Type: x", "Transfer-Encoding: chunked"]
+)
+
+
+@st.composite
+def heads(draw: st.DrawFn) -> list[str]:
+    lines = draw(st.lists(LINES, max_size=3))
+    if draw(st.booleans()):
+        lines.insert(draw(st.integers(0, len(lines))), draw(LENGTHS))
+    return lines
+
+
+@settings(deadline=None)
+@given(st.lists(heads(), max_size=8))
+def test_a_head_says_the_same_whatever_came_before_it_on_the_connection(sent: list[list[str]]) -> None:
+    reader = HeadReader()
+    for lines in sent:
+        fields = tuple(fields_of(*lines))
+        read, alone = reader.read(fields), request_head(fields)
+        alone.named.pop(b"content-length", None)
+        assert (read.named, read.lines) == (alone.named, alone.lines)
+        assert abs(read.size - alone.size) <= 1
+
+
+def test_a_head_that_comes_again_is_not_read_again() -> None:
+    reader = HeadReader()
+    first, second = (tuple(fields_of("A: 1", f"Content-Length: {n}", "B: 2")) for n in (10, 999))
+    assert reader.read(second) is reader.read(first)
+
+
+def test_a_long_head_is_not_remembered() -> None:
+    reader = HeadReader()
+    fields = tuple(fields_of("A: " + "1" * 9_000, "Content-Length: 1"))
+    assert reader.read(fields) is not reader.read(fields)

@@ -429,10 +429,10 @@ def test_many_series_are_counted_all_the_same(users: int) -> None:
             for _ in range(2):
                 metrics.finished(
                     labels,
-                    total_s=1,
-                    first_byte_s=0.5,
-                    queue_s=0,
-                    overhead_s=0.001,
+                    total_s=[1],
+                    first_byte_s=[0.5],
+                    queue_s=[0],
+                    overhead_s=[0.001],
                     tokens=(3, 2, 1, 1),
                     estimated=True,
                 )

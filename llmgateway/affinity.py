@@ -85,7 +85,8 @@ def _blocks(text: Buffer) -> list[Buffer]:
     return [text[start : start + BLOCK_BYTES] for start in range(0, len(text) - BLOCK_BYTES + 1, BLOCK_BYTES)]
 
 
-class Conversation(msgspec.Struct, eq=False):
+@dataclass(slots=True, eq=False)
+class Conversation:
     """Where a conversation lives, when it last had a turn, and the chain that it had reached by then."""
 
     home: Hashable
@@ -143,19 +144,17 @@ class Affinity:
         link, conversation = match or self.match(thread, now=now)
         if conversation is None or link != conversation.tip or (thread.opening and conversation.home != home):
             conversation = Conversation(home, now, tip)
-        if conversation.home != home:
-            self._house(conversation.home).live.pop(id(conversation), None)
-        conversation.home, conversation.last_turn, conversation.tip = home, now, tip
-        self._chains[tip] = conversation
-        self._chains.move_to_end(tip)
-        house = self._house(home)
-        house.live[id(conversation)] = conversation
-        house.live.move_to_end(id(conversation))
-        if (
-            len(self._chains) > self._max_chains
-            or len(house.live) > MAX_LIVE
-            or now - self._trimmed_at > TRIM_S
-        ):
+        else:
+            if conversation.home != home:
+                self._house(conversation.home).live.pop(id(conversation), None)
+                conversation.home = home
+            conversation.last_turn, conversation.tip = now, tip
+        chains, house, key = self._chains, self._house(home), id(conversation)
+        live = house.live
+        chains[tip] = live[key] = conversation
+        chains.move_to_end(tip)
+        live.move_to_end(key)
+        if now - self._trimmed_at > TRIM_S or len(chains) > self._max_chains or len(live) > MAX_LIVE:
             self._trim(house, now)
 
     def computed(self, thread: Thread, home: Hashable, *, now: float) -> None:

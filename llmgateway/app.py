@@ -18,7 +18,7 @@ from aiohttp import web
 
 from llmgateway.affinity import Thread, thread_of
 from llmgateway.config import Config
-from llmgateway.downstream import MAX_HEAD_BYTES, Client
+from llmgateway.downstream import MAX_HEAD_BYTES, MAX_LINE_BYTES, Client
 from llmgateway.errors import (
     DRAINING,
     INTERNAL_ERROR,
@@ -46,6 +46,7 @@ _LOGGED_CHARACTERS: Final = 100  # of what a client chose
 _MODEL_CHARACTERS: Final = 200
 _CLIENT_GONE: Final = 499  # as nginx logs it; it is never sent
 _PREFLIGHT_S: Final = 86_400
+_HTTP_1_1: Final = (1, 1)
 _OF_THE_PAGE: Final = frozenset({b"cookie", b"referer"})
 
 
@@ -90,12 +91,18 @@ class App:
         endpoint = self._targets.get(client.raw_path)  # as almost always: the rest is for the other spellings
         path = endpoint.path if endpoint else _below(self._config.server.base_path, _path(client.raw_path))
         client.dialect = endpoint.dialect if endpoint else dialect_of(path)
-        client.request_id = self._id_of(client.head.named.get(b"x-request-id"))
+        named = client.head.named
+        client.request_id = self._id_of(named.get(b"x-request-id"))
         request_id.set(client.request_id)
         if self.draining:
             client.close_after()
         try:
-            _check_head(client)
+            if (
+                client.version != _HTTP_1_1
+                or b"transfer-encoding" in named
+                or client.head.size > MAX_LINE_BYTES
+            ):
+                _check_head(client)
             if endpoint is None and (page := self._pages.at(path, client.method)):
                 return await page(client.request, client)
             if not (self._origins and _is_of_the_api(path) and self._share(client)):
@@ -114,7 +121,7 @@ class App:
         """
         if given is not None and _SANE_ID.fullmatch(given):
             return given.decode()
-        return f"{self._id_prefix}{next(self._ids):08x}"
+        return f"{self._id_prefix}{next(self._ids)}"
 
     def _share(self, client: Client) -> bool:
         """Let pages of the origins in `server.cors` use the API; tells whether that was all that was asked.

@@ -22,7 +22,6 @@ from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Final, Literal, Protocol, cast
 
-import msgspec
 from aiohttp import StreamReader, web
 from aiohttp.http import RawRequestMessage, StreamWriter
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
@@ -49,6 +48,7 @@ _FAMILIES: Final[Mapping[Family, re.Pattern[bytes]]] = {
     "access-control-": re.compile(rb"(?mi)^access-control-[^\r\n]*\r\n"),
     "x-ratelimit-": re.compile(rb"(?mi)^x-ratelimit-[^\r\n]*\r\n"),
 }
+_BODILESS: Final = (204, 304)
 _PING: Final = b'event: ping\ndata: {"type": "ping"}\n\n'
 
 
@@ -80,7 +80,8 @@ class Flow(Protocol):
         """Go on."""
 
 
-class Client(msgspec.Struct, eq=False):
+@dataclass(slots=True, eq=False)
+class Client:
     """One request of a client and the one answer it gets. It is the sink of an exchange's bytes."""
 
     _connection: "ClientConnection"
@@ -282,7 +283,11 @@ class Client(msgspec.Struct, eq=False):
         self._sse = head.is_sse
         if connection.in_another_protocol:
             self._keep_alive = False
-        framing = self._framing(status, None if head.is_sse else head.content_length)
+        length = None if head.is_sse else head.content_length
+        if length is not None and self._keep_alive and self.version >= (1, 1) and status not in _BODILESS:
+            framing = b"\r\nContent-Length: %d\r\n\r\n" % length  # as most
+        else:
+            framing = self._framing(status, length)
         self._head = b"".join(
             (
                 _status_line(status, reason),
@@ -293,28 +298,28 @@ class Client(msgspec.Struct, eq=False):
                 b"x-request-id: ",
                 self.request_id.encode(),
                 framing,
-                self._ending(),
             )
         )
 
-    def _ending(self) -> bytes:
-        """Tell whether the connection is kept, where the version does not."""
-        if not self._keep_alive:
-            return b"Connection: close\r\n\r\n"
-        return b"\r\n" if self.version >= (1, 1) else b"Connection: keep-alive\r\n\r\n"
-
     def _framing(self, status: int, length: int | None) -> bytes:
-        """Choose how the end of the body is told (RFC 9112 6): by length, chunks, or (HTTP/1.0) closing."""
-        if status in (204, 304):
-            return b"\r\n"
-        if length is not None:
-            return b"\r\nContent-Length: %d\r\n" % length
-        if self.version >= (1, 1):
+        """Choose how the end of the body is told (RFC 9112 6): by length, chunks, or (HTTP/1.0) closing.
+
+        Tell as well whether the connection is kept, where the version does not.
+        """
+        framing = b"\r\n"
+        if status in _BODILESS:
+            pass
+        elif length is not None:
+            framing = b"\r\nContent-Length: %d\r\n" % length
+        elif self.version >= (1, 1):
             self._chunked = True
-            return b"\r\nTransfer-Encoding: chunked\r\n"
-        self._until_close = True
-        self._keep_alive = False
-        return b"\r\n"
+            framing = b"\r\nTransfer-Encoding: chunked\r\n"
+        else:
+            self._until_close = True
+            self._keep_alive = False
+        if not self._keep_alive:
+            return framing + b"Connection: close\r\n\r\n"
+        return framing + (b"\r\n" if self.version >= (1, 1) else b"Connection: keep-alive\r\n\r\n")
 
     def feed(self, data: bytes, *, final: bool) -> None:
         """Write a piece of a provider's answer, at once; whoever watches looks at it afterwards."""
@@ -345,19 +350,18 @@ class Client(msgspec.Struct, eq=False):
             transport.write(data)
             self.last_write = self._now()
 
-    def feed_chunk(self, data: bytes, framed: bytes) -> None:
+    def feed_chunk(self, data: bytes, framed: bytes, now: float) -> None:
         """Write a piece that came as one chunk: as it came, where the answer is sent in chunks."""
-        if self._head is not None or not self._chunked:
+        if self._head is not None or not self._chunked or self.ended:
             self.feed(data, final=False)
             return
         transport = self._transport
-        if not self.ended and transport is not None and not transport.is_closing():
+        if transport is not None and not transport.is_closing():
             size = len(data)
             self.bytes_out += size
-            if self._sse:
-                self._tail = data if size >= 4 else (self._tail + data)[-4:]
+            self._tail = data if size >= 4 else (self._tail + data)[-4:]
             transport.write(framed)
-            self.last_write = self._now()
+            self.last_write = now
         if self.watch is not None:
             self.watch(data)
 
@@ -390,14 +394,14 @@ class Client(msgspec.Struct, eq=False):
 
     def finish(self) -> bool:
         """End the request; tells whether its connection may be used again."""
-        if not self._content.is_eof() and self._expects() and self._transport is not None:
+        if not self.body_is_here and self._expects() and self._transport is not None:
             self._transport.close()  # it was told not to send the body: nothing will come to wait for
         return self._keep_alive and self.ended
 
     @property
     def body_is_here(self) -> bool:
         """True once the end of the request's body, if it has one, has come."""
-        return self._content.is_eof()
+        return self._content is EMPTY_PAYLOAD or self._content.is_eof()
 
     async def skip_some(self) -> None:
         """Read some of the rest of the request's body, which nobody wants."""

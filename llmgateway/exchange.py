@@ -13,11 +13,11 @@ synchronously, from `data_received` to a sink, so that no task wakes for a chunk
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final, Protocol, cast
 
 import httptools
-import msgspec
 from msgspec.structs import replace
 
 from llmgateway.errors import ProviderBroke, ProviderFailed, ProviderTimedOut
@@ -44,9 +44,23 @@ def _size_line(packet_bytes: int) -> bytes | None:
     return None
 
 
-_known_head: Final = lru_cache(64)(
-    answer_head
-)  # answers differ in their length, and once a second in the date
+@lru_cache(64)  # most answers of a provider differ in their length only, and once a second in their date
+def _judged(
+    status: int, reason: bytes, version: str, fields: tuple[Field, ...]
+) -> tuple[bytes, AnswerHead, str]:
+    """Judge a head: its reason phrase, if that may be repeated, what its fields say, and what is wrong."""
+    head = answer_head(fields)
+    fault = ""
+    if head.size > MAX_HEAD_BYTES:
+        fault = "the head is too large"
+    elif version not in ("1.1", "1.0"):
+        fault = "not HTTP/1.1"
+    elif not 200 <= status <= 599:
+        fault = "no such status"
+    elif head.transfer_coding and (head.transfer_coding != b"chunked" or version == "1.0"):
+        fault = "an unknown transfer coding"
+    sane = reason.isascii() and reason.decode().isprintable()
+    return reason if sane else b"", head, fault
 
 
 class Sink(Protocol):
@@ -59,8 +73,11 @@ class Sink(Protocol):
     def feed(self, data: bytes, *, final: bool) -> None:
         """Take the next piece; `final` is True once, with the last bytes or with none."""
 
-    def feed_chunk(self, data: bytes, framed: bytes) -> None:
-        """Take the next piece, which came as one chunk: `framed` is the same with its framing."""
+    def feed_chunk(self, data: bytes, framed: bytes, now: float) -> None:
+        """Take the next piece, which came as one chunk: `framed` is the same with its framing.
+
+        `now` is on the loop's clock.
+        """
 
 
 class Deadlines:
@@ -100,7 +117,8 @@ class Deadlines:
             self._timer.cancel()
 
 
-class Exchange(msgspec.Struct, eq=False):
+@dataclass(slots=True, eq=False)
+class Exchange:
     """One request's answer, from its first byte to its last.
 
     Use as `with`: leave early, and its connection is closed at once. A complete one has given its connection
@@ -122,7 +140,7 @@ class Exchange(msgspec.Struct, eq=False):
     """When the last body byte came, on the loop's clock; 0 before the first."""
     failure: ProviderFailed | None = None
     sink: Sink | None = None
-    _buffer: list[bytes] = msgspec.field(default_factory=list)
+    _buffer: list[bytes] = field(default_factory=list)
     _buffered: int = 0
     _buffer_limit: int = BUFFER_BYTES
     _wake: asyncio.Future[None] | None = None
@@ -294,6 +312,7 @@ class Connection(asyncio.Protocol):
         "_interim",
         "_keep_alive",
         "_length",
+        "_now",
         "_on_idle",
         "_on_lost",
         "_parser",
@@ -320,6 +339,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
         self.loop = asyncio.get_running_loop()
+        self._now = self.loop.time
         self._served = 0
         self._reset()
 
@@ -345,9 +365,15 @@ class Connection(asyncio.Protocol):
         """True while the other side has not hung up."""
         return self._transport is not None and not self._transport.is_closing()
 
+    def fresh(self, now: float) -> bool:
+        """Tell whether an idle connection can serve again: it is open, and not too old."""
+        transport = self._transport
+        return now < self.idle_until and transport is not None and not transport.is_closing()
+
     def send(self, exchange: Exchange, head: bytes, body: Body) -> None:
         """Start an exchange: write the request. The connection must be idle or new."""
-        self._reset()
+        if self._served:
+            self._reset()
         if self._transport is None:
             exchange.broke("closed the connection at once.")
             return
@@ -407,8 +433,8 @@ class Connection(asyncio.Protocol):
                 # One whole chunk, as most of a stream comes: the parser need not see it, its state is the
                 # same after it as before, and the client can be sent it as it is.
                 self._barren_bytes = 0
-                exchange.last_byte = self.loop.time()
-                exchange.sink.feed_chunk(data[len(size_line) : -2], data)
+                exchange.last_byte = now = self._now()
+                exchange.sink.feed_chunk(data[len(size_line) : -2], data, now)
                 return
         exchange.untouched = False
         try:
@@ -488,25 +514,18 @@ class Connection(asyncio.Protocol):
         self._status = status = self._parser.get_status_code()
         if 100 <= status < 200:
             return
-        version = self._parser.get_http_version()
-        head = _known_head(tuple(self._fields))
+        reason, head, fault = _judged(
+            status, self._reason, self._parser.get_http_version(), tuple(self._fields)
+        )
+        if fault:
+            self._fault = fault
+            return
         if self._length is not None:
             head = replace(head, content_length=whole_number(self._length))
-        if head.size > MAX_HEAD_BYTES:
-            self._fault = "the head is too large"
-        elif version not in ("1.1", "1.0"):
-            self._fault = "not HTTP/1.1"
-        elif not 200 <= status <= 599:
-            self._fault = "no such status"
-        elif head.transfer_coding and (head.transfer_coding != b"chunked" or version == "1.0"):
-            self._fault = "an unknown transfer coding"
-        else:
-            self._head_done = True
-            exchange.status, exchange.head = status, head
-            if self._reason.isascii() and self._reason.decode().isprintable():
-                exchange.reason = self._reason
-            framed = head.transfer_coding or head.content_length is not None
-            self._until_eof = not framed and status not in (204, 304)
+        elif not head.transfer_coding and status not in (204, 304):
+            self._until_eof = True
+        self._head_done = True
+        exchange.status, exchange.reason, exchange.head = status, reason, head
 
     def on_body(self, piece: bytes) -> None:
         """Keep a piece until the whole packet is parsed."""

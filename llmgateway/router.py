@@ -76,13 +76,28 @@ def place(
     weight; chance.
     """
     match = affinity.match(thread, now=now) if thread.links else NO_MATCH
+    if len(among) != 1:
+        return _choose(among, caller, model, thread, match, affinity, chance, now=now)
+    (only,) = among
+    if only.capacity is not None and only.in_flight >= only.capacity:
+        return None
     _, conversation = match
-    if len(among) == 1:
-        (only,) = among
-        known = conversation is not None and conversation.home == only.name
-        if not only.has_free_slot:
-            return None
-        return Placement(only, "hit" if known else "miss" if thread.links else "", match)
+    known = conversation is not None and conversation.home == only.name
+    return Placement(only, "hit" if known else "miss" if thread.links else "", match)
+
+
+def _choose(
+    among: Sequence[Provider],
+    caller: Caller,
+    model: str,
+    thread: Thread,
+    match: Match,
+    affinity: Affinity,
+    chance: Random,
+    *,
+    now: float,
+) -> Placement | None:
+    _, conversation = match
     free = [p for p in among if p.has_free_slot]
     if caller.route == "prefer_own":
         free = [p for p in free if p.config.owner == caller.user] or free

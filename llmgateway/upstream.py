@@ -146,7 +146,7 @@ class Pool:
         now = self._loop.time()
         while self._idle:
             connection = self._idle.pop()
-            if connection.usable and now < connection.idle_until:
+            if connection.fresh(now):
                 return connection
             connection.abort()
         return None
@@ -204,7 +204,7 @@ class Pool:
         now = asyncio.get_running_loop().time()
         idle, self._idle = self._idle, []
         for connection in idle:
-            if connection.usable and now < connection.idle_until:
+            if connection.fresh(now):
                 self._idle.append(connection)
             else:
                 connection.abort()

@@ -16,6 +16,7 @@ The rules:
 import re
 import zlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
@@ -26,6 +27,8 @@ FIRST_BYTES: Final = 4 * 1024
 LAST_BYTES: Final = 16 * 1024
 LOOK_BYTES: Final = 4 * 1024
 """What comes in between two looks: a look costs more than a byte."""
+PIECE_BYTES: Final = 40
+"""What a piece takes beside its bytes."""
 MOST_INFLATED_BYTES: Final = 16 * 1024 * 1024
 
 # No words of a model match: inside a JSON string a quote has a backslash before it. No match goes beyond its
@@ -93,18 +96,21 @@ def added_up(some: Iterable[Tokens]) -> tuple[int, int, int, int, int]:
     return sums or (0, 0, 0, 0, 0)  # type: ignore[return-value]  # as long as the fields are many
 
 
-class Meter(msgspec.Struct, eq=False):
+@dataclass(slots=True, eq=False)
+class Meter:
     """Watches one answer go by. `coding` is its Content-Encoding."""
 
     sse: bool
     coding: bytes = b""
     _inflater: "_Inflater | None" = None
     _readable: bool = True
-    _buffer: bytearray = msgspec.field(default_factory=bytearray)
-    _due: int = LOOK_BYTES
+    _fresh: list[bytes] = field(default_factory=list)
+    """What has come since the last look; it takes so much:"""
+    _fresh_bytes: int = 0
+    _buffer: bytearray = field(default_factory=bytearray)
     _output: int = 0
-    _usage: dict[str, int] = msgspec.field(default_factory=dict)
-    _timings: dict[str, int] = msgspec.field(default_factory=dict)
+    _usage: dict[str, int] = field(default_factory=dict)
+    _timings: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.coding:
@@ -117,9 +123,9 @@ class Meter(msgspec.Struct, eq=False):
         if self._inflater is not None or not self._readable:
             self._inflate(data)
             return
-        buffer = self._buffer
-        buffer += data
-        if len(buffer) >= self._due:
+        self._fresh.append(data)
+        self._fresh_bytes += len(data) + PIECE_BYTES
+        if self._fresh_bytes >= LOOK_BYTES:
             self._look()
 
     @property
@@ -149,14 +155,19 @@ class Meter(msgspec.Struct, eq=False):
 
         None where the longer way might come to another result.
         """
-        buffer = self._buffer
         if self._usage or self._timings or not self._readable:
             return None
-        at = buffer.rfind(_USAGE, max(0, len(buffer) - LAST_BYTES))
-        plain = _PLAIN.match(buffer, at) if at >= 0 else None
-        if plain is None or plain[2] == b"0" or _TIMINGS in buffer:
+        one_piece = len(self._fresh) == 1 and not self._buffer
+        buffer = self._fresh[0] if one_piece else self._gather()
+        at = buffer.rfind(_USAGE)
+        if at < 0 or at < len(buffer) - LAST_BYTES or buffer.find(_TIMINGS) >= 0:
             return None
-        return Tokens(int(plain[1]), int(plain[2]), estimated=False)
+        if (plain := _PLAIN.match(buffer, at)) is None:
+            return None
+        prompt, completion = plain.groups()
+        if completion == b"0":
+            return None
+        return Tokens(int(prompt), int(completion), 0, 0, False)
 
     def _completion(self) -> int | None:
         """Give the output as it was told, unless the stream shows that this cannot be all of it."""
@@ -175,20 +186,26 @@ class Meter(msgspec.Struct, eq=False):
             return
         try:
             for piece in self._inflater.inflate(data):
-                self._buffer += piece
+                self._fresh.append(piece)
                 self._look()
         except (zlib.error, _TooMuch):
             self._inflater, self._readable = None, False
 
     def _look(self) -> None:
         """Read the lines that are whole by now, and bound what stays."""
-        buffer = self._buffer
+        buffer = self._gather()
         if self.sse and (end := buffer.rfind(b"\n") + 1):
             self._read(buffer[:end])
             del buffer[:end]
         if len(buffer) > 2 * (FIRST_BYTES + LAST_BYTES):
             del buffer[FIRST_BYTES : -2 * LAST_BYTES]
-        self._due = len(buffer) + LOOK_BYTES
+
+    def _gather(self) -> bytearray:
+        """Put what has come to what was left."""
+        self._buffer += b"".join(self._fresh)
+        self._fresh.clear()
+        self._fresh_bytes = 0
+        return self._buffer
 
     def _read(self, part: bytearray) -> None:
         """Learn from whole lines of a stream, or from what was kept of an answer that is none."""
@@ -358,7 +375,9 @@ class PromptSize:
         """Guess the prompt tokens of a request; not too many, since a long one may be an image or a file."""
         fit = self._fits.get(model)
         guess = fit.estimate(size_bytes) if fit is not None else size_bytes / _BYTES_A_TOKEN
-        return int(min(max(guess, 0.0), _MOST_PROMPT_TOKENS) + 0.5)
+        if guess >= _MOST_PROMPT_TOKENS:
+            return _MOST_PROMPT_TOKENS
+        return int(guess + 0.5) if guess > 0.0 else 0
 
 
 class _Fit:
@@ -370,28 +389,35 @@ class _Fit:
     PRIOR: Final = 0.25
     PRIOR_BYTES: Final = 4096
 
-    __slots__ = ("_product", "_size", "_square", "_tokens", "_weight")
+    __slots__ = ("_sums",)
 
     def __init__(self) -> None:
-        self._weight = self._size = self._tokens = self._square = self._product = 0.0
+        self._sums = (0.0, 0.0, 0.0, 0.0, 0.0)
+        """Of the weights, of the sizes and the tokens by weight, and of the sizes times both of them."""
         self.learn(self.PRIOR_BYTES, self.PRIOR_BYTES / _BYTES_A_TOKEN, share=self.PRIOR)
 
     def learn(self, size: float, tokens: float, *, share: float = 1.0) -> None:
         """Let one more request count, and those before a little less."""
-        decay = self.DECAY
-        weight = share / (size + self.KNEE_BYTES) ** 2
-        self._weight = self._weight * decay + weight
-        self._size = self._size * decay + weight * size
-        self._tokens = self._tokens * decay + weight * tokens
-        self._square = self._square * decay + weight * size * size
-        self._product = self._product * decay + weight * size * tokens
+        decay, knee = self.DECAY, self.KNEE_BYTES
+        weights, sizes, counts, squares, products = self._sums
+        weight = share / ((size + knee) * (size + knee))
+        mass = weight * size
+        self._sums = (
+            weights * decay + weight,
+            sizes * decay + mass,
+            counts * decay + weight * tokens,
+            squares * decay + mass * size,
+            products * decay + mass * tokens,
+        )
 
     def estimate(self, size: float) -> float:
         """Give the tokens on the line at a size; neither its base nor its slope is ever negative."""
-        spread = self._weight * self._square - self._size**2
-        ratio = self._product / self._square
-        if spread < self.SPREAD * self._weight * self._square:
-            return ratio * size
-        slope = max(0.0, (self._weight * self._product - self._size * self._tokens) / spread)
-        base = (self._tokens - slope * self._size) / self._weight
-        return base + slope * size if base >= 0 else ratio * size
+        weights, sizes, counts, squares, products = self._sums
+        spread = weights * squares - sizes * sizes
+        if spread < self.SPREAD * weights * squares:
+            return products / squares * size
+        slope = (weights * products - sizes * counts) / spread
+        if slope < 0.0:
+            slope = 0.0
+        base = (counts - slope * sizes) / weights
+        return base + slope * size if base >= 0 else products / squares * size

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from email.message import Message
-from typing import Final, Literal, assert_never
+from typing import Annotated, Final, Literal, assert_never
 
 import msgspec
 import orjson
@@ -99,6 +99,10 @@ class _Envelope(msgspec.Struct):
     max_output_tokens: msgspec.Raw = _ABSENT
 
 
+_MOST_OUTPUT: Final = 10**9  # more is no limit
+_Limit = Annotated[int, msgspec.Meta(ge=0, lt=_MOST_OUTPUT)]
+
+
 class _Chat(msgspec.Struct):
     """A chat request, as all SDKs write it; what is written otherwise is for _Envelope.
 
@@ -109,8 +113,8 @@ class _Chat(msgspec.Struct):
     messages: list[msgspec.Raw]
     stream: bool = False
     tools: msgspec.Raw = _ABSENT
-    max_tokens: msgspec.Raw = _ABSENT
-    max_completion_tokens: msgspec.Raw = _ABSENT
+    max_tokens: _Limit | None = None
+    max_completion_tokens: _Limit | None = None
     system: msgspec.UnsetType = msgspec.UNSET
     instructions: msgspec.UnsetType = msgspec.UNSET
     input: msgspec.UnsetType = msgspec.UNSET
@@ -168,7 +172,7 @@ def peek_json(body: Body) -> Peek:
         raise _bad("The request body must be a JSON object.") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise _bad(f"The request body is not valid JSON: {_json_trouble(exc)}.") from None
-    turns = _turns(envelope, marked=_CACHE in body) if told_apart else []
+    turns = _turns(envelope, marked=body.find(_CACHE) >= 0) if told_apart else []
     opening = _opening(envelope, turns)
     text = b"" if envelope.prompt is _ABSENT else _text(envelope.prompt)
     return Peek(
@@ -188,14 +192,14 @@ def _peek_chat(chat: _Chat, body: Body) -> Peek:
     if not 0 < len(model) <= _NAME_CHARACTERS:
         _check_model(model)
     turns: list[Buffer] = [memoryview(message) for message in chat.messages]
-    if _CACHE in body:
+    if body.find(_CACHE) >= 0:  # `in` would try it as a number first
         turns = list(map(_unmarked, turns))
     opening = 0
     while opening < len(turns) and _is_system(turns[opening]):
         opening += 1
-    limit = None
-    if chat.max_tokens is not _ABSENT or chat.max_completion_tokens is not _ABSENT:
-        limit = _output_limit(chat.max_tokens, chat.max_completion_tokens)
+    limit, other = chat.max_tokens, chat.max_completion_tokens
+    if limit is None or (other is not None and other < limit):
+        limit = other
     size = sum(map(len, turns))
     if chat.tools is not _ABSENT:
         size += _size_of(chat.tools)

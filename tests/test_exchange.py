@@ -195,7 +195,7 @@ class Kept:
         self.body += data
         self.finals.append(final)
 
-    def feed_chunk(self, data: bytes, framed: bytes) -> None:
+    def feed_chunk(self, data: bytes, framed: bytes, now: float) -> None:
         assert framed == b"%x\r\n%b\r\n" % (len(data), data)
         self.feed(data, final=False)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -65,7 +65,7 @@ def test_what_is_booked_together_is_booked_as_one_by_one(ended: list[Entry], fro
     together, apart = Books(lambda book: None), Books(lambda book: book())
     for number, entry in enumerate(ended):
         for books in (together, apart):
-            copy = msgspec.structs.replace(entry)
+            copy = replace(entry)
             books.ledger.close(copy, now=1000.0, wall=MIDNIGHT + from_midnight_s + number)
     together.ledger.book()
     wall = MIDNIGHT + from_midnight_s + len(ended)

@@ -525,6 +525,7 @@ class Connection(asyncio.Protocol):
         elif not head.transfer_coding and status not in (204, 304):
             self._until_eof = True
         self._head_done = True
+        self._fields = []  # the answer may take an hour
         exchange.status, exchange.reason, exchange.head = status, reason, head
 
     def on_body(self, piece: bytes) -> None:

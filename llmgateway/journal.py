@@ -34,7 +34,9 @@ class Journal:
         self.dropped = 0
         """Lines that could not be written since the start."""
         self._file = _Rotated(path, size_bytes, keep)
-        self._lines: deque[bytes] = deque()
+        self._blocks: deque[tuple[bytes, int]] = deque()
+        """Lines that are not written yet, and how many."""
+        self._held = 0
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._broken = False
@@ -49,10 +51,12 @@ class Journal:
         """Take lines; they are on disk a moment later."""
         if self._file.path is None or not lines:
             return
-        room = MOST_LINES - len(self._lines)
-        self._lines.extend([orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines[:room]])
-        if len(lines) > room:
-            self._lose(len(lines) - room, "the disk is too slow")
+        if taken := lines[: MOST_LINES - self._held]:
+            block = b"".join([orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in taken])
+            self._blocks.append((block, len(taken)))
+            self._held += len(taken)
+        if len(taken) < len(lines):
+            self._lose(len(lines) - len(taken), "the disk is too slow")
         self._news.set()
 
     async def __aenter__(self) -> "Journal":
@@ -67,7 +71,7 @@ class Journal:
             async with asyncio.timeout(_LAST_WORDS_S):
                 await self._write_all()
         except TimeoutError:
-            self._lose(len(self._lines), "the disk is too slow")
+            self._lose(self._held, "the disk is too slow")
 
     async def _keep_writing(self) -> None:
         while True:
@@ -77,11 +81,11 @@ class Journal:
 
     async def _write_all(self) -> None:
         self._news.clear()
-        lines = list(self._lines)
-        if not lines or self._file.path is None:
-            self._lines.clear()
+        if not self._blocks or self._file.path is None:
+            self._forget(len(self._blocks))
             return
-        writing = _aside(partial(self._file.append, b"".join(lines)))
+        blocks = [block for block, _ in self._blocks]
+        writing = _aside(partial(self._file.append, blocks))
         try:
             await asyncio.shield(writing)
         except asyncio.CancelledError:
@@ -90,17 +94,21 @@ class Journal:
         except OSError:
             pass  # it is told below
         finally:
-            self._forget(len(lines), writing)
+            self._judge(writing, self._forget(len(blocks)))
 
-    def _forget(self, count: int, writing: asyncio.Future[None]) -> None:
-        """Let go of the oldest lines, now that they are written or lost."""
-        for _ in range(count):
-            self._lines.popleft()
+    def _forget(self, blocks: int) -> int:
+        """Let go of the oldest lines; gives how many they are."""
+        lines = sum(self._blocks.popleft()[1] for _ in range(blocks))
+        self._held -= lines
+        return lines
+
+    def _judge(self, writing: asyncio.Future[None], lines: int) -> None:
+        """Tell whether so many lines are written or lost."""
         trouble = writing.exception() if writing.done() else TimeoutError("the disk is too slow")
         if trouble is None:
             self._broken = False
         else:
-            self._lose(count, getattr(trouble, "strerror", None) or str(trouble))
+            self._lose(lines, getattr(trouble, "strerror", None) or str(trouble))
 
     def _lose(self, count: int, why: str) -> None:
         self.dropped += count
@@ -150,7 +158,7 @@ class _Rotated:
         self._size_bytes = size_bytes
         self._keep = keep
 
-    def append(self, data: bytes) -> None:
+    def append(self, blocks: Sequence[bytes]) -> None:
         """Write to the end; the file is opened anew each time, as it may have been moved or removed.
 
         Raises OSError.
@@ -161,7 +169,7 @@ class _Rotated:
         with open(self.path, "ab", opener=_private) as opened:
             regular = stat.S_ISREG(os.fstat(opened.fileno()).st_mode)  # /dev/stdout, a pipe, is as good
             cut = regular and opened.tell() > 0 and not self._ends_with_a_line()
-            opened.write(b"\n" + data if cut else data)
+            opened.writelines((b"\n", *blocks) if cut else blocks)
 
     def _ends_with_a_line(self) -> bool:
         """Tell whether the last line is whole; a full disk may have cut it."""

@@ -137,6 +137,8 @@ class Meter:
     def tokens(self, prompt_estimate: int) -> Tokens:
         """Give what the answer cost, now that it is over: as the server told it, else an estimate."""
         if (plain := self._told_plainly()) is not None:
+            self._fresh.clear()  # what has been paid for need not be kept until it is booked
+            self._buffer.clear()
             return plain
         self._look()
         self._read(self._buffer)

@@ -160,8 +160,7 @@ class Client:
             self._invite_body()
             self._connection.check_framing()
         try:
-            async with asyncio.timeout(self._connection.patience.body_s):
-                return await self._gather(limit_bytes)
+            return await self._gather(limit_bytes)
         except TimeoutError:
             raise GatewayError(
                 REQUEST_TIMEOUT, "The client took too long to send the request's body."
@@ -184,23 +183,25 @@ class Client:
         return b"".join(content._buffer)
 
     async def _gather(self, limit_bytes: int) -> Body:
-        content = self._content
+        content, patience = self._content, self._connection.patience
         body = bytearray()
-        while True:
-            if content.is_eof():
-                piece = content.read_nowait()
-            else:
-                async with asyncio.timeout(self._connection.patience.pause_s):
+        end = self._now() + patience.body_s
+        async with asyncio.timeout(None) as limit:
+            while True:
+                if content.is_eof():
+                    piece = content.read_nowait()
+                else:
+                    limit.reschedule(min(self._now() + patience.pause_s, end))
                     piece = await content.readany()
-            broken = content.exception()  # a piece may have come before the break, in one packet
-            if broken is not None:
-                raise broken
-            if not body and content.at_eof():
-                return self._within(piece, limit_bytes)
-            body += piece
-            self._within(body, limit_bytes)
-            if content.at_eof():
-                return body
+                broken = content.exception()  # a piece may have come before the break, in one packet
+                if broken is not None:
+                    raise broken
+                if not body and content.at_eof():
+                    return self._within(piece, limit_bytes)
+                body += piece
+                self._within(body, limit_bytes)
+                if content.at_eof():
+                    return body
 
     def _within(self, body: Body, limit_bytes: int) -> Body:
         if len(body) > limit_bytes:

@@ -133,6 +133,8 @@ _MODEL: Final = msgspec.json.Decoder(str)
 _SERIES: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _SPOKEN: Final = msgspec.json.Decoder(_Spoken)
 _CACHE: Final = b'"cache_control"'
+_LONG_BYTES: Final = 8 * 1024
+_FEW: Final = 16
 _MARKED_BYTES: Final = 1 << 20  # in longer messages, which are images, marks are not looked for
 _CACHE_MARK: Final = re.compile(rb'(?:,\s*)?"cache_control"\s*:\s*\{[^{}]*\}')  # linear in long blanks
 _MOST_COMMAS: Final = 200_000  # in a body whose turns are told apart: each takes about 400 bytes for a moment
@@ -172,7 +174,7 @@ def peek_json(body: Body) -> Peek:
         raise _bad("The request body must be a JSON object.") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise _bad(f"The request body is not valid JSON: {_json_trouble(exc)}.") from None
-    turns = _turns(envelope, marked=body.find(_CACHE) >= 0) if told_apart else []
+    turns = _turns(envelope, marked=_is_marked(body)) if told_apart else []
     opening = _opening(envelope, turns)
     text = b"" if envelope.prompt is _ABSENT else _text(envelope.prompt)
     return Peek(
@@ -192,7 +194,7 @@ def _peek_chat(chat: _Chat, body: Body) -> Peek:
     if not 0 < len(model) <= _NAME_CHARACTERS:
         _check_model(model)
     turns: list[Buffer] = [memoryview(message) for message in chat.messages]
-    if body.find(_CACHE) >= 0:  # `in` would try it as a number first
+    if _is_marked(body):
         turns = list(map(_unmarked, turns))
     opening = 0
     while opening < len(turns) and _is_system(turns[opening]):
@@ -253,6 +255,20 @@ def _is_system(message: Buffer) -> bool:
         return _SPOKEN.decode(message).role in ("system", "developer")
     except (msgspec.DecodeError, UnicodeDecodeError):
         return False
+
+
+def _is_marked(body: Body) -> bool:
+    """Tell whether there may be cache marks in a body.
+
+    In long prose, where underscores are rare, these are found some ten times as fast as the whole word.
+    """
+    at = 0
+    if len(body) > _LONG_BYTES and body.count(b"_", 0, _LONG_BYTES) < _FEW:
+        for _ in range(_FEW):
+            at = body.find(b"_", at + 1)
+            if at < 0 or body.startswith(_CACHE, max(0, at - _CACHE.index(b"_"))):
+                return at >= 0
+    return body.find(_CACHE, at) >= 0
 
 
 def _unmarked(content: Buffer) -> Buffer:

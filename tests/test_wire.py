@@ -14,6 +14,7 @@ from llmgateway.errors import INVALID_REQUEST, UPSTREAM_ERROR, GatewayError
 from llmgateway.wire import (
     ENDPOINTS,
     Peek,
+    _is_marked,
     at_event_boundary,
     dialect_of,
     error_body,
@@ -544,3 +545,15 @@ def test_a_path_tells_its_dialect(path: str, dialect: str) -> None:
 
 def test_the_table_of_endpoints_is_consistent() -> None:
     assert len({endpoint.path for endpoint in ENDPOINTS}) == len(ENDPOINTS) == 14
+
+
+SPOTS = st.sampled_from(['"cache_control"', '"cache_control', "_", "_" * 20, "cache_", '"cache'])
+
+
+@settings(deadline=None)
+@given(st.sampled_from([10, 9_000, 20_000]), st.lists(st.tuples(st.integers(0, 19_999), SPOTS), max_size=24))
+def test_a_cache_mark_is_found_wherever_it_stands(size: int, spots: list[tuple[int, str]]) -> None:
+    body = bytearray(b"a" * size)
+    for at, what in spots:
+        body[at % size : at % size + len(what)] = what.encode()
+    assert _is_marked(body) == (b'"cache_control"' in body)

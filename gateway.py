@@ -22,9 +22,10 @@ except ModuleNotFoundError as missing:
 from llmgateway.affinity import Affinity
 from llmgateway.app import App
 from llmgateway.breaker import RetryBudget
+from llmgateway.client import Patience
 from llmgateway.config import Config, Loaded, TlsConfig, build
 from llmgateway.demo import MODEL, demo_provider
-from llmgateway.downstream import ClientServer, Patience
+from llmgateway.downstream import ClientServer
 from llmgateway.fleet import Fleet
 from llmgateway.health import Watch
 from llmgateway.history import COLUMNS, History

@@ -17,8 +17,9 @@ from typing import Final, NamedTuple
 from aiohttp import web
 
 from llmgateway.affinity import Thread, thread_of
+from llmgateway.client import Client
 from llmgateway.config import Config
-from llmgateway.downstream import MAX_HEAD_BYTES, MAX_LINE_BYTES, Client
+from llmgateway.downstream import MAX_HEAD_BYTES, MAX_LINE_BYTES
 from llmgateway.errors import (
     DRAINING,
     INTERNAL_ERROR,

@@ -18,9 +18,9 @@ import orjson
 from aiohttp import web
 from aiohttp_sse import EventSourceResponse
 
+from llmgateway.client import Client
 from llmgateway.config import Config
 from llmgateway.discovery import model_entry
-from llmgateway.downstream import Client
 from llmgateway.errors import (
     DRAINING,
     FORBIDDEN,

@@ -16,8 +16,8 @@ import msgspec
 
 from llmgateway.affinity import Thread
 from llmgateway.breaker import RetryBudget
+from llmgateway.client import Client, Heartbeat
 from llmgateway.discovery import is_loading, quote
-from llmgateway.downstream import Client, Heartbeat
 from llmgateway.errors import (
     UPSTREAM_ERROR,
     GatewayError,

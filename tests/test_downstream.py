@@ -13,7 +13,8 @@ from typing import Any, cast
 import pytest
 from aiohttp import web
 
-from llmgateway.downstream import Client, ClientConnection, ClientServer, Patience
+from llmgateway.client import Client, Patience
+from llmgateway.downstream import ClientConnection, ClientServer
 from llmgateway.errors import UPSTREAM_ERROR, GatewayError
 from llmgateway.headers import AnswerHead, answer_head
 from tests.journey import KEY, eventually

@@ -13,8 +13,9 @@ import pytest
 from gateway import Gateway
 from llmgateway.app import App
 from llmgateway.breaker import RetryBudget
+from llmgateway.client import Client, Patience
 from llmgateway.config import build
-from llmgateway.downstream import Client, ClientServer, Patience
+from llmgateway.downstream import ClientServer
 from llmgateway.headers import AnswerHead
 from llmgateway.keys import Caller
 from llmgateway.proxy import Call, Proxy

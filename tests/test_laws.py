@@ -21,7 +21,7 @@ ORDER: Final = (
     "tree", "source", "values", "settings", "references", "config",
     "keys", "sessions", "limits", "discovery", "usage", "history", "affinity", "fairness", "breaker",
     "fleet", "router", "slots", "ledger",
-    "exchange", "upstream", "health", "wake", "journal", "tls", "downstream", "proxy",
+    "exchange", "upstream", "health", "wake", "journal", "tls", "client", "downstream", "proxy",
     "status", "pages", "app", "reload", "demo", "terminal", "commands",
 )  # fmt: skip
 PURE: Final = frozenset(ORDER[: ORDER.index("fleet")])

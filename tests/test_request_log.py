@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
+from llmgateway.client import Patience
 from llmgateway.config import build
-from llmgateway.downstream import Patience
 from llmgateway.journal import MOST_LINES, Journal, numbered
 from llmgateway.ledger import STRANGERS_A_MINUTE
 from tests.conftest import GatewayFor, ProgramFor, ProviderFor

@@ -18,8 +18,8 @@ import pytest
 import yaml
 
 from gateway import CannotListen, Gateway
+from llmgateway.client import Patience
 from llmgateway.config import TlsConfig, build
-from llmgateway.downstream import Patience
 from llmgateway.tls import BadCertificate, Certificate
 from tests.conftest import GatewayFor
 from tests.exchange import Script

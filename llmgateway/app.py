@@ -19,7 +19,7 @@ from aiohttp import web
 from llmgateway.affinity import Thread, thread_of
 from llmgateway.client import Client
 from llmgateway.config import Config
-from llmgateway.downstream import MAX_HEAD_BYTES, MAX_LINE_BYTES
+from llmgateway.downstream import MAX_HEAD_BYTES
 from llmgateway.errors import (
     DRAINING,
     INTERNAL_ERROR,
@@ -47,7 +47,6 @@ _LOGGED_CHARACTERS: Final = 100  # of what a client chose
 _MODEL_CHARACTERS: Final = 200
 _CLIENT_GONE: Final = 499  # as nginx logs it; it is never sent
 _PREFLIGHT_S: Final = 86_400
-_HTTP_1_1: Final = (1, 1)
 _OF_THE_PAGE: Final = frozenset({b"cookie", b"referer"})
 
 
@@ -92,18 +91,12 @@ class App:
         endpoint = self._targets.get(client.raw_path)  # as almost always: the rest is for the other spellings
         path = endpoint.path if endpoint else _below(self._config.server.base_path, _path(client.raw_path))
         client.dialect = endpoint.dialect if endpoint else dialect_of(path)
-        named = client.head.named
-        client.request_id = self._id_of(named.get(b"x-request-id"))
+        client.request_id = self._id_of(client.head.named.get(b"x-request-id"))
         request_id.set(client.request_id)
         if self.draining:
             client.close_after()
         try:
-            if (
-                client.version != _HTTP_1_1
-                or b"transfer-encoding" in named
-                or client.head.size > MAX_LINE_BYTES
-            ):
-                _check_head(client)
+            _check_head(client)
             if endpoint is None and (page := self._pages.at(path, client.method)):
                 return await page(client.request, client)
             if not (self._origins and _is_of_the_api(path) and self._share(client)):
@@ -227,10 +220,11 @@ class App:
             self._pages.require_same_origin(client.request)
             return self._pages.viewer(client.request)
         known = client.head.sender
-        if isinstance(known, _Recognised) and known.by is self._keys and known.caller.expires_at is None:
+        if isinstance(known, _Recognised) and known.by is self._keys:
             return known.caller
         caller = self._keys.recognise(offered_keys(client.head.named), now=time.time())
-        client.head.sender = _Recognised(self._keys, caller)
+        if caller.expires_at is None:
+            client.head.sender = _Recognised(self._keys, caller)
         return caller
 
     def _call(self, client: Client, endpoint: Endpoint, caller: Caller, entry: Entry, body: Body) -> Call:

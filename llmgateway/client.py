@@ -35,7 +35,6 @@ _FAMILIES: Final[Mapping[Family, re.Pattern[bytes]]] = {
     "access-control-": re.compile(rb"(?mi)^access-control-[^\r\n]*\r\n"),
     "x-ratelimit-": re.compile(rb"(?mi)^x-ratelimit-[^\r\n]*\r\n"),
 }
-_BODILESS: Final = (204, 304)
 _PING: Final = b'event: ping\ndata: {"type": "ping"}\n\n'
 
 
@@ -300,11 +299,6 @@ class Client:
         self._sse = head.is_sse
         if connection.in_another_protocol:
             self._keep_alive = False
-        length = None if head.is_sse else head.content_length
-        if length is not None and self._keep_alive and self.version >= (1, 1) and status not in _BODILESS:
-            framing = b"\r\nContent-Length: %d\r\n\r\n" % length  # as most
-        else:
-            framing = self._framing(status, length)
         self._head = b"".join(
             (
                 _status_line(status, reason),
@@ -314,7 +308,7 @@ class Client:
                 b"" if head.dated else connection.date_line(),
                 b"x-request-id: ",
                 self.request_id.encode(),
-                framing,
+                self._framing(status, None if head.is_sse else head.content_length),
             )
         )
 
@@ -324,7 +318,7 @@ class Client:
         Tell as well whether the connection is kept, where the version does not.
         """
         framing = b"\r\n"
-        if status in _BODILESS:
+        if status in (204, 304):
             pass
         elif length is not None:
             framing = b"\r\nContent-Length: %d\r\n" % length
@@ -376,7 +370,8 @@ class Client:
         if transport is not None and not transport.is_closing():
             size = len(data)
             self.bytes_out += size
-            self._tail = data if size >= 4 else (self._tail + data)[-4:]
+            if self._sse:
+                self._tail = data if size >= 4 else (self._tail + data)[-4:]
             transport.write(framed)
             self.last_write = now
         if self.watch is not None:

@@ -1,10 +1,11 @@
 """The clients' connections, and the loop over the requests of each.
 
-The one module that touches what aiohttp does not promise: `web.Server` makes plain `RequestHandler`s, so a
-subclass of both is needed to render malformed requests in our envelope, to limit how long a head may take,
-and to learn when a client reads too slowly. aiohttp parses, keeps and closes the connections; the loop over
-their requests is ours, as its own makes a request, a writer, a response and a task for each, a fifth of what
-a request cost. tests/test_downstream.py fails when an aiohttp release changes any of it.
+This module, and a little `client`, touch what aiohttp does not promise: `web.Server` makes plain
+`RequestHandler`s, so a subclass of both is needed to render malformed requests in our envelope, to limit how
+long a head may take, and to learn when a client reads too slowly. aiohttp parses, keeps and closes the
+connections; the loop over their requests is ours, as its own makes a request, a writer, a response and a task
+for each, a fifth of what a request cost. tests/test_downstream.py fails when an aiohttp release changes any
+of it.
 """
 
 import asyncio

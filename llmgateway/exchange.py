@@ -25,6 +25,7 @@ from llmgateway.headers import NO_HEAD, AnswerHead, Field, answer_head, keep_ali
 from llmgateway.wire import Body
 
 MAX_HEAD_BYTES: Final = 64 * 1024
+_SMALL_HEAD_BYTES: Final = 4 * 1024
 MAX_INTERIM_ANSWERS: Final = 16
 BUFFER_BYTES: Final = 64 * 1024
 DEFAULT_IDLE_S: Final = 4.0  # uvicorn (vLLM) and llama.cpp close after 5 s; most do not say so
@@ -44,16 +45,13 @@ def _size_line(packet_bytes: int) -> bytes | None:
     return None
 
 
-@lru_cache(64)  # most answers of a provider differ in their length only, and once a second in their date
-def _judged(
+def _judge(
     status: int, reason: bytes, version: str, fields: tuple[Field, ...]
 ) -> tuple[bytes, AnswerHead, str]:
     """Judge a head: its reason phrase, if that may be repeated, what its fields say, and what is wrong."""
     head = answer_head(fields)
     fault = ""
-    if head.size > MAX_HEAD_BYTES:
-        fault = "the head is too large"
-    elif version not in ("1.1", "1.0"):
+    if version not in ("1.1", "1.0"):
         fault = "not HTTP/1.1"
     elif not 200 <= status <= 599:
         fault = "no such status"
@@ -61,6 +59,10 @@ def _judged(
         fault = "an unknown transfer coding"
     sane = reason.isascii() and reason.decode().isprintable()
     return reason if sane else b"", head, fault
+
+
+# Heads of many servers differ in their length only, and once a second in their date.
+_judge_again: Final = lru_cache(64)(_judge)
 
 
 class Sink(Protocol):
@@ -308,6 +310,7 @@ class Connection(asyncio.Protocol):
         "_complete",
         "_fault",
         "_fields",
+        "_head_bytes",
         "_head_done",
         "_interim",
         "_keep_alive",
@@ -347,6 +350,7 @@ class Connection(asyncio.Protocol):
         self._status = 0
         self._reason = b""
         self._fields: list[Field] = []
+        self._head_bytes = 0
         self._length: bytes | None = None
         self._interim = 0
         self._head_done = False
@@ -367,8 +371,7 @@ class Connection(asyncio.Protocol):
 
     def fresh(self, now: float) -> bool:
         """Tell whether an idle connection can serve again: it is open, and not too old."""
-        transport = self._transport
-        return now < self.idle_until and transport is not None and not transport.is_closing()
+        return now < self.idle_until and self.usable
 
     def send(self, exchange: Exchange, head: bytes, body: Body) -> None:
         """Start an exchange: write the request. The connection must be idle or new."""
@@ -499,7 +502,10 @@ class Connection(asyncio.Protocol):
         """Keep a header field; those behind the body (trailers) end here."""
         if self._head_done:
             return
-        if len(name) == 14 and name.lower() == b"content-length":
+        self._head_bytes += len(name) + len(value) + 4
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._fault = "the head is too large"
+        elif len(name) == 14 and name.lower() == b"content-length":
             if self._length is not None:
                 self._fault = "two lengths"
             self._length = value
@@ -514,9 +520,9 @@ class Connection(asyncio.Protocol):
         self._status = status = self._parser.get_status_code()
         if 100 <= status < 200:
             return
-        reason, head, fault = _judged(
-            status, self._reason, self._parser.get_http_version(), tuple(self._fields)
-        )
+        judge = _judge_again if self._head_bytes <= _SMALL_HEAD_BYTES else _judge
+        version, fields = self._parser.get_http_version(), tuple(self._fields)
+        reason, head, fault = judge(status, self._reason, version, fields)
         if fault:
             self._fault = fault
             return

@@ -140,8 +140,6 @@ class AnswerHead(msgspec.Struct, frozen=True, gc=False):
     is_sse: bool = False
     """An event stream that may be added to: not compressed."""
     dated: bool = False
-    size: int = 0
-    """How many bytes the fields took as they came."""
     coding: bytes = b""
     """Its Content-Encoding, in lower case."""
     transfer_coding: bytes = b""
@@ -154,8 +152,11 @@ NO_HEAD: Final = AnswerHead(b"", None)
 
 
 def answer_head(fields: Sequence[Field]) -> AnswerHead:
-    """Sort the header fields of a provider's answer; proxies are told not to hold event streams back."""
-    named, lines, size = _sort(fields, NOT_RETURNED)
+    """Sort the header fields of a provider's answer but for its length.
+
+    Proxies are told not to hold event streams back.
+    """
+    named, lines, _ = _sort(fields, NOT_RETURNED)
     find = named.get
     coding = find(b"content-encoding", b"").strip().lower()
     events = find(b"content-type", b"").lstrip().lower().startswith(b"text/event-stream")
@@ -165,11 +166,10 @@ def answer_head(fields: Sequence[Field]) -> AnswerHead:
         lines.append(b"Cache-Control: no-cache\r\n")
     return AnswerHead(
         b"".join(lines),
-        whole_number(named[_LENGTH]) if _LENGTH in named else None,
+        None,
         events,
         events and coding in (b"", b"identity"),
         b"date" in named,
-        size,
         coding,
         find(b"transfer-encoding", b"").lower(),
         find(b"keep-alive", b""),

@@ -1,8 +1,8 @@
 """The request log on disk: JSON lines, written behind the event loop's back, rotated by size.
 
-A line costs a request one append to a bounded buffer. A task hands what has gathered to a thread, a few times
-a second at most. A full or broken disk costs lines, never requests: what cannot be written is dropped,
-counted, and complained about once.
+Lines wait in a bounded buffer, in blocks as they were booked. A task hands what has gathered to a thread, a
+few times a second at most. A full or broken disk costs lines, never requests: what cannot be written is
+dropped, counted, and complained about once.
 """
 
 import asyncio

@@ -104,8 +104,21 @@ class Entry:
 Ended = tuple[Entry, float, float]
 """A request that has ended, and when: on the monotonic clock, and in epoch seconds."""
 
-_Kind = tuple[str, str, str, str, str, int, str, bool, bool | None, str]
-"""What requests that are booked as one have in common, from the endpoint to the day."""
+
+class _Kind(NamedTuple):
+    """What requests that are booked as one have in common."""
+
+    endpoint: str
+    model: str
+    provider: str
+    user: str
+    key: str
+    status: int
+    outcome: str
+    tried: bool
+    estimated: bool | None
+    """None if no model has worked on them."""
+    day: str
 
 
 @dataclass(slots=True)
@@ -230,21 +243,22 @@ class Ledger:
                 try:
                     kind, line = self._look_at(*each)
                     alike[kind].append(each)
-                    if line is not None:
-                        lines.append(line)
                 except Exception:
                     events.exception("booking failed", request=each[0].id)
+                    continue
+                if line is not None:
+                    lines.append(line)
             self.recent.extend(lines)
-            self._write(lines)
+            _try(self._write, lines)
             for kind, some in alike.items():
-                self._book(kind, some)
-            self._listener(ended)
+                _try(self._book, kind, some)
+            _try(self._listener, ended)
 
     def _look_at(self, entry: Entry, now: float, wall: float) -> tuple[_Kind, dict[str, Any] | None]:
         """Tell what a request is booked as, and its line in the request log if it has one."""
         tokens = entry.tokens or entry.settle()
         time = self._moment(wall)
-        kind = (
+        kind = _Kind(
             entry.endpoint,
             entry.model,
             entry.provider,
@@ -261,27 +275,27 @@ class Ledger:
 
     def _book(self, kind: _Kind, ended: Sequence[Ended]) -> None:
         """Book requests that differ in nothing but their times and tokens."""
-        endpoint, model, provider, user, key, status, outcome, tried, estimated, day = kind
         entries = [entry for entry, *_ in ended]
         tokens = added_up(entry.tokens for entry in entries if entry.tokens is not None)
-        if user:
-            account = _account(day, user, key, model, provider, tried=tried)
+        if kind.user:
+            account = _account(kind.day, kind.user, kind.key, kind.model, kind.provider, tried=kind.tried)
             self._totals_of(account).add(len(ended), tokens)
-        if estimated is not None:
-            self._spread(provider, ended)
+        if kind.estimated is not None:
+            self._spread(kind.provider, ended)
+        model = kind.model if kind.tried or self._is_known(kind.model) else ""
         self._metrics.finished(
-            (endpoint, model if tried or self._is_known(model) else "", provider, user, str(status), outcome),
+            (kind.endpoint, model, kind.provider, kind.user, str(kind.status), kind.outcome),
             total_s=[now - entry.began for entry, now, _ in ended],
             first_byte_s=[e.first_byte_at - e.began for e in entries if e.first_byte_at is not None],
             queue_s=[e.queue_s for e in entries if e.overhead_s is not None],
             overhead_s=[e.overhead_s for e in entries if e.overhead_s is not None],
-            tokens=() if estimated is None else tokens,
-            estimated=bool(estimated),
+            tokens=() if kind.estimated is None else tokens,
+            estimated=bool(kind.estimated),
         )
 
     def _spread(self, provider: str, ended: Sequence[Ended]) -> None:
         """Add the output of requests to the last hour of their provider."""
-        minutes = self._pace(provider, ended[-1][2])
+        minutes = self._pace(provider, max(wall for *_, wall in ended))
         for entry, now, wall in ended:
             if entry.tokens is not None:
                 minutes.spread(entry.tokens.completion, wall - now + (entry.first_byte_at or now), wall)
@@ -344,6 +358,14 @@ class Ledger:
                 del self.totals[next(iter(self.totals))]
             totals = self.totals[account] = Totals()
         return totals
+
+
+def _try(step: Callable[..., None], *arguments: object) -> None:
+    """Take a step of booking; one that fails must not hinder the others."""
+    try:
+        step(*arguments)
+    except Exception:
+        events.exception("booking failed")
 
 
 def totals_of(lines: Iterable[Mapping[str, Any]]) -> dict[Account, Totals]:

@@ -195,12 +195,16 @@ class Proxy:
                     own_lines = _own_lines(provider.name, order.affinity, order.waited_s)
                     return Held(provider, status, exchange.reason, exchange.head, body, own_lines)
             call.outgoing.body = b""
-            meter = self._begin(provider, exchange, call, client, order)
+            meter = Meter(sse=exchange.head.is_events, coding=exchange.head.coding)
+            if status < _NO_ANSWER:
+                call.entry.meter = meter
             try:
-                if not client.answered:
+                if client.started and not (status == 200 and exchange.head.is_sse):
                     body, _ = await exchange.read(_QUOTED_BYTES, _QUOTED_S)
                     meter.feed(body)
                     raise _too_late(provider, status, exchange.head, body)
+                _begin(call, client, exchange, _own_lines(provider.name, order.affinity, order.waited_s))
+                client.watch = meter.feed
                 if exchange.complete:
                     client.feed(exchange.whole(), final=True)
                 else:
@@ -211,25 +215,6 @@ class Proxy:
         if not provider.breaker.spotless:
             provider.breaker.succeeded()
         return None
-
-    def _begin(
-        self, provider: Provider, exchange: Exchange, call: Call, client: Client, order: Order
-    ) -> Meter:
-        """Begin the client's answer, or go on with it, unless it has become another one by now."""
-        entry, status, head = call.entry, exchange.status, exchange.head
-        meter = Meter(sse=head.is_events, coding=head.coding)
-        if status < _NO_ANSWER:
-            entry.meter = meter
-        if not client.started:
-            own_lines = _own_lines(provider.name, order.affinity, order.waited_s)
-            client.begin(status, exchange.reason, head, own_lines)
-        elif status == 200 and head.is_sse:
-            client.resume_stream()
-        else:
-            return meter
-        entry.first_byte_at = monotonic()
-        client.watch = meter.feed
-        return meter
 
     async def _errored(self, provider: Provider, exchange: Exchange) -> ProviderFailed:
         body, _ = await exchange.read(_QUOTED_BYTES, _QUOTED_S)
@@ -292,6 +277,15 @@ class Proxy:
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
+
+
+def _begin(call: Call, client: Client, exchange: Exchange, own_lines: bytes) -> None:
+    """Begin the client's answer, or go on with the stream that a keepalive has begun."""
+    if client.started:
+        client.resume_stream()
+    else:
+        client.begin(exchange.status, exchange.reason, exchange.head, own_lines)
+    call.entry.first_byte_at = monotonic()
 
 
 @lru_cache(256)  # most have not waited at all

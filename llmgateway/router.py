@@ -79,7 +79,7 @@ def place(
     if len(among) != 1:
         return _choose(among, caller, model, thread, match, affinity, chance, now=now)
     (only,) = among
-    if only.capacity is not None and only.in_flight >= only.capacity:
+    if not only.has_free_slot:
         return None
     _, conversation = match
     known = conversation is not None and conversation.home == only.name

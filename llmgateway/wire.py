@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from email.message import Message
-from typing import Annotated, Final, Literal, assert_never
+from typing import Final, Literal, assert_never
 
 import msgspec
 import orjson
@@ -99,10 +99,6 @@ class _Envelope(msgspec.Struct):
     max_output_tokens: msgspec.Raw = _ABSENT
 
 
-_MOST_OUTPUT: Final = 10**9  # more is no limit
-_Limit = Annotated[int, msgspec.Meta(ge=0, lt=_MOST_OUTPUT)]
-
-
 class _Chat(msgspec.Struct):
     """A chat request, as all SDKs write it; what is written otherwise is for _Envelope.
 
@@ -113,8 +109,8 @@ class _Chat(msgspec.Struct):
     messages: list[msgspec.Raw]
     stream: bool = False
     tools: msgspec.Raw = _ABSENT
-    max_tokens: _Limit | None = None
-    max_completion_tokens: _Limit | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
     system: msgspec.UnsetType = msgspec.UNSET
     instructions: msgspec.UnsetType = msgspec.UNSET
     input: msgspec.UnsetType = msgspec.UNSET
@@ -137,6 +133,7 @@ _LONG_BYTES: Final = 8 * 1024
 _FEW: Final = 16
 _MARKED_BYTES: Final = 1 << 20  # in longer messages, which are images, marks are not looked for
 _CACHE_MARK: Final = re.compile(rb'(?:,\s*)?"cache_control"\s*:\s*\{[^{}]*\}')  # linear in long blanks
+_NO_LIMIT: Final = 10**9  # tokens: so many, or more, limit nothing
 _MOST_COMMAS: Final = 200_000  # in a body whose turns are told apart: each takes about 400 bytes for a moment
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 _MOST_SURROGATES: Final = 100_000
@@ -199,9 +196,10 @@ def _peek_chat(chat: _Chat, body: Body) -> Peek:
     opening = 0
     while opening < len(turns) and _is_system(turns[opening]):
         opening += 1
-    limit, other = chat.max_tokens, chat.max_completion_tokens
-    if limit is None or (other is not None and other < limit):
-        limit = other
+    limit = None
+    for told in (chat.max_tokens, chat.max_completion_tokens):
+        if told is not None and 0 <= told < _NO_LIMIT and (limit is None or told < limit):
+            limit = told
     size = sum(map(len, turns))
     if chat.tools is not _ABSENT:
         size += _size_of(chat.tools)

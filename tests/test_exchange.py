@@ -22,6 +22,7 @@ from llmgateway.exchange import (
     Connection,
     Deadlines,
     Exchange,
+    _judge_again,
     _size_line,
 )
 from llmgateway.fleet import Provider
@@ -552,3 +553,21 @@ async def test_a_fresh_connection_that_breaks_is_not_tried_again() -> None:
         with pytest.raises(ProviderBroke):
             await ask(pool)
         assert len(server.requests) == 1
+
+
+async def test_a_head_that_is_too_large_is_refused_though_it_comes_in_one_packet() -> None:
+    async with line() as this:
+        lines = b"".join(b"A%d: %b\r\n" % (number, b"x" * 100) for number in range(700))
+        this.ours.data_received(OK + lines + b"Content-Length: 2\r\n\r\nok")
+        with pytest.raises(ProviderBroke, match="the head is too large"):
+            await this.exchange.first_byte(Deadlines(LIMIT_S))
+
+
+@pytest.mark.parametrize(("size", "looked_up"), [(100, 1), (10_000, 0)])
+async def test_only_short_heads_are_remembered(size: int, looked_up: int) -> None:
+    async with line() as this:
+        before = _judge_again.cache_info()
+        this.ours.data_received(OK + b"A: %b\r\nContent-Length: 2\r\n\r\nok" % (b"x" * size))
+        await this.exchange.first_byte(Deadlines(LIMIT_S))
+        after = _judge_again.cache_info()
+        assert (after.hits + after.misses) - (before.hits + before.misses) == looked_up

@@ -15,7 +15,7 @@ from tests.conftest import GatewayFor, ProgramFor, ProviderFor
 from tests.crowd import QUICK, Turns, ask, crowd, waiting
 from tests.exchange import Script
 from tests.fake_provider import FakeProvider
-from tests.journey import ASK, KEY
+from tests.journey import ASK, KEY, eventually
 from tests.raw_client import Ending, RawClient, Response, chat, request
 from tests.script import (
     answer,
@@ -256,6 +256,24 @@ async def test_an_error_after_it_is_the_last_event_in_the_words_of_the_server(
     assert "'rig'" in error["message"] and words in error["message"]
     assert error["message"].isprintable() and "\ufffd" not in error["message"]
     assert b"[DONE]" not in body
+
+
+async def test_an_answer_that_can_be_passed_on_no_more_has_cost_what_it_tells(
+    provider: FakeProvider, gateway_for: GatewayFor
+) -> None:
+    gate = asyncio.Event()
+    usage = {"prompt_tokens": 12, "completion_tokens": 34, "total_tokens": 46}
+    provider.script = play(wait(gate), answer(200, {"usage": usage}))
+    gateway = await gateway_for(provider, streams=SOON)
+    async with RawClient(gateway.port) as client:
+        await client.send(chat(stream=True))
+        response = await first_sign(client)
+        gate.set()
+        await rest(client, response)
+    await eventually(lambda: not gateway.ledger.in_flight)
+    gateway.ledger.book()
+    (line,) = gateway.ledger.recent
+    assert (line["prompt_tokens"], line["completion_tokens"], line["estimated"]) == (12, 34, False)
 
 
 @pytest.mark.parametrize("case", ["overloaded", "no_provider", "draining"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -82,4 +82,21 @@ def test_one_that_cannot_be_booked_does_not_take_others_along(caplog: pytest.Log
     books.ledger.book()
     assert [line["id"] for line in books.lines] == ["0", "2"]
     assert sum(totals.requests for totals in books.ledger.totals.values()) == 2
+    assert "booking failed" in caplog.text
+
+
+class Nameless:
+    """A status that nobody can write down."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("I have no name")
+
+
+def test_one_kind_that_cannot_be_booked_does_not_take_others_along(caplog: pytest.LogCaptureFixture) -> None:
+    books = Books(lambda book: None)
+    for status in (Nameless(), 200):
+        entry = Entry("0", "/v1/embeddings", 0.0, status=cast(int, status))
+        books.ledger.close(entry, now=1.0, wall=MIDNIGHT)
+    books.ledger.book()
+    assert 'status="200"' in books.metrics.render("")[0].decode()
     assert "booking failed" in caplog.text

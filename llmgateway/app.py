@@ -31,7 +31,7 @@ from llmgateway.errors import (
 )
 from llmgateway.headers import request_head
 from llmgateway.keys import Caller, KeyRing, offered_keys
-from llmgateway.ledger import Ended, Entry, Ledger
+from llmgateway.ledger import Ended, Entry, Ledger, milliseconds
 from llmgateway.log import Events, request_id
 from llmgateway.pages import CHAT, MODELS, PAGE, Pages, draining
 from llmgateway.proxy import Call, Proxy
@@ -302,8 +302,8 @@ def _log(entry: Entry, now: float) -> None:
         provider=entry.provider,
         client=entry.address,
         attempts=entry.attempts if entry.attempts > 1 else None,
-        waited_ms=round(entry.queue_s * 1000, 1) if entry.queue_s else None,
-        ms=round((now - entry.began) * 1000, 1),
+        waited_ms=milliseconds(entry.queue_s) if entry.queue_s else None,
+        ms=milliseconds(now - entry.began),
         bytes=entry.bytes_out,
         request=entry.id,
     )

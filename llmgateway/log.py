@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any, Final, Literal, TextIO
 
 request_id: Final[ContextVar[str]] = ContextVar("request_id", default="")
@@ -109,12 +110,10 @@ def together() -> Iterator[None]:
             stream.let_go()
 
 
-def _facts(record: logging.LogRecord) -> dict[str, Any]:
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
     fields: dict[str, Any] = getattr(record, "fields", {})
-    facts = {name: value for name, value in fields.items() if value is not None and value != ""}
-    if current := request_id.get():
-        facts.setdefault("request", current)
-    return facts
+    current = request_id.get()
+    return fields if not current or "request" in fields else fields | {"request": current}
 
 
 class _Lines(logging.Formatter):
@@ -129,9 +128,10 @@ class _Lines(logging.Formatter):
         second = int(record.created)
         if self._second[0] != second:
             self._second = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return f"{self._second[1]}.{int(record.msecs):03d}Z"
+        return f"{self._second[1]}.{str(1000 + int(record.msecs))[1:]}Z"
 
 
+_LEVELS: Final = {name: f"{name.lower():<7}" for name in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")}
 _COLOURS: Final = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "31"}  # SGR
 
 
@@ -144,8 +144,13 @@ class TextLines(_Lines):
 
     def format(self, record: logging.LogRecord) -> str:
         """Render one record; a traceback follows on lines of its own."""
-        facts = "".join([f" {name}={_plain(value)}" for name, value in _facts(record).items()])
-        level = f"{record.levelname.lower():<7}"
+        facts = "".join(
+            [
+                _known_fact(name, value) if type(value) in _SMALL else _fact(name, value)
+                for name, value in _fields(record).items()
+            ]
+        )
+        level = _LEVELS.get(record.levelname) or record.levelname.lower()
         if self._coloured:
             level = f"\x1b[{_COLOURS.get(record.levelname, '0')}m{level}\x1b[0m"
             facts = f"\x1b[2m{facts}\x1b[0m"
@@ -161,7 +166,7 @@ class JsonLines(_Lines):
     def format(self, record: logging.LogRecord) -> str:
         """Render one record; a traceback is one more field."""
         line = {"time": self.stamp(record), "level": record.levelname.lower(), "event": record.getMessage()}
-        line |= _facts(record)
+        line |= {name: value for name, value in _fields(record).items() if value is not None and value != ""}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
@@ -169,6 +174,15 @@ class JsonLines(_Lines):
 
 def _one_line(text: str) -> str:
     return text if text.isprintable() else json.dumps(text)
+
+
+def _fact(name: str, value: object) -> str:
+    """Render a field; one that says nothing is left out."""
+    return "" if value is None or value == "" else f" {name}={_plain(value)}"
+
+
+_SMALL: Final = (str, int, type(None))
+_known_fact: Final = lru_cache(1024, typed=True)(_fact)  # most of what is logged has been logged before
 
 
 def _plain(value: object) -> str:

@@ -187,7 +187,7 @@ class App:
         if entry in self._ledger.in_flight:
             self._ledger.close(entry, now=time.monotonic(), wall=time.time())
         else:
-            _log(entry, time.monotonic())
+            _log_all([(entry, time.monotonic(), time.time())])
 
     def _open(self, path: str, client: Client, entry: Entry) -> Endpoint | None:
         """Find the endpoint, None for the list of models, and open the books. Raises GatewayError."""
@@ -285,28 +285,27 @@ class App:
 def _log_all(ended: Sequence[Ended]) -> None:
     """Tell in the log what became of requests."""
     if events.tells_info:
-        for entry, now, _ in ended:
-            _log(entry, now)
+        events.info_each("request", [_told(entry, now) for entry, now, _ in ended])
 
 
-def _log(entry: Entry, now: float) -> None:
-    events.info(
-        "request",
-        path=entry.endpoint[:_LOGGED_CHARACTERS],
-        status=entry.status,
-        outcome="" if entry.outcome == "ok" else entry.outcome,
-        model=entry.model[:_LOGGED_CHARACTERS],
-        affinity=entry.affinity,
-        user=entry.user,
-        key=entry.key,
-        provider=entry.provider,
-        client=entry.address,
-        attempts=entry.attempts if entry.attempts > 1 else None,
-        waited_ms=milliseconds(entry.queue_s) if entry.queue_s else None,
-        ms=milliseconds(now - entry.began),
-        bytes=entry.bytes_out,
-        request=entry.id,
-    )
+def _told(entry: Entry, now: float) -> dict[str, object]:
+    """Give what the log tells of a request."""
+    return {
+        "path": entry.endpoint[:_LOGGED_CHARACTERS],
+        "status": entry.status,
+        "outcome": "" if entry.outcome == "ok" else entry.outcome,
+        "model": entry.model[:_LOGGED_CHARACTERS],
+        "affinity": entry.affinity,
+        "user": entry.user,
+        "key": entry.key,
+        "provider": entry.provider,
+        "client": entry.address,
+        "attempts": entry.attempts if entry.attempts > 1 else None,
+        "waited_ms": milliseconds(entry.queue_s) if entry.queue_s else None,
+        "ms": milliseconds(now - entry.began),
+        "bytes": entry.bytes_out,
+        "request": entry.id,
+    }
 
 
 def _path(raw_path: str) -> str:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
-from llmgateway.log import Events, together
+from llmgateway.log import Events
 from llmgateway.metrics import Metrics
 from llmgateway.usage import Meter, Tokens, added_up
 
@@ -236,23 +236,24 @@ class Ledger:
     def book(self) -> None:
         """Book all that has ended by now."""
         ended, self._ended = self._ended, []
+        if not ended:
+            return
         lines: list[dict[str, Any]] = []
         alike: defaultdict[_Kind, list[Ended]] = defaultdict(list)
-        with together():
-            for each in ended:
-                try:
-                    kind, line = self._look_at(*each)
-                    alike[kind].append(each)
-                except Exception:
-                    events.exception("booking failed", request=each[0].id)
-                    continue
-                if line is not None:
-                    lines.append(line)
-            self.recent.extend(lines)
-            _try(self._write, lines)
-            for kind, some in alike.items():
-                _try(self._book, kind, some)
-            _try(self._listener, ended)
+        for each in ended:
+            try:
+                kind, line = self._look_at(*each)
+                alike[kind].append(each)
+            except Exception:
+                events.exception("booking failed", request=each[0].id)
+                continue
+            if line is not None:
+                lines.append(line)
+        self.recent.extend(lines)
+        _try(self._write, lines)
+        for kind, some in alike.items():
+            _try(self._book, kind, some)
+        _try(self._listener, ended)
 
     def _look_at(self, entry: Entry, now: float, wall: float) -> tuple[_Kind, dict[str, Any] | None]:
         """Tell what a request is booked as, and its line in the request log if it has one."""

@@ -10,8 +10,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, Final, Literal, TextIO
@@ -42,6 +41,10 @@ class Events:
         """Log what happened."""
         self._emit(logging.INFO, event, fields)
 
+    def info_each(self, event: str, many: Sequence[dict[str, object]]) -> None:
+        """Log what happened many times: a line for the fields of each, in one record."""
+        self._emit(logging.INFO, event, *many)
+
     def warning(self, event: str, **fields: object) -> None:
         """Log what the owner may want to mend."""
         self._emit(logging.WARNING, event, fields)
@@ -50,13 +53,13 @@ class Events:
         """Log a fault of our own, with the traceback of the exception being handled."""
         self._emit(logging.ERROR, event, fields, traceback=True)
 
-    def _emit(self, level: int, event: str, fields: dict[str, object], *, traceback: bool = False) -> None:
+    def _emit(self, level: int, event: str, *many: dict[str, object], traceback: bool = False) -> None:
         if not self._logger.isEnabledFor(level):
             return
         # Not by `log`, which would look through the stack for a caller that no line of ours names.
         failure = sys.exc_info() if traceback else None
         record = logging.LogRecord(self._logger.name, level, "", 0, event, None, failure)
-        record.fields = fields
+        record.many = many
         self._logger.handle(record)
 
 
@@ -68,52 +71,20 @@ def configure(*, level: str, form: Literal["text", "json"], stream: TextIO | Non
     # No line of ours names them (https://docs.python.org/3/howto/logging.html#optimization).
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     stream = stream or sys.stderr
-    handler = _Stream(stream)
+    handler = logging.StreamHandler(stream)
     coloured = stream.isatty() and not os.environ.get("NO_COLOR")
     handler.setFormatter(JsonLines() if form == "json" else TextLines(coloured=coloured))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger(_ROOT).setLevel(level.upper())
 
 
-class _Stream(logging.StreamHandler[TextIO]):
-    """Writes lines as they come or, while it holds them, many at once."""
-
-    def __init__(self, stream: TextIO) -> None:
-        super().__init__(stream)
-        self.held: list[str] | None = None
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if self.held is None:
-            super().emit(record)
-        else:
-            self.held.append(self.format(record) + self.terminator)
-
-    def let_go(self) -> None:
-        held, self.held = self.held, None
-        if held:
-            try:
-                self.stream.write("".join(held))
-            except (OSError, ValueError):
-                pass  # as for a single line: whoever closed the stream does not want to read
-
-
-@contextmanager
-def together() -> Iterator[None]:
-    """Have what is logged inside written at once, at the end; nothing inside may wait."""
-    streams = [each for each in logging.getLogger().handlers if isinstance(each, _Stream)]
-    for stream in streams:
-        stream.held = []
-    try:
-        yield
-    finally:
-        for stream in streams:
-            stream.let_go()
-
-
-def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    fields: dict[str, Any] = getattr(record, "fields", {})
+def _lines(record: logging.LogRecord) -> Iterator[dict[str, Any]]:
+    """Give the fields of each line that a record makes; one of another library makes a line without any."""
     current = request_id.get()
-    return fields if not current or "request" in fields else fields | {"request": current}
+    each: dict[str, Any]
+    for each in getattr(record, "many", ({},)):
+        fields = each if not current or "request" in each else each | {"request": current}
+        yield {name: value for name, value in fields.items() if value is not None and value != ""}
 
 
 class _Lines(logging.Formatter):
@@ -131,7 +102,6 @@ class _Lines(logging.Formatter):
         return f"{self._second[1]}.{str(1000 + int(record.msecs))[1:]}Z"
 
 
-_LEVELS: Final = {name: f"{name.lower():<7}" for name in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")}
 _COLOURS: Final = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "31"}  # SGR
 
 
@@ -144,20 +114,16 @@ class TextLines(_Lines):
 
     def format(self, record: logging.LogRecord) -> str:
         """Render one record; a traceback follows on lines of its own."""
-        facts = "".join(
-            [
-                _known_fact(name, value) if type(value) in _SMALL else _fact(name, value)
-                for name, value in _fields(record).items()
-            ]
-        )
-        level = _LEVELS.get(record.levelname) or record.levelname.lower()
+        level = f"{record.levelname.lower():<7}"
+        before = after = ""
         if self._coloured:
             level = f"\x1b[{_COLOURS.get(record.levelname, '0')}m{level}\x1b[0m"
-            facts = f"\x1b[2m{facts}\x1b[0m"
-        line = f"{self.stamp(record)} {level} {_one_line(record.getMessage())}{facts}"
+            before, after = "\x1b[2m", "\x1b[0m"
+        head = f"{self.stamp(record)} {level} {_one_line(record.getMessage())}{before}"
+        lines = [f"{head}{_facts(fields)}{after}" for fields in _lines(record)]
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
-        return line
+            lines.append(self.formatException(record.exc_info))
+        return "\n".join(lines)
 
 
 class JsonLines(_Lines):
@@ -165,30 +131,30 @@ class JsonLines(_Lines):
 
     def format(self, record: logging.LogRecord) -> str:
         """Render one record; a traceback is one more field."""
-        line = {"time": self.stamp(record), "level": record.levelname.lower(), "event": record.getMessage()}
-        line |= {name: value for name, value in _fields(record).items() if value is not None and value != ""}
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        head = {"time": self.stamp(record), "level": record.levelname.lower(), "event": record.getMessage()}
+        tail = {"traceback": self.formatException(record.exc_info)} if record.exc_info else {}
+        return "\n".join(json.dumps(head | fields | tail, default=str) for fields in _lines(record))
 
 
 def _one_line(text: str) -> str:
     return text if text.isprintable() else json.dumps(text)
 
 
-def _fact(name: str, value: object) -> str:
-    """Render a field; one that says nothing is left out."""
-    return "" if value is None or value == "" else f" {name}={_plain(value)}"
+def _facts(fields: dict[str, Any]) -> str:
+    return "".join(
+        [
+            f" {name}={_plain(value) if type(value) is str else _plain(_words(value))}"
+            for name, value in fields.items()
+        ]
+    )
 
 
-_SMALL: Final = (str, int, type(None))
-_known_fact: Final = lru_cache(1024, typed=True)(_fact)  # most of what is logged has been logged before
+def _words(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _plain(value: object) -> str:
-    if type(value) is int:
-        return str(value)
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+@lru_cache(1024)  # most of what is logged has been logged before
+def _plain(text: str) -> str:
     if (
         (text.isascii() and text.isalnum())
         or _BARE.fullmatch(text)

@@ -100,3 +100,10 @@ def test_one_kind_that_cannot_be_booked_does_not_take_others_along(caplog: pytes
     books.ledger.book()
     assert 'status="200"' in books.metrics.render("")[0].decode()
     assert "booking failed" in caplog.text
+
+
+def test_where_nothing_has_ended_nothing_is_told() -> None:
+    books = Books(lambda book: None)
+    books.ledger.on_booked(lambda ended: pytest.fail("there is nothing to tell"))
+    books.ledger.book()
+    assert books.lines == []

@@ -20,7 +20,7 @@ HOSTILE = 'a"b\r\n2026-01-01T00:00:00.000Z info    forged\x1b[2J\u2028 user=mall
 def line_of(formatter: logging.Formatter, event: str, **fields: object) -> str:
     record = logging.LogRecord("llmgateway.x", logging.INFO, "", 0, event, (), None)
     record.created, record.msecs = 1_800_000_000.25, 250.0
-    record.fields = fields
+    record.many = [fields]
     return formatter.format(record)
 
 
@@ -107,6 +107,18 @@ def test_a_line_names_its_request(written: io.StringIO) -> None:
     )
     assert second["level"] == "warning"
     assert "request" not in second
+
+
+def test_what_happened_many_times_has_a_line_each_at_one_time(written: io.StringIO) -> None:
+    configure(level="info", form="text", stream=written)
+    Events("x").info_each("request", [{"n": 1}, {"n": "two words", "request": "r2"}])
+    first, second = written.getvalue().splitlines()
+    assert first.endswith("Z info    request n=1") and second.endswith(' request n="two words" request=r2')
+    assert first.split()[0] == second.split()[0]
+    written.truncate(0)
+    configure(level="info", form="json", stream=written)
+    Events("x").info_each("request", [{"n": 1}, {"n": 2}])
+    assert [json.loads(line)["n"] for line in written.getvalue().strip("\0").splitlines()] == [1, 2]
 
 
 @pytest.mark.parametrize(

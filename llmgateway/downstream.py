@@ -90,20 +90,7 @@ class ClientConnection(RequestHandler):
                 if isinstance(message, _ErrInfo):
                     self._refuse(message.exc)
                     break
-                client = Client(
-                    self,
-                    message,
-                    content,
-                    self.transport,
-                    self.now,
-                    message.method,
-                    message.path,
-                    message.version,
-                    message.raw_headers,
-                    self._heads.read(message.raw_headers),
-                    # aiohttp's parser takes the trailers of a chunked body for fields of the next request.
-                    not (message.should_close or message.chunked),
-                )
+                client = self._client_of(message, content)
                 del message, content  # an answer may take an hour
                 kept = await self._serve(client)
                 if not client.body_is_here:
@@ -125,6 +112,22 @@ class ClientConnection(RequestHandler):
             self._task_handler = None
             if self.transport is not None:
                 self.transport.close()
+
+    def _client_of(self, message: RawRequestMessage, content: StreamReader) -> Client:
+        return Client(
+            self,
+            message,
+            content,
+            self.transport,
+            self.now,
+            message.method,
+            message.path,
+            message.version,
+            message.raw_headers,
+            self._heads.read(message.raw_headers),
+            # aiohttp's parser takes the trailers of a chunked body for fields of the next request.
+            not (message.should_close or message.chunked),
+        )
 
     async def _serve(self, client: Client) -> bool:
         """Have a request answered; tells whether the connection may be used again."""

@@ -25,7 +25,7 @@ from llmgateway.headers import NO_HEAD, AnswerHead, Field, answer_head, keep_ali
 from llmgateway.wire import Body
 
 MAX_HEAD_BYTES: Final = 64 * 1024
-_SMALL_HEAD_BYTES: Final = 4 * 1024
+_SMALL_HEAD_BYTES: Final = 4 * 1024  # of one that is remembered: larger ones are rare, and would fill memory
 MAX_INTERIM_ANSWERS: Final = 16
 BUFFER_BYTES: Final = 64 * 1024
 DEFAULT_IDLE_S: Final = 4.0  # uvicorn (vLLM) and llama.cpp close after 5 s; most do not say so

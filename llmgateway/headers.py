@@ -79,7 +79,8 @@ class HeadReader:
     """Reads the heads of the requests on one connection.
 
     Most clients send the same fields with each of them, but for the length of the body: what was learnt of
-    the others holds on. `named` has no Content-Length here.
+    the others holds on. So `named` has no Content-Length here, and `size` may be that of an earlier request,
+    some digits off.
     """
 
     __slots__ = ("_after", "_at", "_before", "_known")

@@ -78,7 +78,7 @@ def configure(*, level: str, form: Literal["text", "json"], stream: TextIO | Non
     logging.getLogger(_ROOT).setLevel(level.upper())
 
 
-def _lines(record: logging.LogRecord) -> Iterator[dict[str, Any]]:
+def _fields_of(record: logging.LogRecord) -> Iterator[dict[str, Any]]:
     """Give the fields of each line that a record makes; one of another library makes a line without any."""
     current = request_id.get()
     each: dict[str, Any]
@@ -120,7 +120,7 @@ class TextLines(_Lines):
             level = f"\x1b[{_COLOURS.get(record.levelname, '0')}m{level}\x1b[0m"
             before, after = "\x1b[2m", "\x1b[0m"
         head = f"{self.stamp(record)} {level} {_one_line(record.getMessage())}{before}"
-        lines = [f"{head}{_facts(fields)}{after}" for fields in _lines(record)]
+        lines = [f"{head}{_facts(fields)}{after}" for fields in _fields_of(record)]
         if record.exc_info:
             lines.append(self.formatException(record.exc_info))
         return "\n".join(lines)
@@ -133,7 +133,7 @@ class JsonLines(_Lines):
         """Render one record; a traceback is one more field."""
         head = {"time": self.stamp(record), "level": record.levelname.lower(), "event": record.getMessage()}
         tail = {"traceback": self.formatException(record.exc_info)} if record.exc_info else {}
-        return "\n".join(json.dumps(head | fields | tail, default=str) for fields in _lines(record))
+        return "\n".join(json.dumps(head | fields | tail, default=str) for fields in _fields_of(record))
 
 
 def _one_line(text: str) -> str:

@@ -15,7 +15,7 @@ The rules:
 
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -90,10 +90,9 @@ class Tokens(msgspec.Struct, frozen=True, gc=False):
     estimated: bool = True
 
 
-def added_up(some: Iterable[Tokens]) -> tuple[int, int, int, int, int]:
-    """Add up what requests cost, in the order of the fields; the last is how many are estimates."""
-    sums = tuple(map(sum, zip(*map(astuple, some), strict=True)))
-    return sums or (0, 0, 0, 0, 0)  # type: ignore[return-value]  # as long as the fields are many
+def added_up(some: Iterable[Tokens]) -> Sequence[int]:
+    """Add up what requests cost, field by field, in their order; the last is how many are estimates."""
+    return tuple(map(sum, zip(*map(astuple, some), strict=True))) or (0, 0, 0, 0, 0)
 
 
 @dataclass(slots=True, eq=False)
@@ -105,8 +104,9 @@ class Meter:
     _inflater: "_Inflater | None" = None
     _readable: bool = True
     _fresh: list[bytes] = field(default_factory=list)
-    """What has come since the last look; it takes so much:"""
+    """What has come since the last look."""
     _fresh_bytes: int = 0
+    """How much memory that takes."""
     _buffer: bytearray = field(default_factory=bytearray)
     _output: int = 0
     _usage: dict[str, int] = field(default_factory=dict)

@@ -129,11 +129,12 @@ _MODEL: Final = msgspec.json.Decoder(str)
 _SERIES: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _SPOKEN: Final = msgspec.json.Decoder(_Spoken)
 _CACHE: Final = b'"cache_control"'
-_LONG_BYTES: Final = 8 * 1024
-_FEW: Final = 16
+_LONG_BYTES: Final = 8 * 1024  # of a body that is worth a look at how many underscores it has
+_FEW: Final = 16  # of those: prose, most likely, and no code
 _MARKED_BYTES: Final = 1 << 20  # in longer messages, which are images, marks are not looked for
 _CACHE_MARK: Final = re.compile(rb'(?:,\s*)?"cache_control"\s*:\s*\{[^{}]*\}')  # linear in long blanks
 _NO_LIMIT: Final = 10**9  # tokens: so many, or more, limit nothing
+_MOST_DIGITS: Final = 20  # of a number that is worth a look
 _MOST_COMMAS: Final = 200_000  # in a body whose turns are told apart: each takes about 400 bytes for a moment
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 _MOST_SURROGATES: Final = 100_000
@@ -180,7 +181,9 @@ def peek_json(body: Body) -> Peek:
         turns[:opening],
         turns[opening:],
         text,
-        _output_limit(envelope.max_tokens, envelope.max_completion_tokens, envelope.max_output_tokens),
+        _least(
+            *map(_tokens, (envelope.max_tokens, envelope.max_completion_tokens, envelope.max_output_tokens))
+        ),
         len(text) + _size_of(envelope.tools) + sum(map(len, turns)),
     )
 
@@ -196,10 +199,7 @@ def _peek_chat(chat: _Chat, body: Body) -> Peek:
     opening = 0
     while opening < len(turns) and _is_system(turns[opening]):
         opening += 1
-    limit = None
-    for told in (chat.max_tokens, chat.max_completion_tokens):
-        if told is not None and 0 <= told < _NO_LIMIT and (limit is None or told < limit):
-            limit = told
+    limit = _least(chat.max_tokens, chat.max_completion_tokens)
     size = sum(map(len, turns))
     if chat.tools is not _ABSENT:
         size += _size_of(chat.tools)
@@ -274,12 +274,14 @@ def _unmarked(content: Buffer) -> Buffer:
     return _CACHE_MARK.sub(b"", content) if len(content) < _MARKED_BYTES else content
 
 
-def _output_limit(*limits: msgspec.Raw) -> int | None:
-    least: int | None = None
-    for limit in limits:
-        if limit is not _ABSENT and len(digits := bytes(limit)) < 10 and digits.isdigit():
-            least = int(digits) if least is None else min(least, int(digits))
-    return least
+def _least(*limits: int | None) -> int | None:
+    """Give the lowest of the limits on an output, in tokens; what limits nothing is none."""
+    return min((limit for limit in limits if limit is not None and 0 <= limit < _NO_LIMIT), default=None)
+
+
+def _tokens(limit: msgspec.Raw) -> int | None:
+    digits = bytes(limit)
+    return int(digits) if len(digits) < _MOST_DIGITS and digits.isdigit() else None
 
 
 def _decode(body: Body) -> _Envelope:

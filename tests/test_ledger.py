@@ -77,7 +77,7 @@ def test_one_that_cannot_be_booked_does_not_take_others_along(caplog: pytest.Log
     for number in range(3):
         entry = Entry(str(number), "/v1/embeddings", 0.0, user="alice")
         if number == 1:
-            entry.began = None  # type: ignore[assignment]
+            entry.began = cast(float, None)
         books.ledger.close(entry, now=1.0, wall=MIDNIGHT)
     books.ledger.book()
     assert [line["id"] for line in books.lines] == ["0", "2"]

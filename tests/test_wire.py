@@ -268,13 +268,25 @@ def test_a_plain_prompt_is_text(prompt: str, text: bytes) -> None:
         ({"max_completion_tokens": 9}, 9),
         ({"max_output_tokens": 10}, 10),
         ({"max_tokens": 8, "max_completion_tokens": 5}, 5),
+        ({"max_tokens": 8, "max_completion_tokens": -1}, 8),
         ({"max_tokens": 0}, 0),
         *(({"max_tokens": odd}, None) for odd in (None, -1, 1.5, 1e3, "8", True, [8], 10**10, 10**400)),
+        *(({"max_completion_tokens": odd}, None) for odd in (None, -1, 1.5, "8", True, 10**9, 10**400)),
     ],
     ids=str,
 )
-def test_the_limit_of_the_output_is_read(fields: dict[str, Any], limit: int | None) -> None:
-    assert peek_json(json.dumps({"model": "m", **fields}).encode()).output_limit == limit
+@pytest.mark.parametrize("kind", [{}, {"messages": []}, {"messages": [], "input": "x"}], ids=str)
+def test_the_limit_of_the_output_is_read(
+    kind: dict[str, Any], fields: dict[str, Any], limit: int | None
+) -> None:
+    assert peek_json(json.dumps({"model": "m", **kind, **fields}).encode()).output_limit == limit
+
+
+@pytest.mark.parametrize("kind", ["", '"messages": [], '])
+@pytest.mark.parametrize("sign", ["", "-"])
+def test_a_limit_of_absurdly_many_digits_is_none(kind: str, sign: str) -> None:
+    body = f'{{"model": "m", {kind}"max_tokens": {sign}{"9" * 5_000_000}}}'.encode()
+    assert peek_json(body).output_limit is None
 
 
 def test_a_message_is_the_same_with_and_without_the_mark_of_a_cache() -> None:

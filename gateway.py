@@ -16,33 +16,35 @@ from random import Random
 from typing import Any
 
 try:
-    from llmgateway import __version__, commands, log, values
+    from llmgateway import __version__, log
+    from llmgateway.cli import commands
+    from llmgateway.config import values
 except ModuleNotFoundError as missing:
     sys.exit(f"{missing.name} is not installed. Start with scripts/run, which sets up what is needed.")
-from llmgateway.affinity import Affinity
-from llmgateway.app import App
-from llmgateway.breaker import RetryBudget
-from llmgateway.client import Patience
-from llmgateway.config import Config, Loaded, TlsConfig, build
-from llmgateway.demo import MODEL, demo_provider
-from llmgateway.downstream import ClientServer
-from llmgateway.fleet import Fleet
-from llmgateway.health import Watch
-from llmgateway.history import COLUMNS, History
-from llmgateway.journal import Journal
-from llmgateway.keys import mint
-from llmgateway.ledger import Account, Ledger, Totals, moment, totals_of
-from llmgateway.limits import Limits
-from llmgateway.metrics import Metrics
-from llmgateway.pages import Pages
-from llmgateway.proxy import Proxy
-from llmgateway.reload import Reloader
-from llmgateway.sessions import Sessions
-from llmgateway.slots import Slots
-from llmgateway.status import Condition, Status
-from llmgateway.tls import BadCertificate, Certificate
-from llmgateway.upstream import Upstream
-from llmgateway.wake import Alarm
+from llmgateway.access.keys import mint
+from llmgateway.access.limits import Limits
+from llmgateway.access.sessions import Sessions
+from llmgateway.books.history import COLUMNS, History
+from llmgateway.books.journal import Journal
+from llmgateway.books.ledger import Account, Ledger, Totals, moment, totals_of
+from llmgateway.books.metrics import Metrics
+from llmgateway.config.load import Config, Loaded, TlsConfig, build
+from llmgateway.fleet.breaker import RetryBudget
+from llmgateway.fleet.fleet import Fleet
+from llmgateway.fleet.health import Watch
+from llmgateway.fleet.upstream import Upstream
+from llmgateway.fleet.wake import Alarm
+from llmgateway.http.client import Patience
+from llmgateway.http.server import ClientServer
+from llmgateway.http.tls import BadCertificate, Certificate
+from llmgateway.service.demo import MODEL, demo_provider
+from llmgateway.service.reload import Reloader
+from llmgateway.traffic.affinity import Affinity
+from llmgateway.traffic.proxy import Proxy
+from llmgateway.traffic.slots import Slots
+from llmgateway.web.app import App
+from llmgateway.web.pages import Pages
+from llmgateway.web.status import Condition, Status
 
 events = log.Events("gateway")
 
@@ -209,7 +211,7 @@ def _journal(config: Config) -> dict[str, Any]:
 
 def _certificate(config: TlsConfig) -> Certificate:
     try:
-        return Certificate(config)
+        return Certificate(config.cert, config.key)
     except BadCertificate as exc:
         raise CannotListen(str(exc)) from exc
 

@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 import yaml
 
-from llmgateway.client import Patience
+from llmgateway.http.client import Patience
 from tests.fake_provider import FakeProvider
 from tests.journey import KEY, eventually, settings
 from tests.llamacpp.fixtures import llama_embeddings, llama_endless, llama_keyed, llama_models, llama_server
@@ -75,7 +75,7 @@ async def gateway_for(nothing_leaks: None) -> AsyncIterator[GatewayFor]:
     At the end they close, and must have closed every connection to the providers.
     """
     from gateway import Gateway
-    from llmgateway.config import build
+    from llmgateway.config.load import build
 
     known: list[FakeProvider] = []
     async with AsyncExitStack() as stack:

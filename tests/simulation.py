@@ -14,15 +14,15 @@ from functools import lru_cache
 from random import Random
 from typing import Any, TypeVar
 
-from llmgateway.affinity import Affinity, Thread
-from llmgateway.config import Config, QueueConfig, build
-from llmgateway.discovery import Model
+from llmgateway.access.keys import Caller
+from llmgateway.api.usage import Tokens
+from llmgateway.config.load import Config, QueueConfig, build
 from llmgateway.errors import GatewayError
-from llmgateway.fairness import cost
-from llmgateway.fleet import Fleet, Probe, Provider, State
-from llmgateway.keys import Caller
-from llmgateway.slots import NoCandidate, Order, Slots
-from llmgateway.usage import Tokens
+from llmgateway.fleet.fleet import Fleet, Probe, Provider, State
+from llmgateway.servers.models import Model
+from llmgateway.traffic.affinity import Affinity, Thread
+from llmgateway.traffic.fairness import cost
+from llmgateway.traffic.slots import NoCandidate, Order, Slots
 
 T = TypeVar("T")
 

@@ -19,8 +19,8 @@ import pytest
 import yaml
 
 from gateway import LAST_WORDS_S
-from llmgateway.settings import ServerConfig
-from llmgateway.values import duration
+from llmgateway.config.settings import ServerConfig
+from llmgateway.config.values import duration
 from tests.conftest import GatewayFor
 from tests.fake_provider import FakeProvider
 from tests.journey import ASK, KEY, settings

@@ -1,0 +1,137 @@
+"""Mint, hash and recognise API keys; who the caller is and what they may use.
+
+A key is 256 random bits, so one SHA-256 is enough to keep it: there is nothing to guess. Keys are looked up
+by their digest and compared in constant time, so that timing tells nothing about the keys that exist.
+"""
+
+import fnmatch
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from llmgateway.config.load import NO_LIMITS, KeyConfig, LimitsConfig, UserConfig
+from llmgateway.errors import INVALID_API_KEY, MODEL_NOT_ALLOWED, GatewayError
+
+_RANDOM_BYTES: Final = 32
+_LOCAL: Final = b"llmgateway status"
+_LOCAL_PREFIX: Final = "local-"
+
+
+def mint() -> str:
+    """Make a new key: `sk-` and 43 random characters."""
+    return "sk-" + secrets.token_urlsafe(_RANDOM_BYTES)
+
+
+def digest(key: str | bytes) -> bytes:
+    """Give the SHA-256 of the whole key: 32 bytes. What came in a header is hashed as it came."""
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape") if isinstance(key, str) else key).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who is asking, by which of their keys, and what that key is good for."""
+
+    user: str
+    groups: frozenset[str] = frozenset()
+    route: Literal["any", "prefer_own", "only_own"] = "any"
+    weight: float = 1.0
+    key_name: str | None = None
+    expires_at: float | None = None
+    models: tuple[re.Pattern[str], ...] = ()
+    admin: bool = False
+    key_id: str = ""
+    """Tells keys apart where their names do not; it is no secret."""
+    limits: LimitsConfig = NO_LIMITS
+    """Of the user, over all of their keys."""
+    key_limits: LimitsConfig = NO_LIMITS
+    limited: bool = False
+    """True if any limit is set for the user or the key."""
+
+    def may_use(self, model: str) -> bool:
+        """Tell whether this key is good for the model, whoever serves it."""
+        return not self.models or any(pattern.match(model) for pattern in self.models)
+
+    def require(self, model: str) -> None:
+        """Raise GatewayError (403) if this key is not good for the model."""
+        if not self.may_use(model):
+            raise GatewayError(MODEL_NOT_ALLOWED, f"This API key may not use model '{model}'.")
+
+
+class KeyRing:
+    """All keys of one configuration."""
+
+    def __init__(self, users: Mapping[str, UserConfig], groups: Mapping[str, tuple[str, ...]]) -> None:
+        self._callers: dict[bytes, tuple[bytes, Caller]] = {}
+        for name, user in users.items():
+            member_of = frozenset(group for group, members in groups.items() if name in members)
+            for key in user.keys:
+                self._callers[key.digest] = (key.digest, _caller(name, user, member_of, key))
+
+    def recognise(self, offered: Iterable[str | bytes], *, now: float) -> Caller:
+        """Name the caller by the first of the offered keys that is known and in force.
+
+        `now` is in epoch seconds. Raises GatewayError (401).
+        """
+        problem = "No API key given. Send 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
+        for key in offered:
+            problem = "Invalid API key."
+            caller = self.find(digest(key))
+            if caller is None:
+                continue
+            if caller.expires_at is None or now < caller.expires_at:
+                return caller
+            problem = "This API key has expired."
+        raise GatewayError(INVALID_API_KEY, problem, (("WWW-Authenticate", "Bearer"),))
+
+    def find(self, key_digest: bytes) -> Caller | None:
+        """Name the caller by the digest of a key, in force or not."""
+        known, caller = self._callers.get(key_digest, (b"", None))
+        return caller if hmac.compare_digest(known, key_digest) else None
+
+    @property
+    def callers(self) -> list[Caller]:
+        """Give all callers, one for each key."""
+        return [caller for _, caller in self._callers.values()]
+
+    @property
+    def local_credentials(self) -> str | None:
+        """Give what `gateway.py status` shows instead of a key; None if the config has no keys.
+
+        The file is the administration: who can read it may see how its gateway fares, and no more than that.
+        """
+        if not self._callers:
+            return None
+        return _LOCAL_PREFIX + hmac.digest(b"".join(sorted(self._callers)), _LOCAL, "sha256").hex()
+
+
+def _caller(name: str, user: UserConfig, groups: frozenset[str], key: KeyConfig) -> Caller:
+    return Caller(
+        user=name,
+        groups=groups,
+        route=user.route,
+        weight=user.weight,
+        key_name=key.name,
+        expires_at=key.expires_at,
+        models=tuple(re.compile(fnmatch.translate(glob)) for glob in key.models),
+        admin=user.admin,
+        key_id=key.digest.hex()[:16],
+        limits=user.limits,
+        key_limits=key.limits,
+        limited=user.limits != NO_LIMITS or key.limits != NO_LIMITS,
+    )
+
+
+def offered_keys(named: Mapping[bytes, bytes]) -> list[bytes]:
+    """Give the keys that a request shows, from its header fields by lower-case name."""
+    keys = []
+    if b"authorization" in named:
+        scheme, _, credentials = named[b"authorization"].partition(b" ")
+        if scheme.lower() == b"bearer":
+            keys.append(credentials.strip())
+    if b"x-api-key" in named:
+        keys.append(named[b"x-api-key"].strip())
+    return [key for key in keys if key] if b"" in keys else keys

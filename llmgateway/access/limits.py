@@ -1,0 +1,457 @@
+"""Rate limits and quotas, of a user with all their keys and of a single key.
+
+Rules:
+
+- Check all, then take all: a request that is refused has taken nothing.
+- Requests count in a window that moves: never more than N in any 60 seconds. Tokens are known only when a
+  request has ended; they are charged then, in a window that begins with the first charge, and block the next.
+- What was used belongs to the name and not to the amount, so it outlives a change of the limit: a raised one
+  helps at once, a lowered one bites at once.
+- Time is an argument, and never goes back: a clock that was put back keeps nobody waiting for longer.
+- Counters that have run out are dropped, so nothing grows with time.
+
+The windows are those of the library `limits`. Its storage in memory has threads and a clock of its own, hence
+the one here; behind the same interface, its Redis storage is the way to limits that several gateways share.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final, Literal, Self, assert_never
+
+from limits.limits import RateLimitItemPerSecond
+from limits.storage.base import MovingWindowSupport, Storage
+from limits.strategies import FixedWindowRateLimiter, MovingWindowRateLimiter
+
+from llmgateway.config.load import LimitsConfig
+from llmgateway.errors import RATE_LIMITED, GatewayError
+
+PARALLEL_RETRY_S: Final = 1.0  # nobody knows when a request will end
+MIN_SWEPT: Final = 64  # counters; fewer are not worth a sweep
+MAX_TERMS: Final = 4096  # keys whose rules are kept at hand
+
+Headers = tuple[tuple[str, str], ...]
+_Key = tuple[str, str, str | None]  # user, key id, key name
+
+
+# --- What is limited ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """A setting of LimitsConfig: what it counts, in which window, and how people say it."""
+
+    name: str
+    counts: Literal["requests", "tokens", "parallel"]
+    window_s: int
+    noun: str
+    per: str = ""
+
+
+KINDS: Final = (
+    _Kind("parallel", "parallel", 0, "parallel request"),
+    _Kind("requests_per_minute", "requests", 60, "request", " per minute"),
+    _Kind("tokens_per_minute", "tokens", 60, "token", " per minute"),
+    _Kind("tokens_per_day", "tokens", 86_400, "token", " per day"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    """Whose limit: a user's, or that of one of their keys."""
+
+    user: str
+    key_id: str | None = None
+    key_name: str | None = None
+
+    @property
+    def key(self) -> str | None:
+        """What the key is called; one without a name by the beginning of its id."""
+        return None if self.key_id is None else self.key_name or self.key_id[:8]
+
+    def __str__(self) -> str:
+        user = f"user '{self.user}'"
+        return user if self.key is None else f"key '{self.key}' of {user}"
+
+
+class _Item(RateLimitItemPerSecond):
+    """A limit as the library knows it, counted under a name that the amount is no part of."""
+
+    def key_for(self, *identifiers: bytes | str | float) -> str:
+        return "/".join((self.namespace, *map(str, identifiers)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """One limit of one holder; `who` is what the holder is counted under."""
+
+    kind: _Kind
+    holder: _Holder
+    who: tuple[str, ...]
+    amount: int
+    item: _Item
+    newest: _Item  # the same window, of which it sees the newest entry only
+
+    def __str__(self) -> str:
+        plural = "" if self.amount == 1 else "s"
+        return f"{self.amount:,} {self.kind.noun}{plural}{self.kind.per} for {self.holder}"
+
+
+def _rules_of(holder: _Holder, config: LimitsConfig) -> Iterator[_Rule]:
+    # Names hold no slash, so two holders never share a counter.
+    who = ("user", holder.user) if holder.key_id is None else ("key", holder.user, holder.key_id)
+    for kind in KINDS:
+        amount: int | None = getattr(config, kind.name)
+        if amount is not None:
+            item, newest = (_Item(n, kind.window_s, kind.name) for n in (amount, 1))
+            yield _Rule(kind, holder, who, amount, item, newest)
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """The rules for one key, and the settings that they were made of."""
+
+    user_limits: LimitsConfig
+    key_limits: LimitsConfig
+    rules: tuple[_Rule, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What a rule says now: for how long it refuses (0: it does not), and until when it is used at all."""
+
+    used: int
+    opens_in_s: float
+    whole_in_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LimitState:
+    """A row of the live page. `key` is None for a limit of the user; `resets_in_s` is 0 for `parallel`."""
+
+    user: str
+    key: str | None
+    name: str
+    limit: int
+    used: int
+    resets_in_s: float
+
+
+# --- Time and counters ----------------------------------------------------------------------------
+
+
+class SteadyClock:
+    """A clock that stands still where the one behind it is put back, and goes on from there.
+
+    `now` changes with `tick` only, so that a decision and what follows from it happen at one moment.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._told = self.now = clock()
+        self._ahead_s = 0.0
+
+    def tick(self) -> None:
+        """Read the clock."""
+        told = self._clock()
+        self._ahead_s += max(0.0, self._told - told)
+        self._told = told
+        self.now = max(self.now, told + self._ahead_s)
+
+
+@dataclass(slots=True)
+class _Sum:
+    amount: int
+    expires_at: float
+
+
+class Counters(Storage, MovingWindowSupport):
+    """The library's storage, in memory: no thread, no clock of its own, and no more than is in force.
+
+    What was taken at `t` counts until just before `t + expiry`, so that to wait for as long as was told is
+    enough.
+    """
+
+    STORAGE_SCHEME = None
+
+    def __init__(self, clock: SteadyClock) -> None:
+        super().__init__()
+        self._clock = clock
+        self._sums: dict[str, _Sum] = {}
+        self._windows: dict[str, deque[float]] = {}  # when each entry expires, the oldest first
+        self._sweep_at = MIN_SWEPT
+
+    def __len__(self) -> int:
+        return len(self._sums) + len(self._windows)
+
+    @property
+    def base_exceptions(self) -> type[Exception]:
+        return ValueError
+
+    def incr(self, key: str, expiry: int, amount: int = 1) -> int:
+        """Add to a sum; the window begins with the first amount."""
+        if not self.get(key):
+            self._sweep()
+            self._sums[key] = _Sum(0, self._clock.now + expiry)
+        self._sums[key].amount += amount
+        return self._sums[key].amount
+
+    def get(self, key: str) -> int:
+        found = self._sums.get(key)
+        return found.amount if found is not None and found.expires_at > self._clock.now else 0
+
+    def get_expiry(self, key: str) -> float:
+        return self._sums[key].expires_at if self.get(key) else self._clock.now
+
+    def acquire_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
+        if len(self._window(key)) + amount > limit:
+            return False
+        if key not in self._windows:
+            self._sweep()
+        self._windows.setdefault(key, deque()).extend([self._clock.now + expiry] * amount)
+        return True
+
+    def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
+        """Give when the oldest of the newest `limit` entries was made, and how many they are."""
+        window = self._window(key)
+        count = min(len(window), limit)
+        return (window[-count] - expiry if count else self._clock.now), count
+
+    def _window(self, key: str) -> deque[float]:
+        """Give the entries that still count."""
+        window = self._windows.get(key, deque())
+        while window and window[0] <= self._clock.now:
+            window.popleft()
+        return window
+
+    def _sweep(self) -> None:
+        """Drop what has run out, whenever the counters have doubled since the last time."""
+        if len(self) < self._sweep_at:
+            return
+        self._sums = {key: kept for key, kept in self._sums.items() if self.get(key)}
+        self._windows = {key: kept for key, kept in self._windows.items() if self._window(key)}
+        self._sweep_at = max(MIN_SWEPT, 2 * len(self))
+
+    def check(self) -> bool:
+        return True
+
+    def reset(self) -> int:
+        dropped = len(self)
+        self._sums.clear()
+        self._windows.clear()
+        return dropped
+
+    def clear(self, key: str) -> None:
+        self._sums.pop(key, None)
+        self._windows.pop(key, None)
+
+
+# --- The decision ---------------------------------------------------------------------------------
+
+
+class Limits:
+    """What everybody has used; lives as long as the process, whatever becomes of the config."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """Measure time by `clock`, in epoch seconds."""
+        self._clock = SteadyClock(clock)
+        self._counters = Counters(self._clock)
+        self._requests = MovingWindowRateLimiter(self._counters)
+        self._tokens = FixedWindowRateLimiter(self._counters)
+        self._parallel: dict[tuple[str, ...], int] = {}  # only of those who have something in flight
+        self._terms: dict[_Key, _Terms] = {}
+        self._unlimited = Admission(self, ())
+
+    def admit(
+        self,
+        user: str,
+        user_limits: LimitsConfig,
+        key_id: str,
+        key_limits: LimitsConfig,
+        *,
+        key_name: str | None = None,
+    ) -> "Admission":
+        """Let a request in, at the expense of the user and the key; the caller must release the admission.
+
+        `key_id` tells the key from all others; `key_name` is what people call it. Raises GatewayError (429),
+        with a Retry-After that holds for all limits at once.
+        """
+        rules = self._rules((user, key_id, key_name), user_limits, key_limits)
+        if not rules:
+            return self._unlimited
+        self._clock.tick()
+        if not all(map(self._allows, rules)):
+            raise self._refusal(rules)
+        self._take(rules)
+        return Admission(self, rules)
+
+    def _rules(self, key: _Key, user_limits: LimitsConfig, key_limits: LimitsConfig) -> tuple[_Rule, ...]:
+        """Give the rules for a key, made anew only when its settings are others than the last time."""
+        terms = self._terms.get(key)
+        if terms is None or terms.user_limits is not user_limits or terms.key_limits is not key_limits:
+            rules = (*_rules_of(_Holder(key[0]), user_limits), *_rules_of(_Holder(*key), key_limits))
+            if len(self._terms) >= MAX_TERMS:
+                self._terms.clear()
+            terms = self._terms[key] = _Terms(user_limits, key_limits, rules)
+        return terms.rules
+
+    def state(
+        self, user: str, limits: LimitsConfig, *, key_id: str | None = None, key_name: str | None = None
+    ) -> list[LimitState]:
+        """Tell how far the limits of a user are used or, with `key_id`, those of one of their keys."""
+        self._clock.tick()
+        rows = []
+        for rule in _rules_of(_Holder(user, key_id, key_name), limits):
+            now = self._read(rule)
+            key = rule.holder.key
+            rows.append(LimitState(user, key, rule.kind.name, rule.amount, now.used, now.whole_in_s))
+        return rows
+
+    def _read(self, rule: _Rule) -> _Reading:
+        match rule.kind.counts:
+            case "requests":
+                return self._read_requests(rule)
+            case "tokens":
+                return self._read_tokens(rule)
+            case "parallel":
+                used = self._parallel.get(rule.who, 0)
+                return _Reading(used, PARALLEL_RETRY_S if used >= rule.amount else 0.0, 0.0)
+            case _ as never:
+                assert_never(never)
+
+    def _read_requests(self, rule: _Rule) -> _Reading:
+        """Read a moving window: the oldest of its newest N entries blocks, and the newest leaves last."""
+        opens_at, remaining = self._requests.get_window_stats(rule.item, *rule.who)
+        whole_at, _ = self._requests.get_window_stats(rule.newest, *rule.who)
+        used = rule.amount - remaining
+        return _Reading(
+            used,
+            0.0 if remaining > 0 else opens_at - self._clock.now,
+            whole_at - self._clock.now if used else 0.0,
+        )
+
+    def _read_tokens(self, rule: _Rule) -> _Reading:
+        ends_at, remaining = self._tokens.get_window_stats(rule.item, *rule.who)
+        ends_in_s = ends_at - self._clock.now
+        used = self._counters.get(rule.item.key_for(*rule.who))  # may be more than the limit
+        return _Reading(used, 0.0 if remaining > 0 else ends_in_s, ends_in_s)
+
+    def _allows(self, rule: _Rule) -> bool:
+        match rule.kind.counts:
+            case "requests":
+                return self._requests.test(rule.item, *rule.who)
+            case "tokens":
+                return self._tokens.test(rule.item, *rule.who)
+            case "parallel":
+                return self._parallel.get(rule.who, 0) < rule.amount
+            case _ as never:
+                assert_never(never)
+
+    def _refusal(self, rules: tuple[_Rule, ...]) -> GatewayError:
+        """Say which rule refuses; of several, the one that does so the longest."""
+        wait_s, refusing = max(
+            ((self._read(rule).opens_in_s, rule) for rule in rules), key=lambda each: each[0]
+        )
+        retry_s = max(1, math.ceil(wait_s))
+        again = f"in {in_words(retry_s)}"
+        if refusing.kind.counts == "parallel":
+            again = "when one of them has ended"
+        return GatewayError(
+            RATE_LIMITED,
+            f"Limit reached: {refusing}. Try again {again}.",
+            (("Retry-After", str(retry_s)), *self._headers(rules)),
+        )
+
+    def _take(self, rules: tuple[_Rule, ...]) -> None:
+        for rule in rules:
+            if rule.kind.counts == "parallel":
+                self._parallel[rule.who] = self._parallel.get(rule.who, 0) + 1
+            elif rule.kind.counts == "requests":
+                self._requests.hit(rule.item, *rule.who)
+
+    def _give_back(self, rules: tuple[_Rule, ...]) -> None:
+        for rule in rules:
+            if rule.kind.counts == "parallel":
+                self._parallel[rule.who] -= 1
+                if not self._parallel[rule.who]:
+                    del self._parallel[rule.who]
+
+    def _charge(self, rules: tuple[_Rule, ...], tokens: int) -> None:
+        self._clock.tick()
+        for rule in rules:
+            if rule.kind.counts == "tokens":
+                self._tokens.hit(rule.item, *rule.who, cost=tokens)
+
+    def _headers(self, rules: tuple[_Rule, ...]) -> Headers:
+        headers: list[tuple[str, str]] = []
+        for counts in ("requests", "tokens"):
+            readings = [(rule.amount, self._read(rule)) for rule in rules if rule.kind.counts == counts]
+            if not readings:
+                continue
+            limit, reading = min(readings, key=lambda each: _scarcity(*each))
+            headers += (
+                (f"x-ratelimit-limit-{counts}", str(limit)),
+                (f"x-ratelimit-remaining-{counts}", str(max(0, limit - reading.used))),
+                (f"x-ratelimit-reset-{counts}", as_openai_writes(reading.whole_in_s)),
+            )
+        return tuple(headers)
+
+
+def _scarcity(limit: int, reading: _Reading) -> tuple[float, float]:
+    """Put first what has the least share left and, of equals, what stays so the longest."""
+    return max(0, limit - reading.used) / limit, -reading.whole_in_s
+
+
+class Admission:
+    """A request that was let in. Leaving the `with`, or `release`, gives its place back."""
+
+    __slots__ = ("_limits", "_places", "_rules")
+
+    def __init__(self, limits: Limits, rules: tuple[_Rule, ...]) -> None:
+        self._limits = limits
+        self._rules = self._places = rules
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give back the place among the parallel requests; again does nothing."""
+        places, self._places = self._places, ()
+        self._limits._give_back(places)
+
+    def charge(self, tokens: int) -> None:
+        """Book tokens that the request has used, at any time, also after the release."""
+        if self._rules and tokens > 0:
+            self._limits._charge(self._rules, tokens)
+
+    def headers(self) -> Headers:
+        """Give OpenAI's `x-ratelimit-` headers as things stand now; none where there is no limit."""
+        if not self._rules:
+            return ()
+        self._limits._clock.tick()
+        return self._limits._headers(self._rules)
+
+
+# --- Lengths of time in words ---------------------------------------------------------------------
+
+
+def as_openai_writes(seconds: float) -> str:
+    """Write a length of time as OpenAI's headers do: `59ms`, `1s`, `6m0s`, `23h59m1s`; rounded up."""
+    ms = math.ceil(seconds * 1000)
+    if 0 < ms < 1000:
+        return f"{ms}ms"
+    minutes, s = divmod(math.ceil(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}h{m}m{s}s" if hours else f"{m}m{s}s" if minutes else f"{s}s"
+
+
+def in_words(seconds: int) -> str:
+    """Write a wait for people: `12 s`, `5 min`, `7 h 30 min`; rounded up."""
+    if seconds < 120:
+        return f"{seconds} s"
+    hours, minutes = divmod(-(-seconds // 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

@@ -1,0 +1,1 @@
+"""What clients and models say: the endpoints, their dialects, and what can be read off passing bytes."""

@@ -1,0 +1,209 @@
+"""The commands beside running: check, key, init, schema, usage, status; and the search for LLM servers here.
+
+Each gives the process's exit code: 0 good, 1 the config or the check failed.
+"""
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence, Sized
+from pathlib import Path
+from typing import Any, Final
+
+from llmgateway.access.keys import digest, mint
+from llmgateway.books.history import History, render, tabulate
+from llmgateway.cli import terminal
+from llmgateway.config.load import Config, ConfigError, Loaded, build, load, schema
+from llmgateway.fleet.fleet import Fleet, Probe, Provider, State
+from llmgateway.fleet.health import probe
+from llmgateway.fleet.upstream import Upstream
+
+WELL_KNOWN: Final[Mapping[str, int]] = {
+    "ollama": 11434,
+    "llama-cpp": 8080,
+    "llama-cpp-9931": 9931,  # the default of newer releases
+    "lm-studio": 1234,
+    "vllm": 8000,
+}
+_SEARCH_S: Final = 1.0
+
+
+def say(text: str) -> None:
+    """Tell a person something that is not a result: it goes to standard error."""
+    print(text, file=sys.stderr)
+
+
+def read_config(path: Path, environ: Mapping[str, str]) -> Loaded | None:
+    """Load the file; tells what is wrong with it and gives None if it can't be used."""
+    try:
+        loaded = load(path, environ)
+    except ConfigError as error:
+        say(str(error))
+        return None
+    for warning in loaded.warnings:
+        say(f"{warning} (warning)")
+    return loaded
+
+
+def check(path: Path, environ: Mapping[str, str], *, with_probe: bool) -> int:
+    """Validate the config file; with a probe, ask every provider what it would serve."""
+    loaded = read_config(path, environ)
+    if loaded is None:
+        return 1
+    config = loaded.config
+    print(f"{path}: good: {_count(config.users, 'user')}, {_count(config.providers, 'provider')}")
+    return asyncio.run(_show_providers(config)) if with_probe else 0
+
+
+def _count(things: Sized, name: str) -> str:
+    return f"{len(things)} {name}" if len(things) == 1 else f"{len(things)} {name}s"
+
+
+async def _show_providers(config: Config) -> int:
+    seen = await look_at_all(config)
+    for provider, result in seen:
+        reason = f": {result.reason}" if result.reason else ""
+        print(f"{provider.name}  {provider.config.url}  {result.state.value}{reason}")
+        for name, model in sorted((result.models or {}).items()):
+            context = f"  (context {model.context_length})" if model.context_length else ""
+            print(f"    {name}{context}")
+        if result.state is State.ONLINE and not result.models:
+            print("    (no models)")
+    return 0 if all(result.state is State.ONLINE for _, result in seen) else 1
+
+
+async def look_at_all(config: Config) -> list[tuple[Provider, Probe]]:
+    """Probe every provider of a configuration once, all at the same time."""
+    upstream = Upstream()
+    providers = list(Fleet(config).providers.values())
+    try:
+        results = await asyncio.gather(*(probe(upstream, provider) for provider in providers))
+    finally:
+        upstream.close()
+    return list(zip(providers, results, strict=True))
+
+
+def show_key(user: str) -> int:
+    """Mint a key, show it once, and the line that makes the gateway know it."""
+    key = mint()
+    print(f"API key for {user} (shown once, keep it safe):\n\n    {key}\n")
+    print("Below `users:` in config.yaml:\n")
+    name = user if user.isidentifier() else json.dumps(user)
+    print(f"  {name}:\n    keys:\n      - sha256:{digest(key).hex()}")
+    return 0
+
+
+def show_schema() -> int:
+    """Print the JSON Schema of the config file, for editors."""
+    print(json.dumps(schema(), indent=2))
+    return 0
+
+
+def init(path: Path) -> int:
+    """Write a first config file: the servers found on this machine, one user, an admin, and one key."""
+    if path.exists():
+        say(f"{path} is there already; move it away, or name another file with -c.")
+        return 1
+    servers, model = asyncio.run(find_servers())
+    key = mint()
+    text = _FIRST_CONFIG.format(providers=_first_providers(servers), key=digest(key).hex())
+    try:
+        with open(path, "x", opener=_private) as opened:
+            opened.write(text)
+    except OSError as exc:
+        say(f"{path} cannot be written: {exc.strerror}.")
+        return 1
+    found = ", ".join(servers) or "no LLM server; write the address of yours into it"
+    print(f"Wrote {path}. Found on this machine: {found}.\n")
+    print(f"Your API key (shown once, keep it safe):\n\n    {key}\n")
+    print(f"Then:\n\n    scripts/run{'' if path == Path('config.yaml') else f' -c {path}'}\n")
+    body = json.dumps({"model": model or "MODEL", "messages": [{"role": "user", "content": "Hello"}]})
+    print(f"    curl -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\")
+    print(f"      -d '{body}' http://127.0.0.1:8900/v1/chat/completions")
+    return 0
+
+
+_FIRST_CONFIG: Final = """\
+# The config of the gateway. config.example.yaml is the manual of every setting.
+# `python gateway.py check` tells what is wrong with it. A running gateway takes in changes by itself.
+
+providers:
+{providers}
+users:
+  me:
+    admin: true        # sees everybody's usage on the live page
+    keys:
+      - sha256:{key}
+
+server:
+  host: 127.0.0.1      # 0.0.0.0 lets other machines in
+  port: 8900
+"""
+
+
+def _first_providers(servers: Mapping[str, Any]) -> str:
+    if not servers:
+        return "  # home-rig:\n  #   url: http://192.168.1.10:8080/v1\n"
+    return "".join(f"  {name}:\n    url: {entry['url']}\n" for name, entry in servers.items())
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)  # there may be secrets in it one day
+
+
+def show_usage(path: Path, environ: Mapping[str, str], *, since_s: float, by: Sequence[str]) -> int:
+    """Add up the request log of the last `since_s` seconds, and print the table."""
+    loaded = read_config(path, environ)
+    if loaded is None:
+        return 1
+    requests = loaded.config.log.requests
+    if requests is None:
+        say("The config keeps no request log (log.requests is none), so nothing is known.")
+        return 1
+    log = History(Path(requests))
+    try:
+        table = tabulate(log.read(time.time() - since_s), by)
+    except ValueError as exc:
+        say(f"--by: {exc}.")
+        return 2
+    except FileNotFoundError:
+        say(f"There is no request log at {requests} yet; the gateway begins one with the first request.")
+        return 1
+    except OSError as exc:
+        say(f"{requests} cannot be read: {exc.strerror}.")
+        return 1
+    print(render(table))
+    if log.skipped:
+        say(f"{log.skipped:,} damaged lines were left out.")
+    return 0
+
+
+def show_status(
+    path: Path, environ: Mapping[str, str], *, url: str | None, key: str | None, as_json: bool
+) -> int:
+    """Print what the running gateway is doing, again and again on a terminal."""
+    config = Config()
+    if url is None and (key is None or path.exists()):
+        loaded = read_config(path, environ)
+        if loaded is None:
+            return 1
+        config = loaded.config
+    try:
+        asyncio.run(terminal.show(terminal.source_for(config, url, key), as_json=as_json))
+    except terminal.NoStatus as problem:
+        say(str(problem))
+        return 1
+    return 0
+
+
+async def find_servers() -> tuple[dict[str, Any], str]:
+    """Look for LLM servers on this machine's well-known ports.
+
+    Gives the `providers` of a config, and the id of a model that one of them serves ("" if there is none).
+    """
+    providers = {name: {"url": f"http://127.0.0.1:{port}/v1"} for name, port in WELL_KNOWN.items()}
+    seen = await look_at_all(build({"providers": providers, "health": {"timeout": _SEARCH_S}}))
+    found = {p.name: providers[p.name] for p, result in seen if result.state in (State.ONLINE, State.WARMING)}
+    return found, next((model for _, result in seen for model in result.models or ()), "")

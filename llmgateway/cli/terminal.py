@@ -1,0 +1,184 @@
+"""`gateway.py status`: what a running gateway is doing, as text for a terminal.
+
+It asks the gateway that the config file describes, on this machine, and shows that it can read the file; or
+another one, with an API key. On a terminal the table is drawn anew every second until Ctrl-C.
+"""
+
+import asyncio
+import json
+import shutil
+import ssl
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import aiohttp
+
+from llmgateway.access.keys import KeyRing
+from llmgateway.config.load import Config
+
+PERIOD_S: Final = 1.0
+_LIMIT_S: Final = 5.0
+_ANYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+_REDRAW: Final = "\x1b[H\x1b[J"
+_MOST_ROWS: Final = 20
+
+
+class NoStatus(Exception):
+    """The gateway cannot be asked; the text says why, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a gateway is, and what to show it. `certificate` is the file of its own, if it has one."""
+
+    url: str
+    key: str
+    certificate: str | None = None
+
+
+def source_for(config: Config, url: str | None, key: str | None) -> Source:
+    """Find the gateway of a config. Raises NoStatus."""
+    server = config.server
+    if url is not None:
+        if key is None:
+            raise NoStatus(
+                "Give an API key with --key; what the config file shows is for its own gateway only."
+            )
+        return Source(url.rstrip("/"), key)
+    key = key or KeyRing(config.users, config.groups).local_credentials
+    if key is None:
+        raise NoStatus("The config has no keys, so the gateway would tell nothing; give a user a key.")
+    if server.port == 0:
+        raise NoStatus("The config lets the gateway choose its port (0), so tell where it is with --url.")
+    host = _ANYWHERE.get(server.host, server.host)
+    scheme = "http" if server.tls is None else "https"
+    place = f"[{host}]" if ":" in host else host
+    certificate = None if server.tls is None else server.tls.cert
+    return Source(f"{scheme}://{place}:{server.port}{server.base_path}", key, certificate)
+
+
+async def show(source: Source, *, as_json: bool) -> None:
+    """Print the status: once, or again and again where somebody watches. Raises NoStatus."""
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_LIMIT_S)) as session:
+        snapshot = await _fetch(session, source)
+        if as_json:
+            print(json.dumps(snapshot, indent=2))
+            return
+        while sys.stdout.isatty():
+            print(_REDRAW + render(snapshot, columns=shutil.get_terminal_size().columns), flush=True)
+            await asyncio.sleep(PERIOD_S)
+            snapshot = await _fetch(session, source)
+        print(render(snapshot))
+
+
+async def _fetch(session: aiohttp.ClientSession, source: Source) -> dict[str, Any]:
+    headers = {"Authorization": f"Bearer {source.key}"}
+    url = f"{source.url}/gateway/status"
+    try:
+        async with session.get(url, headers=headers, ssl=_trust(source)) as answer:
+            if answer.status == 401:
+                raise NoStatus(
+                    f"The gateway at {source.url} does not know these credentials. It may run with another "
+                    "config, or be on another machine: give an API key with --key."
+                )
+            if answer.status != 200:
+                raise NoStatus(f"{url} answers {answer.status}; is this the gateway?")
+            snapshot: dict[str, Any] = await answer.json()
+            return snapshot
+    except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as exc:
+        why = (
+            "it does not answer in time" if isinstance(exc, TimeoutError) else str(exc) or type(exc).__name__
+        )
+        raise NoStatus(f"No gateway answers at {source.url} ({why}). Is it running?") from exc
+
+
+def _trust(source: Source) -> ssl.SSLContext | bool:
+    """Trust the gateway's own certificate, whatever name it is for: the connection stays on this machine."""
+    if source.certificate is None:
+        return True
+    context = ssl.create_default_context(cafile=source.certificate)
+    context.check_hostname = False
+    return context
+
+
+def render(snapshot: Mapping[str, Any], columns: int = 120) -> str:
+    """Lay a snapshot out as text, no line longer than `columns`."""
+    gateway = snapshot["gateway"]
+    up = _length(gateway["now"] - gateway["started_at"])
+    lines = [
+        f"llmgateway {gateway['version']}   {gateway['state']}   up {up}   in flight {snapshot['in_flight']}"
+    ]
+    config = gateway["config"]
+    lines += [f"config problem: {problem}" for problem in config["problems"]]
+    if config["restart_needed"]:
+        lines.append(f"needs a restart: {', '.join(config['restart_needed'])}")
+    lines += ["", *_table(_PROVIDERS, map(_provider, snapshot["providers"]))]
+    lines += ["", *_table(_REQUESTS, map(_request, snapshot["requests"]))]
+    usage = snapshot["usage"]
+    lines += ["", f"Usage on {usage['day']} (UTC)", *_table(_USAGE, map(_usage, usage["rows"]))]
+    return "\n".join(_plain(line)[:columns].rstrip() for line in lines)
+
+
+_PROVIDERS: Final = ("PROVIDER", "STATE", "SLOTS", "WAITING", "TOKENS/S", "MODELS", "REASON")
+_REQUESTS: Final = ("USER", "MODEL", "PROVIDER", "PHASE", "AGE", "TOKENS", "ID")
+_USAGE: Final = ("USER", "MODEL", "REQUESTS", "PROMPT", "COMPLETION")
+
+
+def _provider(row: Mapping[str, Any]) -> Sequence[str]:
+    slots = f"{row['in_flight']}/{row['slots'] if row['slots'] is not None else '-'}"
+    models = [model["id"] for model in row["models"]]
+    shown = ", ".join(models[:3]) + (f" +{len(models) - 3}" if len(models) > 3 else "")
+    speed = f"{row['tokens_per_s']:.1f}"
+    return row["name"], row["state"], slots, str(row["waiting"]), speed, shown or "-", row["reason"]
+
+
+def _request(row: Mapping[str, Any]) -> Sequence[str]:
+    phase = f"{row['phase']} ({row['position']})" if row["position"] else row["phase"]
+    age = _length(row["age_s"])
+    return (
+        row["user"] or "-",
+        row["model"] or "-",
+        row["provider"] or "-",
+        phase,
+        age,
+        str(row["tokens"]),
+        row["id"],
+    )
+
+
+def _usage(row: Mapping[str, Any]) -> Sequence[str]:
+    mark = "~" if row["estimated"] else ""
+    return (
+        row["user"],
+        row["model"] or "-",
+        f"{row['requests']:,}",
+        f"{mark}{row['prompt_tokens']:,}",
+        f"{mark}{row['completion_tokens']:,}",
+    )
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Align columns; a table without rows says so."""
+    body = list(rows)
+    shown = [head, *body[:_MOST_ROWS]]
+    widths = [max(len(row[column]) for row in shown) for column in range(len(head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in shown]
+    if not body:
+        lines.append("(none)")
+    if len(body) > _MOST_ROWS:
+        lines.append(f"... and {len(body) - _MOST_ROWS} more")
+    return lines
+
+
+def _length(seconds: float) -> str:
+    minutes, s = divmod(max(0, int(seconds)), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    return f"{days}d {h}h" if days else f"{h}h {m}m" if h else f"{m}m {s}s" if m else f"{s}s"
+
+
+def _plain(line: str) -> str:
+    """Let nothing that a server said steer the terminal."""
+    return line if line.isprintable() else "".join(c if c.isprintable() else "?" for c in line)

@@ -1,0 +1,1 @@
+"""A file becomes a Config, or all its problems."""

@@ -1,0 +1,299 @@
+"""YAML -> Config, or all its problems, each with file, line and path.
+
+Problems of the text (`source`), of shape (`settings`) and of meaning (`references`) are reported together.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from llmgateway.config import references, values
+from llmgateway.config.references import KEY, Finding, Steps
+from llmgateway.config.settings import (
+    NO_LIMITS,
+    AffinityConfig,
+    Config,
+    HealthConfig,
+    KeyConfig,
+    KeyEntry,
+    LimitsConfig,
+    LogConfig,
+    ProviderConfig,
+    QueueConfig,
+    Section,
+    ServerConfig,
+    StreamsConfig,
+    TimeoutsConfig,
+    TlsConfig,
+    UserConfig,
+    WakeConfig,
+)
+from llmgateway.config.source import MAX_BYTES, Document, read
+from llmgateway.config.tree import (
+    ConfigError,
+    Mark,
+    Node,
+    Problem,
+    Scalar,
+    Series,
+    Table,
+    from_python,
+    in_order,
+    joined,
+    quoted,
+)
+
+__all__ = [
+    "NO_LIMITS",
+    "AffinityConfig",
+    "Config",
+    "ConfigError",
+    "HealthConfig",
+    "KeyConfig",
+    "LimitsConfig",
+    "Loaded",
+    "LogConfig",
+    "Problem",
+    "ProviderConfig",
+    "QueueConfig",
+    "ServerConfig",
+    "StreamsConfig",
+    "TimeoutsConfig",
+    "TlsConfig",
+    "UserConfig",
+    "WakeConfig",
+    "build",
+    "load",
+    "parse",
+    "schema",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A usable config, and what is doubtful about it."""
+
+    config: Config
+    warnings: tuple[Problem, ...] = ()
+
+
+def load(path: Path, environ: Mapping[str, str]) -> Loaded:
+    """Read the config file, and see that the files it names are there; their paths are made absolute.
+
+    Relative ones count from the folder of the config file. Raises ConfigError, for a file that cannot be read
+    as well.
+    """
+    try:
+        with path.open("rb") as opened:
+            source = opened.read(MAX_BYTES + 1)
+        folder = path.absolute().parent
+    except (OSError, ValueError) as exc:
+        why = getattr(exc, "strerror", None) or str(exc)
+        raise ConfigError(
+            [Problem(str(path), 1, 1, "", f"the file cannot be read ({why}); name another with -c")]
+        ) from None
+    document = read(source, file=str(path), environ=environ)
+    loaded = _loaded(document, str(path), _unreadable(document.root, folder), now=time.time())
+    return replace(loaded, config=_seen_from(folder, loaded.config))
+
+
+def parse(text: str | bytes, *, file: str, environ: Mapping[str, str], now: float | None = None) -> Loaded:
+    """Read a config from YAML text, leaving paths in it as they are; `now` is epoch seconds.
+
+    Raises ConfigError.
+    """
+    document = read(text, file=file, environ=environ)
+    return _loaded(document, file, now=time.time() if now is None else now)
+
+
+def _loaded(document: Document, file: str, findings: Iterable[Finding] = (), *, now: float) -> Loaded:
+    """Make a config of what was read; `findings` are complaints about it from elsewhere."""
+    root = document.root
+    if root is None:
+        raise ConfigError(document.problems)
+    config = _config(root, document, file, findings)
+    doubts = references.doubts(config, root, now=now)
+    return Loaded(config, in_order(_problem(file, root, path, message) for path, message in doubts))
+
+
+def build(tree: Mapping[str, Any]) -> Config:
+    """Make a Config out of plain Python values in the form of the file. Raises ConfigError."""
+    root = from_python(tree)
+    assert isinstance(root, Table)
+    return _config(root, Document(root), "<built-in>")
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of the file, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
+
+
+def _config(root: Table, document: Document, file: str, findings: Iterable[Finding] = ()) -> Config:
+    problems = list(document.problems)
+    complaints = (*references.complaints(root), *findings)
+    problems += [_problem(file, root, path, message) for path, message in complaints]
+    try:
+        config = Config.model_validate(_plain(root))
+    except ValidationError as exc:
+        problems += _of_shape(exc, root, file)
+        raise ConfigError(problems) from None
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _plain(node: Node) -> Any:
+    """The tree as pydantic wants it: dicts and lists, with Scalars as leaves."""
+    match node:
+        case Table():
+            return {key: _plain(entry.value) for key, entry in node.entries.items()}
+        case Series():
+            return list(map(_plain, node.items))
+        case Scalar():
+            return None if node.null else node
+
+
+# --- The files that it names ----------------------------------------------------------------------
+
+
+def _seen_from(folder: Path, config: Config) -> Config:
+    """The same config with absolute paths."""
+    server, log = config.server, config.log
+    if server.tls is not None:
+        tls = {name: str(folder / path) for name, path in server.tls}
+        server = server.model_copy(update={"tls": server.tls.model_copy(update=tls)})
+    if log.requests is not None:
+        log = log.model_copy(update={"requests": str(folder / log.requests)})
+    return config.model_copy(update={"server": server, "log": log})
+
+
+def _unreadable(root: Table | None, folder: Path) -> Iterator[Finding]:
+    """Why the certificate and its key, if any are named, cannot be read."""
+    if root is None:
+        return
+    for name in TlsConfig.model_fields:
+        path = ("server", "tls", name)
+        node = _locate(root, path).node
+        if isinstance(node, Scalar) and references.counts(node) and (why := _why_not(node.text, folder)):
+            yield path, why
+
+
+def _why_not(name: str, folder: Path) -> str:
+    """Say what keeps a file from being read, without its name, which may be a secret; "" if nothing does."""
+    try:
+        path = folder / values.file_path(name)
+        if path.exists() and not path.is_file():  # a pipe would wait for its other end
+            return "this is not a file; write the path of one"
+        with path.open("rb"):
+            return ""
+    except FileNotFoundError:
+        return "there is no such file; write its path, seen from the folder of this file, or a full one"
+    except OSError as exc:
+        return f"the file cannot be read ({exc.strerror}); let the user who runs the gateway read it"
+    except ValueError:
+        return ""  # no path at all, as `settings` tells
+
+
+# --- pydantic's errors, in our words --------------------------------------------------------------
+
+# Where each model stands in the file; * is any name or number.
+_SECTIONS: Final[Sequence[tuple[tuple[str, ...], type[Section]]]] = (
+    ((), Config),
+    (("server",), ServerConfig),
+    (("server", "tls"), TlsConfig),
+    (("users", "*"), UserConfig),
+    (("users", "*", "limits"), LimitsConfig),
+    (("users", "*", "keys", "*"), KeyEntry),
+    (("users", "*", "keys", "*", "limits"), LimitsConfig),
+    (("providers", "*"), ProviderConfig),
+    (("providers", "*", "timeouts"), TimeoutsConfig),
+    (("providers", "*", "wake"), WakeConfig),
+    (("health",), HealthConfig),
+    (("queue",), QueueConfig),
+    (("streams",), StreamsConfig),
+    (("affinity",), AffinityConfig),
+    (("log",), LogConfig),
+)
+
+
+def _of_shape(exc: ValidationError, root: Table, file: str) -> Iterator[Problem]:
+    for error in exc.errors(include_url=False, include_input=False):
+        kind, path = error["type"], error["loc"]
+        if kind == "reported":
+            continue
+        if kind == "extra_forbidden":
+            yield _unknown_key(file, root, path)
+        elif kind == "missing":
+            yield _problem(file, root, path, f"`{path[-1]}` is missing; write one here")
+        elif kind == "literal_error":
+            yield _problem(file, root, path, _no_choice(root, path, error["ctx"]["expected"]))
+        else:
+            yield _problem(file, root, path, error["msg"])
+
+
+def _no_choice(root: Table, path: Steps, expected: str) -> str:
+    node = _locate(root, path).node
+    written = quoted(node) if isinstance(node, Scalar) else "this value"
+    return f"{written} is not one of the choices; write {expected}"
+
+
+def _unknown_key(file: str, root: Table, path: Steps) -> Problem:
+    model = _model_at(path[:-1])
+    known = list(model.model_fields)
+    place = _locate(root, (*path, KEY))
+    nearest = get_close_matches(str(path[-1]), known, 1)
+    hint = f"did you mean `{nearest[0]}`?" if nearest else f"known here: {', '.join(known)}"
+    if model is KeyEntry and path[-1] == "sha256":
+        hint = "write the hash without a space after the colon, sha256:..."
+    shown_path = (
+        place.path if nearest or model is not KeyEntry else joined(path[:-1])
+    )  # it may be a key out of place
+    return Problem(file, place.mark.line, place.mark.column, shown_path, f"unknown key; {hint}")
+
+
+def _model_at(path: Steps) -> type[Section]:
+    for pattern, model in _SECTIONS:
+        if len(pattern) == len(path) and all(a in ("*", b) for a, b in zip(pattern, path, strict=True)):
+            return model
+    raise AssertionError(f"no model at {path}")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    path: str
+    mark: Mark
+    node: Node | None
+
+
+def _problem(file: str, root: Table, path: Steps, message: str) -> Problem:
+    place = _locate(root, path)
+    return Problem(file, place.mark.line, place.mark.column, place.path, message)
+
+
+def _locate(root: Table, path: Steps) -> Place:
+    """Find a place in the file; where the file ends before the path does, it is what stands there."""
+    node: Node | None = root
+    mark = key_mark = root.mark
+    walked: list[int | str] = []
+    for step in path:
+        if isinstance(node, Table) and step in node.entries:
+            entry = node.entries[str(step)]
+            node, mark, key_mark = entry.value, entry.value.mark, entry.key_mark
+        elif step == KEY:
+            return Place(joined(walked), key_mark, None)
+        elif isinstance(node, Series) and isinstance(step, int):
+            node = node.items[step]
+            mark = node.mark
+        elif isinstance(node, Scalar) and not node.null:
+            break  # written in one word, such as a key
+        else:
+            node = None
+        walked.append(step)
+    return Place(joined(walked), mark, node)

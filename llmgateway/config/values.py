@@ -1,0 +1,490 @@
+"""Read the single values of the config: durations, sizes, moments, URLs, keys, headers.
+
+Each function takes the text as it is written and gives the value, or raises ValueError with the end of a
+sentence: what is wrong and what to write instead. How the sentence begins is the caller's choice. No message
+quotes the text, because it may be a secret.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+from decimal import Decimal
+from hashlib import sha256
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from math import isfinite
+from typing import Final
+from urllib.parse import SplitResult, urlsplit
+
+from llmgateway.api import peek
+from llmgateway.http import headers
+
+_WHOLE: Final = re.compile(r"[+-]?(0|[1-9][0-9]{0,17})")
+_NUMBER: Final = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
+_DURATION: Final = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h|d))+")
+_DURATION_PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
+_SECONDS: Final = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+_LONGEST_S: Final = 365 * 86400.0
+
+_SIZE: Final = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?) ?([A-Za-z]*)")
+_BYTES: Final = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+}
+
+_AMOUNT: Final = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)([kKM]?)")
+_TIMES: Final = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6}
+_BIGGEST: Final = 2**53  # beyond it a program that takes numbers for floats, such as a browser, is wrong
+_SMALLEST_LOG_BYTES: Final = 64 * 2**10
+
+_DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_DATETIME: Final = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]([0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,6})?)?) ?(.*)"
+)
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
+_HOST: Final = re.compile(r"(?!-)[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
+_URL_PATH: Final = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")
+_EXTRA_PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@-]+)+")
+_BASE_PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")  # it stands in cookies and HTML as well
+_ORIGIN: Final = re.compile(
+    r"([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[^:/?#@\[\]]+)(?::([0-9]+))?/?", re.IGNORECASE | re.ASCII
+)
+_DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
+_MAC: Final = re.compile(
+    r"[0-9a-f]{2}(?:[:-][0-9a-f]{2}){5}|[0-9a-f]{12}|[0-9a-f]{4}(?:\.[0-9a-f]{4}){2}", re.IGNORECASE
+)
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VISIBLE: Final = re.compile(r"[\x21-\x7e]+")
+_FIELD_VALUE: Final = re.compile(r"(?:[\x21-\x7e](?:[\x20-\x7e\t]*[\x21-\x7e])?)?")
+_HASH: Final = re.compile(r"sha256:([0-9a-fA-F]{64})", re.IGNORECASE)
+
+_TRUE_OR_FALSE: Final = {
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
+_SWITCHES: Final = frozenset({"on", "off", "yes", "no", "true", "false"})
+
+EVERYONE: Final = "everyone"  # in `share`; nobody may be called that
+KEY_LENGTH: Final = 8
+MOST_LOGS: Final = 1000  # each of them is renamed whenever the log is rotated
+
+# What people copy out of a curl line; the base URL ends before it.
+ENDPOINTS: Final = (*(endpoint.path.removeprefix("/v1") for endpoint in peek.ENDPOINTS), "/models")
+_OLLAMA: Final = ("/api", "/api/chat", "/api/generate", "/api/tags", "/api/embed")
+_OWN_PATHS: Final = ("/healthz", "/readyz", "/metrics", "/gateway", "/v1/models")
+
+# What ends at the gateway, and what frames or routes a message.
+_NOT_OURS_TO_SET: Final = frozenset(
+    {"content-length", "expect", "host", *(name.decode() for name in headers.HOP_BY_HOP)}
+)
+
+
+def whole(text: str) -> int:
+    if not _WHOLE.fullmatch(text):
+        raise ValueError("is not a whole number; write one in digits, such as 3")
+    return int(text)
+
+
+def port(text: str) -> int:
+    value = whole(text)
+    if not 0 <= value <= 65535:
+        raise ValueError("is not a port; write 1 to 65535, or 0 for any free one")
+    return value
+
+
+def count(text: str) -> int:
+    value = whole(text)
+    if value < 1:
+        raise ValueError("is too small; write 1 or more")
+    return value
+
+
+def amount(text: str) -> int:
+    """A number of requests or tokens, at least one, from `500k`, `1.5M` or plain digits."""
+    found = _AMOUNT.fullmatch(text)
+    if found is None:
+        raise ValueError("is not a number of this kind; write one such as 60, 500k or 2M")
+    value = Decimal(found[1]) * _TIMES[found[2]]
+    if value != int(value):
+        raise ValueError("is not a whole number; write one such as 60, 500k or 1.5M")
+    if not 1 <= value <= _BIGGEST:
+        raise ValueError("is too small or too large; write 1 or more, such as 60, 500k or 2M")
+    return int(value)
+
+
+def flag(text: str) -> bool:
+    try:
+        return _TRUE_OR_FALSE[text]
+    except KeyError:
+        raise ValueError("is neither true nor false; write one of them") from None
+
+
+def mac(text: str) -> str:
+    """Twelve hex digits in lower case, from any of the usual ways to write a MAC address."""
+    digits = re.sub(r"[:.-]", "", text)
+    if not _MAC.fullmatch(text):
+        raise ValueError('is not a MAC address; write six pairs of hex digits, such as "aa:bb:cc:dd:ee:ff"')
+    return digits.lower()
+
+
+def broadcast(text: str) -> str:
+    try:
+        return str(IPv4Address(text))
+    except ValueError:
+        raise ValueError(
+            "is not an IPv4 address; write the broadcast address of its network, such as 192.168.1.255"
+        ) from None
+
+
+def weight(text: str) -> float:
+    value = float(text) if _NUMBER.fullmatch(text) else 0.0
+    if not (value > 0 and isfinite(value)):
+        raise ValueError("is not a number above 0; write one such as 1, 2 or 0.5")
+    return value
+
+
+def duration(text: str) -> float:
+    """Seconds, from `1h30m` or from a plain number."""
+    if _NUMBER.fullmatch(text):
+        seconds = float(text)
+    elif _DURATION.fullmatch(text):
+        seconds = _sum_of_parts(_DURATION_PART.findall(text))
+    else:
+        raise ValueError("is not a duration; write 500ms, 10s, 15m, 2h, 1d, 1h30m or a number of seconds")
+    if seconds < 0:
+        raise ValueError("is negative; write a duration such as 10s")
+    if seconds > _LONGEST_S:
+        raise ValueError("is too long; write 365d or less")
+    return seconds
+
+
+def _sum_of_parts(parts: list[tuple[str, str]]) -> float:
+    units = [unit for _, unit in parts]
+    if units != sorted(set(units), key=list(_SECONDS).index):
+        raise ValueError("names its units twice or out of order; write the largest first, such as 1h30m")
+    return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+
+
+def positive_duration(text: str) -> float:
+    seconds = duration(text)
+    if seconds == 0:
+        raise ValueError("leaves no time at all; write a duration above 0, such as 10s")
+    return seconds
+
+
+def size(text: str) -> int:
+    """Bytes, at least one, from `100MB` (decimal), `64KiB` (binary) or a plain number."""
+    found = _SIZE.fullmatch(text)
+    unit = _BYTES.get(found[2].lower()) if found else None
+    if found is None or unit is None:
+        raise ValueError("is not a size; write 100MB, 64KiB, 2GB or a number of bytes")
+    size_bytes = Decimal(found[1]) * unit
+    if not 1 <= size_bytes <= _BIGGEST:
+        raise ValueError("is not a size that makes sense; write at least 1 byte, such as 100MB")
+    if size_bytes != int(size_bytes):
+        raise ValueError("is not a whole number of bytes; write 100MB, 64KiB or a number of bytes")
+    return int(size_bytes)
+
+
+def log_size(text: str) -> int:
+    size_bytes = size(text)
+    if size_bytes < _SMALLEST_LOG_BYTES:
+        raise ValueError("is too small for a log; write 64KiB or more, such as 50MB")
+    return size_bytes
+
+
+def log_count(text: str) -> int:
+    value = whole(text)
+    if not 0 <= value <= MOST_LOGS:
+        raise ValueError(f"is not a number of files to keep; write 0 to {MOST_LOGS}")
+    return value
+
+
+def moment(text: str) -> float:
+    """Epoch seconds; a date alone is the end of that day in UTC, a time without a zone is in UTC."""
+    try:
+        if _DATE.fullmatch(text):
+            return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() + 86400
+        if found := _DATETIME.fullmatch(text):
+            when = datetime.fromisoformat(f"{found[1]}T{found[2]}{found[3].upper()}")
+            return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError("is not a date; write 2027-06-30, or a moment such as 2027-06-30T18:00:00Z")
+
+
+def name(text: str) -> str:
+    """What a user, group, provider or key is called."""
+    if not _NAME.fullmatch(text):
+        raise ValueError("is not a usable name; write 1 to 64 of: letters a-z A-Z, digits, and - _ . @")
+    return text
+
+
+def free_name(text: str) -> str:
+    if name(text) == EVERYONE:
+        raise ValueError("is reserved: in `share` it means all users; choose another name")
+    return text
+
+
+def model(text: str) -> str:
+    if not text or text != text.strip() or not text.isprintable() or len(text) > 256:
+        raise ValueError("is not a model name; write it as the server lists it, without spaces around it")
+    return text
+
+
+def host(text: str) -> str:
+    """An address or a host name to listen on."""
+    if "/" in text:
+        raise ValueError(
+            "is not an address to listen on; write it without http:// and path, such as 127.0.0.1"
+        )
+    if text == "*":
+        raise ValueError(
+            "is not an address; write 0.0.0.0 for every IPv4 address of this machine, or :: for IPv6 too"
+        )
+    if ":" in text and not _is_ipv6(text.strip("[]")):
+        raise ValueError(
+            "is not an address to listen on; write only the address here and the number under `port`"
+        )
+    if ":" in text:
+        return text.strip("[]")
+    if not _is_host(text):
+        raise ValueError("is not an address to listen on; write 127.0.0.1, 0.0.0.0, :: or a host name")
+    return text
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        IPv6Address(text)
+    except ValueError:
+        return False
+    return text.isprintable()
+
+
+def _is_host(text: str) -> bool:
+    if not _HOST.fullmatch(text) or len(text) > 253:
+        return False
+    if not text.rstrip(".").rpartition(".")[2].isdigit():
+        return True
+    try:  # RFC 3986: what ends in a number is an IPv4 address or a mistake
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def base_url(text: str) -> str:
+    """scheme://host[:port]/path without a slash at the end; a bare origin means /v1."""
+    parts = _split(text)
+    _check_origin(parts)
+    if "?" in text or "#" in text:
+        raise ValueError(
+            "has a part after ? or #; write the base URL only, such as http://192.168.1.10:8000/v1"
+        )
+    path = _path_of_url(parts.path)
+    return f"{parts.scheme}://{parts.netloc.lower()}{path}"
+
+
+def _split(text: str) -> SplitResult:
+    example = "such as http://192.168.1.10:8000/v1"
+    if not _VISIBLE.fullmatch(text):
+        raise ValueError(
+            f"is empty or has spaces, control or non-ASCII characters in it; write a URL {example}"
+        )
+    if "://" not in text:
+        raise ValueError(f"has no http:// in front; write the whole URL, {example}")
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        raise ValueError(f"has no valid host; write a URL {example}") from None
+    if parts.scheme not in ("http", "https"):
+        raise ValueError(f"is neither http:// nor https://; write a URL {example}")
+    return parts
+
+
+def _check_origin(parts: SplitResult) -> None:
+    if "@" in parts.netloc:
+        raise ValueError(
+            "has a user or password in it; write the credentials under `api_key` or `headers` instead"
+        )
+    found = re.fullmatch(r"(\[[^\]]*\]|[^:\[\]]*)(?::([0-9]*))?", parts.netloc)
+    if found is None or (found[2] is not None and not _is_port(found[2])):
+        raise ValueError(
+            "has no valid port; write 1 to 65535 after the host, such as http://192.168.1.10:8000/v1"
+        )
+    if not found[1]:
+        raise ValueError("has no host; write one, such as http://192.168.1.10:8000/v1")
+    if not _is_host_of_url(found[1]):
+        raise ValueError(
+            "has no valid host; write a host name or an IP address, such as http://192.168.1.10:8000/v1"
+        )
+
+
+def _is_host_of_url(text: str) -> bool:
+    return _is_ipv6(text[1:-1]) if text.startswith("[") else _is_host(text)
+
+
+def _is_port(digits: str) -> bool:
+    return len(digits) <= 5 and digits.isdigit() and 1 <= int(digits) <= 65535
+
+
+def _path_of_url(written: str) -> str:
+    path = written.rstrip("/")
+    if not _URL_PATH.fullmatch(path) or "//" in path or {".", ".."} & set(path.split("/")):
+        raise ValueError(
+            "has an unusual path; write the base URL without // . .. and odd characters, ending in /v1"
+        )
+    if path.endswith(_OLLAMA):
+        raise ValueError("is Ollama's own API; write the OpenAI one, such as http://192.168.1.10:11434/v1")
+    if found := next((each for each in ENDPOINTS if path.endswith(each)), None):
+        raise ValueError(
+            f"ends in {found}; write the base URL without that, such as http://192.168.1.10:8000/v1"
+        )
+    return path or "/v1"
+
+
+def extra_path(text: str) -> str:
+    if not text.startswith("/"):
+        raise ValueError("does not begin with /; write a path such as /v1/tokenize")
+    if not _EXTRA_PATH.fullmatch(text) or {".", ".."} & set(text.split("/")):
+        raise ValueError(
+            "is not a plain path; write it without // .. ? # % spaces or a / at the end, as /v1/tokenize"
+        )
+    if any(text == own or text.startswith(f"{own}/") for own in _OWN_PATHS):
+        raise ValueError("is answered by the gateway itself; choose another path")
+    if text.removeprefix("/v1") in ENDPOINTS:
+        raise ValueError("is forwarded anyway; leave it out")
+    return text
+
+
+def base_path(text: str) -> str:
+    """What stands before every path, without a slash at the end; "" for nothing."""
+    if text in ("", "/"):
+        return ""
+    path = text.removesuffix("/")
+    if not text.startswith("/"):
+        raise ValueError("does not begin with /; write only the path, such as /llm")
+    if not _BASE_PATH.fullmatch(path) or {".", ".."} & set(path.split("/")):
+        raise ValueError("is not a plain path; write /, letters, digits and - _ . ~ only, such as /llm")
+    if path.endswith("/v1"):
+        raise ValueError("ends in /v1, which comes after it anyway; write the part before, such as /llm")
+    return path
+
+
+def origin(text: str) -> str:
+    """`*`, or scheme://host[:port] as browsers write it: lower case, no default port, no slash at the end."""
+    if text == "*":
+        return text
+    example = "such as https://chat.example.net or http://192.168.1.10:3000"
+    if "://" not in text:
+        raise ValueError(f'has no http:// or https:// in front; write an origin {example}, or "*" for all')
+    if "*" in text:
+        raise ValueError(f'has a * in it; write each origin on its own, {example}, or only "*" for all')
+    found = _ORIGIN.fullmatch(text)
+    if found is None or not _is_host_of_url(found[2]) or (found[3] is not None and not _is_port(found[3])):
+        raise ValueError(f"is not an origin; write scheme://host or scheme://host:port, {example}")
+    scheme, host_name = found[1].lower(), found[2].lower()
+    port_number = str(int(found[3])) if found[3] else ""
+    if port_number in ("", _DEFAULT_PORTS.get(scheme)):
+        return f"{scheme}://{host_name}"
+    return f"{scheme}://{host_name}:{port_number}"
+
+
+def network(text: str) -> IPv4Network | IPv6Network:
+    """A network of IP addresses; an address alone is a network of one."""
+    example = "such as 192.168.1.10 or 192.168.1.0/24"
+    try:
+        found = ip_network("" if "%" in text else text, strict=False)  # no interface: fe80::1%eth0
+        first = ip_address(text.partition("/")[0])
+    except ValueError:
+        raise ValueError(f"is not an IP address or network; write one {example}") from None
+    if first != found.network_address:
+        raise ValueError(
+            f"is one address in a network; write the address alone, or the network's first one, {example}"
+        )
+    return found
+
+
+def file_path(text: str) -> str:
+    if not text or not text.isprintable() or len(text) > 4096:
+        raise ValueError("is not the name of a file; write one without control characters")
+    if text.endswith("/"):
+        raise ValueError("is a folder; write the name of a file in it")
+    return text
+
+
+def log_path(text: str) -> str | None:
+    """Where to write; `none` is nowhere."""
+    if text.lower() == "none":
+        return None
+    if text.lower() in _SWITCHES:
+        raise ValueError("would be the name of a file; write one such as requests.jsonl, or none for no log")
+    return file_path(text)
+
+
+def header_name(text: str) -> str:
+    if not _TOKEN.fullmatch(text):
+        raise ValueError("is not a header name; write letters, digits and -, such as X-Team")
+    if text.lower() in _NOT_OURS_TO_SET:
+        raise ValueError("belongs to the connection, which the gateway makes itself; leave it out")
+    return text
+
+
+def header_value(text: str) -> str:
+    if not _FIELD_VALUE.fullmatch(text):
+        raise ValueError(
+            "is not a header value; write ASCII characters, no line breaks, no spaces at the ends"
+        )
+    return text
+
+
+def api_key(text: str) -> str:
+    if not text:
+        raise ValueError("is empty; write the key this server wants, or leave the line out")
+    if not _VISIBLE.fullmatch(text):
+        raise ValueError(
+            "has spaces, control or non-ASCII characters in it; write the key as the server has it"
+        )
+    return text
+
+
+def hash_digest(text: str) -> bytes:
+    """The 32 bytes of `sha256:<64 hex digits>`."""
+    found = _HASH.fullmatch(text)
+    if found is None:
+        raise ValueError(
+            "is not a hash; write sha256: and 64 hex digits, as `python gateway.py key USER` prints it"
+        )
+    return bytes.fromhex(found[1])
+
+
+def key_digest(text: str) -> bytes:
+    """The SHA-256 of a key that is written as it is."""
+    if is_hash(text):
+        raise ValueError("is a hash, not a key; write it under `hash` instead")
+    if not _VISIBLE.fullmatch(text):
+        raise ValueError(
+            "is empty or has spaces, control or non-ASCII signs in it; `python gateway.py key USER` makes one"
+        )
+    if len(text) < KEY_LENGTH:
+        raise ValueError(
+            f"has fewer than {KEY_LENGTH} characters; `python gateway.py key USER` makes a good one"
+        )
+    return sha256(text.encode()).digest()
+
+
+def is_hash(text: str) -> bool:
+    return text[:7].lower() == "sha256:"
+
+
+def digest_reader(text: str) -> Callable[[str], bytes]:
+    """How to read a key that is one word: as the hash it claims to be, or as itself."""
+    return hash_digest if is_hash(text) else key_digest

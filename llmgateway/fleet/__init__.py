@@ -1,0 +1,1 @@
+"""The providers: their state, their health, the way to them."""

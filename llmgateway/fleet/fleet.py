@@ -1,0 +1,275 @@
+"""The providers, their health and their models.
+
+State that lives, owned by the one event loop. A provider's state changes only in its own methods, from facts
+that others gathered; nothing here touches the network. The last known models
+stay with a provider through a blip.
+
+A new config is taken over at once. A provider that is reached as before keeps all that is known of it; one
+that is reached in another way is another provider. What is in flight with one that is gone ends in its own
+time.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+from llmgateway.access.keys import Caller
+from llmgateway.config.load import Config, HealthConfig, ProviderConfig
+from llmgateway.fleet.breaker import Breaker
+from llmgateway.log import Events
+from llmgateway.servers.models import Model
+
+events = Events("fleet")
+
+
+class State(Enum):
+    """What is known of a provider."""
+
+    UNKNOWN = "unknown"
+    ONLINE = "online"
+    WARMING = "warming"
+    OFFLINE = "offline"
+    MISCONFIGURED = "misconfigured"
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What one look at a provider found: a state, the reason in words, and the models if it told them."""
+
+    state: State
+    reason: str = ""
+    models: Mapping[str, Model] | None = None
+    slots: int | None = None
+    certain: bool = False
+    """True if this is no passing trouble, so that one such sighting is enough."""
+
+
+# A server may leave its model list open and ask for a key only when work is to be done; without this pause
+# the next good probe would send it the next request at once.
+REFUSAL_PAUSE_S: Final = 60.0
+
+
+@dataclass(eq=False)
+class Provider:
+    """One LLM server, as it is now."""
+
+    name: str
+    config: ProviderConfig
+    health: HealthConfig
+    state: State = State.UNKNOWN
+    reason: str = "not asked yet"
+    models: Mapping[str, Model] = field(default_factory=dict)
+    in_flight: int = 0
+    changed: Callable[[], None] = lambda: None
+    breaker: Breaker = field(default_factory=Breaker)
+    capacity: int | None = None
+    """How many requests it works on at once; None if nobody knows."""
+    gone: bool = False
+    """True once a newer config has no place for it: what it works on may end, and nothing new comes."""
+    _told_slots: int | None = None
+    _streak: int = 0  # probes in a row that spoke against the present state
+    _refused_until: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._serve_what_is_configured()
+        self.capacity = self.config.slots
+
+    @property
+    def online(self) -> bool:
+        """True if requests may be sent to it."""
+        return self.state is State.ONLINE
+
+    @property
+    def promising(self) -> bool:
+        """True if it is worth waiting for: it loads a model, or sleeps and can be woken."""
+        asleep = self.state in (State.OFFLINE, State.UNKNOWN) and self.config.wake is not None
+        return asleep or self.state is State.WARMING
+
+    @property
+    def has_free_slot(self) -> bool:
+        """True if it would start on one more request at once, as far as is known."""
+        return self.capacity is None or self.in_flight < self.capacity
+
+    @property
+    def secrets(self) -> list[str]:
+        """What this provider is told and nobody else may read, should it repeat it in a message."""
+        key = self.config.api_key
+        return [*([key] if key else []), *filter(None, self.config.headers.values())]
+
+    def usable_by(self, caller: Caller) -> bool:
+        """Tell whether this caller may know of it: their own, shared with them, or everybody's."""
+        config = self.config
+        if config.owner is None or config.owner == caller.user:
+            return True
+        return any(
+            name == "everyone" or name == caller.user or name in caller.groups for name in config.share
+        )
+
+    def reached_as(self, config: ProviderConfig) -> bool:
+        """Tell whether a config means the same server, spoken to in the same way."""
+        own = self.config
+        return (own.url, own.api_key, own.headers) == (config.url, config.api_key, config.headers)
+
+    def adopt(self, config: ProviderConfig, health: HealthConfig) -> None:
+        """Take over new settings; what is known of the server stays true.
+
+        A new list of models counts at once. Without one, the last known models stay until the next probe.
+        """
+        before, self.config, self.health = self.config, config, health
+        self.capacity = config.slots or self._told_slots
+        if config.models is not None and config.models != before.models:
+            self._serve_what_is_configured()
+
+    def _serve_what_is_configured(self) -> None:
+        self.models = {name: self.models.get(name, Model(name)) for name in self.config.models or ()}
+
+    def observe(self, probe: Probe, *, now: float) -> None:
+        """Take one probe into account: `fall` failures in a row mean offline, `rise` successes online."""
+        before = (self.state, self.capacity, self.models)
+        if probe.models is not None:
+            self.models = probe.models
+        if probe.slots is not None:
+            self._told_slots = probe.slots
+            self.capacity = self.config.slots or probe.slots
+        refused = probe.state is State.ONLINE and now < self._refused_until
+        if not refused and self._believes(probe):
+            self._become(probe.state, probe.reason)
+        if before != (self.state, self.capacity, self.models):
+            self.changed()
+
+    def refuse_credentials(self, reason: str, *, now: float) -> None:
+        """Take a 401 or 403 of real traffic into account; good probes do not count for a minute."""
+        self._refused_until = now + REFUSAL_PAUSE_S
+        self._become(State.MISCONFIGURED, reason)
+        self.changed()
+
+    def warm(self, reason: str) -> None:
+        """Take a "Loading model" answer of real traffic into account."""
+        self._become(State.WARMING, reason)
+        self.changed()
+
+    def fell_asleep(self, reason: str) -> None:
+        """Take it that a machine which can be woken cannot be reached because it sleeps."""
+        self._become(State.OFFLINE, reason)
+        self.changed()
+
+    def fared_badly(self, *, now: float) -> None:
+        """Take the failure of a real request into account."""
+        if self.breaker.failed(now):
+            pause_s = self.breaker.open_until - now
+            events.warning("provider is taken out for a while", provider=self.name, pause_s=pause_s)
+
+    def _believes(self, probe: Probe) -> bool:
+        """Decide whether this sighting, with those before it, is enough to change the state."""
+        if probe.state is self.state:
+            self._streak = 0
+            return True
+        self._streak += 1
+        match (self.state, probe.state):
+            case (State.ONLINE | State.WARMING, State.OFFLINE | State.MISCONFIGURED):
+                return probe.certain or self._streak >= self.health.fall
+            case (State.OFFLINE | State.MISCONFIGURED, State.ONLINE):
+                return self._streak >= self.health.rise
+            case _:
+                return True
+
+    def _become(self, state: State, reason: str) -> None:
+        if state is not self.state:
+            self._streak = 0
+            report = events.info if state in (State.ONLINE, State.WARMING) else events.warning
+            report(f"provider is {state.value}", provider=self.name, reason=reason, models=len(self.models))
+        self.state, self.reason = state, reason
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """What a new config has done to the providers, by name."""
+
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    gone: tuple[Provider, ...] = ()
+    """Those removed and those replaced."""
+
+
+class Fleet:
+    """All providers of the gateway, in the order of the config file."""
+
+    def __init__(self, config: Config) -> None:
+        self._listeners: list[Callable[[], None]] = []
+        self._serving: dict[tuple[object, ...], list[Provider]] = {}
+        self.providers: dict[str, Provider] = {}
+        self.adopt(config)
+
+    def adopt(self, config: Config) -> Adopted:
+        """Have the providers of this config, and no others, in its order.
+
+        Those that are gone are for the caller to retire; what they work on ends untouched.
+        """
+        before = self.providers
+        kept = {
+            name: provider
+            for name, provider in before.items()
+            if name in config.providers and provider.reached_as(config.providers[name])
+        }
+        changed = tuple(name for name, p in kept.items() if p.config != config.providers[name])
+        for name, provider in kept.items():
+            provider.adopt(config.providers[name], config.health)
+        self.providers = {
+            name: kept.get(name) or Provider(name, entry, config.health, changed=self._changed)
+            for name, entry in config.providers.items()
+        }
+        gone = tuple(provider for name, provider in before.items() if name not in kept)
+        for provider in gone:
+            provider.gone = True
+        self._changed()
+        return Adopted(
+            added=tuple(name for name in self.providers if name not in before),
+            removed=tuple(name for name in before if name not in self.providers),
+            replaced=tuple(p.name for p in gone if p.name in self.providers),
+            changed=changed,
+            gone=gone,
+        )
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Have a function called whenever a provider's state, models or capacity change, or who is there."""
+        self._listeners.append(listener)
+
+    def _changed(self) -> None:
+        self._serving.clear()
+        for listener in self._listeners:
+            listener()
+
+    def advertises(self, model: str) -> bool:
+        """Tell whether any provider, up or not, has a model."""
+        return any(model in provider.models for provider in self.providers.values())
+
+    def serving(self, caller: Caller, model: str) -> Sequence[Provider]:
+        """Give the providers that are online, usable by the caller and have the model. Remembered."""
+        asked = (caller.user, caller.groups, caller.route, model)
+        found = self._serving.get(asked)
+        if found is None:
+            found = [p for p in self.usable_by(caller) if p.state is State.ONLINE and model in p.models]
+            if found:  # anybody can ask for any name
+                self._serving[asked] = found
+        return found
+
+    def usable_by(self, caller: Caller) -> list[Provider]:
+        """Give the providers that this caller may use, whatever their state, in their order."""
+        usable = [p for p in self.providers.values() if p.usable_by(caller)]
+        if caller.route == "only_own":
+            return [p for p in usable if p.config.owner == caller.user]
+        return usable
+
+    def models_for(self, caller: Caller) -> dict[str, tuple[Model, str]]:
+        """Give each model that this caller can use now, with the name of its first provider."""
+        found: dict[str, tuple[Model, str]] = {}
+        for provider in self.usable_by(caller):
+            if not (provider.online or provider.promising):
+                continue
+            for name, model in provider.models.items():
+                if caller.may_use(name):
+                    found.setdefault(name, (model, provider.name))
+        return found

@@ -1,0 +1,231 @@
+"""Probes and model discovery.
+
+A probe is `GET {url}/models`, never a completion: that would load models and burn power. Each provider is
+watched by a task of its own, so that a hung one delays nobody. A provider that is streaming is alive whatever
+a probe says.
+"""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from random import Random
+from typing import Final
+
+from llmgateway.errors import ProviderFailed
+from llmgateway.fleet.fleet import Fleet, Probe, Provider, State
+from llmgateway.fleet.upstream import Upstream
+from llmgateway.log import Events
+from llmgateway.servers.models import (
+    Facts,
+    Model,
+    NotAnLLMServer,
+    details_for,
+    is_loading,
+    parse_models,
+    quote,
+    read_details,
+)
+
+events = Events("health")
+
+_LIST_BYTES: Final = 8 << 20
+_DETAILS_BYTES: Final = 1 << 20
+_JITTER: Final = 0.1
+_FAILED: Final = (State.OFFLINE, State.MISCONFIGURED)
+_PASSING: Final = (408, 425, 429)  # no way to answer, but no sign of another program on the port either
+_WARMING_S: Final = 2.0  # between probes of a provider that is loading its model
+_LEAST_PAUSE_S: Final = 1.0  # between probes that failing traffic asks for
+
+
+async def probe(upstream: Upstream, provider: Provider) -> Probe:
+    """Look at a provider once, for at most `health.timeout`."""
+    limit_s = provider.health.timeout
+    try:
+        async with asyncio.timeout(limit_s):
+            return await _look(upstream, provider)
+    except TimeoutError:
+        return Probe(State.OFFLINE, f"no answer to a probe within {limit_s:g} s")
+    except ProviderFailed as failure:
+        return Probe(State.OFFLINE, failure.message)
+
+
+async def _look(upstream: Upstream, provider: Provider) -> Probe:
+    status, body = await upstream.get(provider, "/v1/models", _LIST_BYTES)
+    if status in (401, 403):
+        return _refused(provider, status)
+    if is_loading(status, body):
+        return Probe(State.WARMING, "it is loading its model")
+    if status >= 500 or (status in _PASSING and provider.config.models is None):
+        return Probe(State.OFFLINE, f"it answers {status}: {quote(body, provider.secrets)}")
+    if provider.config.models is not None:
+        return await _configured(upstream, provider, status, body)
+    if status != 200:
+        return Probe(
+            State.MISCONFIGURED, f"not an LLM API: GET {provider.config.url}/models answers {status}"
+        )
+    try:
+        models = parse_models(body)
+    except NotAnLLMServer as exc:
+        return Probe(State.MISCONFIGURED, f"not an LLM API: {exc}")
+    return await _with_details(upstream, provider, models, body)
+
+
+def _refused(provider: Provider, status: int) -> Probe:
+    key = provider.config.api_key
+    reason = (
+        "wants an api_key, and the config has none" if key is None else "refuses the api_key in the config"
+    )
+    return Probe(State.MISCONFIGURED, f"it {reason} ({status})", certain=True)
+
+
+async def _configured(upstream: Upstream, provider: Provider, status: int, body: bytes) -> Probe:
+    """Keep to the models that the config names, and add what the server says of them if it says anything."""
+    named = provider.config.models or ()
+    try:
+        told = parse_models(body) if status == 200 else {}
+    except NotAnLLMServer:
+        told = {}
+    models = {name: told.get(name, Model(name)) for name in named}
+    return await _with_details(upstream, provider, models, body) if told else Probe(State.ONLINE, "", models)
+
+
+async def _with_details(
+    upstream: Upstream, provider: Provider, models: dict[str, Model], body: bytes
+) -> Probe:
+    """Ask for what only this kind of server tells.
+
+    llama.cpp leaves its model list open but not this: a key that is refused here would be refused for real
+    requests as well.
+    """
+    details = details_for(body)
+    if details is None:
+        return Probe(State.ONLINE, "", models)
+    try:
+        async with asyncio.timeout(provider.health.timeout / 2):
+            status, body = await upstream.get(provider, details.path, _DETAILS_BYTES)
+    except (ProviderFailed, TimeoutError):
+        return Probe(State.ONLINE, "", models)
+    if status in (401, 403):
+        return _refused(provider, status)
+    facts = read_details(details, models, body) if status == 200 else Facts(models)
+    return Probe(State.ONLINE, "", facts.models, facts.slots)
+
+
+@dataclass(slots=True)
+class _Watched:
+    """A provider under watch. `settings` are those that the task looks at it with."""
+
+    task: asyncio.Task[None]
+    settings: object
+    asked: asyncio.Event
+    seen: asyncio.Event
+
+
+class Watch:
+    """Keeps the fleet's picture of its providers current. Use as `async with`; tasks end with it."""
+
+    def __init__(self, fleet: Fleet, upstream: Upstream, chance: Random) -> None:
+        self.first_round = asyncio.Event()
+        """Set once every provider has been looked at, and for good."""
+        self._fleet = fleet
+        self._upstream = upstream
+        self._chance = chance
+        self._watched: dict[Provider, _Watched] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> "Watch":
+        self.adopt()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for provider in list(self._watched):
+            self._leave(provider)
+        await asyncio.gather(*self._ending, return_exceptions=True)
+
+    def adopt(self) -> None:
+        """Watch the providers that are in the fleet now, and no others.
+
+        One that has to be looked at in another way from now on is looked at once more.
+        """
+        for provider, watched in list(self._watched.items()):
+            is_there = self._fleet.providers.get(provider.name) is provider
+            if not is_there or watched.settings != _settings(provider):
+                self._leave(provider)
+        for provider in self._fleet.providers.values():
+            if provider not in self._watched:
+                self._begin(provider)
+        self._note_first_round()
+
+    def _begin(self, provider: Provider) -> None:
+        asked, seen = asyncio.Event(), asyncio.Event()
+        task = asyncio.create_task(self._keep_watch(provider, asked, seen))
+        self._watched[provider] = _Watched(task, _settings(provider), asked, seen)
+
+    def _leave(self, provider: Provider) -> None:
+        watched = self._watched.pop(provider)
+        watched.seen.set()  # nobody waits for what will not come
+        watched.task.cancel()
+        self._ending.add(watched.task)
+        watched.task.add_done_callback(self._ending.discard)
+
+    def look_now(self, provider: Provider) -> None:
+        """Ask for a probe without waiting for its turn: real traffic could not reach the provider."""
+        if (watched := self._watched.get(provider)) is not None:
+            watched.asked.set()
+
+    async def settled(self) -> None:
+        """Wait until every provider of the fleet has been looked at, each for at most `health.timeout`.
+
+        A provider that a newer config brings meanwhile is waited for as well.
+        """
+        while (unseen := self._unseen()) is not None:
+            await unseen.seen.wait()
+
+    def _unseen(self) -> _Watched | None:
+        return next((watched for watched in self._watched.values() if not watched.seen.is_set()), None)
+
+    def _note_first_round(self) -> None:
+        if self._unseen() is None:
+            self.first_round.set()
+
+    async def _keep_watch(self, provider: Provider, asked: asyncio.Event, seen: asyncio.Event) -> None:
+        while True:
+            try:
+                await self._look(provider)
+            except Exception:
+                events.exception("probe failed", provider=provider.name)
+            seen.set()
+            self._note_first_round()
+            await self._pause(provider, asked)
+
+    async def _look(self, provider: Provider) -> None:
+        seen = await probe(self._upstream, provider)
+        lately = asyncio.get_running_loop().time() - max(provider.health.interval, provider.health.timeout)
+        streamed_at = self._upstream.last_byte(provider)
+        # Right after a start of the machine the clock is young, and "lately" may lie before its zero.
+        streams = streamed_at > 0 and streamed_at > lately
+        if seen.state in _FAILED and not seen.certain and streams:
+            events.debug("probe failed while streaming", provider=provider.name, reason=seen.reason)
+            seen = Probe(State.ONLINE)
+        provider.observe(seen, now=time.monotonic())
+        self._upstream.sweep(provider)
+
+    async def _pause(self, provider: Provider, asked: asyncio.Event) -> None:
+        """Wait for the next turn, or for somebody who asks; never less than a second, however many ask."""
+        usual_s = provider.health.interval
+        if provider.state is State.WARMING:
+            usual_s = min(usual_s, _WARMING_S)
+        interval_s = usual_s * (1 + _JITTER * (2 * self._chance.random() - 1))
+        least_s = min(_LEAST_PAUSE_S, interval_s)
+        await asyncio.sleep(least_s)
+        try:
+            async with asyncio.timeout(interval_s - least_s):
+                await asked.wait()
+        except TimeoutError:
+            pass
+        asked.clear()
+
+
+def _settings(provider: Provider) -> object:
+    """Give the settings that make a difference to how a provider is looked at, and how often."""
+    return provider.config.models, provider.health

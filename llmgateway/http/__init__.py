@@ -1,0 +1,1 @@
+"""Connections, both ways: to the clients, and to the providers."""

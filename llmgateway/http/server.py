@@ -1,0 +1,354 @@
+"""The clients' connections, and the loop over the requests of each.
+
+This module, and a little `client`, touch what aiohttp does not promise: `web.Server` makes plain
+`RequestHandler`s, so a subclass of both is needed to render malformed requests in our envelope, to limit how
+long a head may take, and to learn when a client reads too slowly. aiohttp parses, keeps and closes the
+connections; the loop over their requests is ours, as its own makes a request, a writer, a response and a task
+for each, a fifth of what a request cost. tests/http/test_server.py fails when an aiohttp release changes any
+of it.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Any, Final, cast
+
+from aiohttp import StreamReader, web
+from aiohttp.http import RawRequestMessage, StreamWriter
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
+
+from llmgateway.api.peek import error_body
+from llmgateway.errors import INVALID_REQUEST, REQUEST_TIMEOUT, GatewayError
+from llmgateway.http.client import Client, Flow, Patience
+from llmgateway.http.headers import HeadReader
+from llmgateway.log import Events
+
+events = Events("downstream")
+
+MAX_HEAD_BYTES: Final = 64 * 1024
+MAX_LINE_BYTES: Final = 16 * 1024
+
+
+class ClientConnection(RequestHandler):
+    """A client's connection, with the limits and the manners that aiohttp leaves to us."""
+
+    __slots__ = (
+        "_deaf_timer",
+        "_head_timer",
+        "_heads",
+        "_stall_timer",
+        "date_line",
+        "flow",
+        "now",
+        "patience",
+        "server",
+        "serving",
+    )
+
+    def __init__(
+        self,
+        manager: "ClientServer",
+        *,
+        loop: asyncio.AbstractEventLoop,
+        patience: Patience,
+        **settings: Any,
+    ) -> None:
+        super().__init__(manager, loop=loop, keepalive_timeout=patience.keep_alive_s, **settings)
+        self.server = manager
+        self.date_line = manager.date_line
+        self.patience = patience
+        self.now = loop.time
+        self.flow: Flow | None = None
+        self.serving: Client | None = None
+        self._heads = HeadReader()
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
+        self._deaf_timer: asyncio.TimerHandle | None = None
+
+    # -- one request after another
+
+    async def start(self) -> None:
+        """Serve the requests of this connection, one after the other, in one task: the connection's own."""
+        try:
+            while not self._force_close:
+                if not self._messages:
+                    self._waiter = self._loop.create_future()
+                    try:
+                        await self._waiter
+                    finally:
+                        self._waiter = None
+                message, content = self._messages.popleft()
+                if self._parser is not None:
+                    self._parser.message_consumed()
+                if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+                    self._resume_reading_if_drained()
+                if isinstance(message, _ErrInfo):
+                    self._refuse(message.exc)
+                    break
+                client = self._client_of(message, content)
+                del message, content  # an answer may take an hour
+                kept = await self._serve(client)
+                if not client.body_is_here:
+                    await self._linger(client)
+                if not kept or self._close or self._force_close:
+                    break
+                self._next_keepalive_close_time = self.now() + self._keepalive_timeout
+                if self._keepalive_handle is None:
+                    self._keepalive_handle = self._loop.call_at(
+                        self._next_keepalive_close_time, self._process_keepalive
+                    )
+        except asyncio.CancelledError:
+            self.force_close()
+            raise
+        except Exception:
+            events.exception("serving a connection failed")
+            self.force_close()
+        if not self._force_close:
+            self._task_handler = None
+            if self.transport is not None:
+                self.transport.close()
+
+    def _client_of(self, message: RawRequestMessage, content: StreamReader) -> Client:
+        return Client(
+            self,
+            message,
+            content,
+            self.transport,
+            self.now,
+            message.method,
+            message.path,
+            message.version,
+            message.raw_headers,
+            self._heads.read(message.raw_headers),
+            # aiohttp's parser takes the trailers of a chunked body for fields of the next request.
+            not (message.should_close or message.chunked),
+        )
+
+    async def _serve(self, client: Client) -> bool:
+        """Have a request answered; tells whether the connection may be used again."""
+        self.serving = client
+        self._current_request = client  # type: ignore[assignment]  # of which it wants `_cancel` only
+        try:
+            response = await self.server.answer(client)
+            self._current_request = self.serving = None
+            if response is not None:
+                _, gone = await self.finish_response(client.request, response, None)
+                return bool(response.keep_alive) and not gone
+            if self._paused:  # the next request of a client that does not read has to wait
+                await self.drained()
+        except ConnectionError:
+            return False
+        finally:
+            self._current_request = self.serving = None
+        return client.finish()
+
+    async def _linger(self, client: Client) -> None:
+        """Read the rest of a body for a while: closing at once could cut off the answer (RFC 9112 9.6)."""
+        with suppress(TimeoutError, RequestPayloadError, HttpProcessingError):
+            async with asyncio.timeout(self._lingering_time):
+                while not client.body_is_here and not self._force_close:
+                    await client.skip_some()
+        self._close = self._close or not client.body_is_here
+
+    @property
+    def in_another_protocol(self) -> bool:
+        """True if what follows is in another protocol, by the client's wish, which is not granted.
+
+        aiohttp's parser hears nothing any more then.
+        """
+        return self._upgraded and not self._messages
+
+    def all_of(self, content: StreamReader) -> bytes:
+        """Give a body that is here to its end.
+
+        `read_nowait` would have the parser look again for what it has held back: nothing, behind an end.
+        """
+        return b"".join(content._buffer)
+
+    def request_of(self, message: RawRequestMessage, content: StreamReader) -> web.BaseRequest:
+        """Make aiohttp's own request of one of its messages."""
+        assert self._request_factory is not None and self._task_handler is not None
+        writer = StreamWriter(self, self._loop)
+        return self._request_factory(message, content, self, writer, self._task_handler)
+
+    # -- what comes
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came; a head that has begun must be complete in time."""
+        super().data_received(data)
+        if self._messages and self.serving is not None:
+            self.check_framing()
+        if self._buffer_paused or self._reading_paused:
+            self._watch_deafness()
+        waits_for_head = not self._request_count or (self._waiter is not None and not self._waiter.done())
+        if not waits_for_head and self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+        elif waits_for_head and self._head_timer is None and data:
+            self._head_timer = self._loop.call_later(self.patience.head_s, self._head_took_too_long)
+
+    def _watch_deafness(self) -> None:
+        """Bound how long requests behind a running one may keep us from hearing the client leave.
+
+        aiohttp stops reading when too much is queued, and a socket that is not read tells nothing.
+        """
+        client = self.serving
+        if client is None or self._deaf_timer is not None:
+            return
+        if self._deaf and client.body_is_here:
+            self._deaf_timer = self._loop.call_later(self.patience.deaf_s, self._been_deaf, client)
+
+    @property
+    def _deaf(self) -> bool:
+        return self._buffer_paused or self._reading_paused
+
+    def _been_deaf(self, client: Client) -> None:
+        self._deaf_timer = None
+        if self.serving is client and self._deaf:
+            events.info("too many requests behind one that is running")
+            self._abort()
+        else:
+            self._watch_deafness()
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Read on, if anything had stopped it: aiohttp asks for it at the end of every body."""
+        if self._reading_paused or resume_parser:
+            super().resume_reading(resume_parser)
+
+    def cancel(self) -> None:
+        """Cancel the task that serves the requests."""
+        if self._task_handler is not None:
+            self._task_handler.cancel()
+
+    def _abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+    def check_framing(self) -> None:
+        """Tell a request whose body stopped making sense; aiohttp would let it wait for more.
+
+        Nothing can be parsed behind an unfinished body but an error.
+        """
+        if self._messages and self.serving is not None and not self.serving.body_is_here:
+            self.serving.break_off(RequestPayloadError("broken framing"))
+
+    def _head_took_too_long(self) -> None:
+        if self.transport is not None:
+            error = GatewayError(
+                REQUEST_TIMEOUT, f"The request's head took longer than {self.patience.head_s:g} s."
+            )
+            self.transport.write(_plain_error(error))
+        self.force_close()
+
+    def _refuse(self, exc: BaseException) -> None:
+        """Answer what was not HTTP, in the envelope; nothing of it is quoted or logged: it may hold a key."""
+        events.info("malformed request", trouble=type(exc).__name__)
+        too_long = isinstance(exc, LineTooLong)
+        words = f"has a line over {MAX_LINE_BYTES} bytes" if too_long else "is not valid HTTP/1.1"
+        if self.transport is not None:
+            self.transport.write(_plain_error(GatewayError(INVALID_REQUEST, f"The request {words}.")))
+
+    def pause_writing(self) -> None:
+        """Hold the provider back: the client does not read as fast as it writes."""
+        super().pause_writing()
+        self._stall_timer = self._loop.call_later(self.patience.stall_s, self._stalled)
+        if self.flow is not None:
+            self.flow.pause()
+
+    def resume_writing(self) -> None:
+        """Let the provider go on."""
+        super().resume_writing()
+        self._stop_stall_timer()
+        if self.flow is not None:
+            self.flow.resume()
+
+    async def drained(self) -> None:
+        """Wait until the client has read most of what was written. Raises ConnectionError when it leaves."""
+        if self._paused:
+            await self._drain_helper()
+
+    async def delivered(self) -> None:
+        """Wait until the system has taken all that was written. Raises ConnectionError."""
+        transport = self.transport
+        if transport is None or not transport.get_write_buffer_size():
+            return
+        transport.set_write_buffer_limits(high=0)  # so that `resume_writing` means: all of it
+        await self.drained()
+
+    def _stalled(self) -> None:
+        events.info("client stopped reading", limit_s=self.patience.stall_s)
+        self._abort()
+
+    def _stop_stall_timer(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Forget the connection; its handler is cancelled."""
+        self.flow = None
+        self._stop_stall_timer()
+        for timer in (self._head_timer, self._deaf_timer):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+
+def _plain_error(error: GatewayError) -> bytes:
+    """Render an error for a connection on which no request was understood."""
+    request_id = secrets.token_hex(12)
+    body = error_body(error, "openai", request_id)
+    head = (
+        f"HTTP/1.1 {error.kind.status} {HTTPStatus(error.kind.status).phrase}\r\n"
+        f"Content-Type: application/json\r\nx-gateway-error: {error.kind.type}\r\n"
+        f"x-request-id: {request_id}\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+Answer = Callable[[Client], Awaitable[web.StreamResponse | None]]
+"""Answers a request through the client, or gives a response of aiohttp's. It must not raise."""
+
+
+class ClientServer(web.Server):
+    """aiohttp's low-level server, making our connections. A client that hangs up cancels its handler."""
+
+    def __init__(self, answer: Answer, patience: Patience) -> None:
+        super().__init__(
+            cast(Any, answer),  # aiohttp itself never calls it: ClientConnection.start does
+            handler_cancellation=True,
+            access_log=None,
+            auto_decompress=False,
+            patience=patience,
+            max_line_size=MAX_LINE_BYTES,
+            max_field_size=MAX_LINE_BYTES,
+        )
+        self.answer = answer
+        self._date = (0, b"")
+
+    def date_line(self) -> bytes:
+        """Give the `Date` of answers that are made now."""
+        second = int(time.time())
+        if self._date[0] != second:
+            self._date = second, b"Date: %b\r\n" % formatdate(second, usegmt=True).encode()
+        return self._date[1]
+
+    def __call__(self) -> RequestHandler:
+        """Make the protocol of a new connection."""
+        return ClientConnection(self, loop=self._loop, **self._kwargs)
+
+    async def delivered(self, limit_s: float) -> bool:
+        """Wait until the system has taken all answers, within `limit_s` seconds; tell whether it has."""
+        waits = (cast(ClientConnection, connection).delivered() for connection in self.connections)
+        try:
+            async with asyncio.timeout(limit_s):
+                await asyncio.gather(*waits, return_exceptions=True)
+        except TimeoutError:
+            return False
+        return True

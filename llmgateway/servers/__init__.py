@@ -1,0 +1,1 @@
+"""What each kind of LLM server tells of itself."""

@@ -1,0 +1,218 @@
+"""Which provider a conversation saw last, in bounded memory.
+
+A conversation is known by an explicit session id or else by a chain of hashes over its messages: the next
+turn begins with the messages of the last one, so the longest known chain that reaches a user message names
+the provider that holds its KV cache. System messages alone are no match, and whole messages are hashed, never
+the first N bytes: either mistake puts everybody who shares a system prompt on one machine.
+
+Pure: time is an argument, nothing waits. Two bounds hold always: the number of chains, and their age.
+"""
+
+from collections import OrderedDict
+from collections.abc import Container, Hashable
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Final
+
+import msgspec
+
+from llmgateway.api.peek import Buffer, Peek
+
+DIGEST_BYTES: Final = 16
+MAX_CHAINS: Final = 20_000
+MAX_LINKS: Final = 1_000  # of one request: the longest chains are what the next turn is known by
+MAX_AGE_S: Final = 3_600.0  # a KV cache that nobody used for an hour has most likely gone
+LIVE_S: Final = 300.0  # a conversation without a turn for so long does not count as live
+MAX_LIVE: Final = 5_000
+TRIM_S: Final = 1.0  # what is too old is not found, so that it need not go at once
+MAX_SYSTEM_PROMPTS: Final = 1_000
+_COPIED_BYTES: Final = 1 << 20
+SYSTEM_PROMPT_BYTES: Final = 512
+BLOCK_BYTES: Final = 256
+
+
+class Thread(msgspec.Struct, frozen=True, gc=False):
+    """What a request tells of the conversation it belongs to.
+
+    `links` run from the shortest chain to the whole. `opening` says that nothing was said before this
+    request, so that another conversation may open in just the same way.
+    """
+
+    links: tuple[Hashable, ...] = ()
+    system: Hashable | None = None
+    opening: bool = False
+
+    @property
+    def known(self) -> bool:
+        """False if the request has nothing to be recognised by."""
+        return bool(self.links)
+
+
+def thread_of(peek: Peek, *, user: str, session: bytes | None) -> Thread:
+    """Tell the conversation of a request: by its session id if the client sent one, else by what it says.
+
+    What different users say, and what is said to different models, is never taken for one conversation.
+    """
+    chain = hash((user, peek.model))
+    system = None
+    if peek.system:
+        prints = tuple(map(_print, peek.system))
+        chain = hash((chain, prints))
+        if sum(map(len, peek.system)) >= SYSTEM_PROMPT_BYTES:  # a shorter one is not worth a thought
+            system = hash((peek.model, prints))
+    if session is not None:
+        return Thread((hash((user, peek.model, session)),), system)
+    said = peek.said if not peek.text else _blocks(peek.text)
+    if len(said) == 1:
+        return Thread((hash((chain, _print(said[0]))),), system, not peek.text)
+    links = [chain := hash((chain, _print(content))) for content in said]
+    return Thread(tuple(links[-MAX_LINKS:]), system)
+
+
+def _print(content: Buffer) -> int:
+    """Give a short stand-in for a message, whole: Python's own hash of it.
+
+    That is SipHash with a secret of this process: 64 bits that nobody can aim at, and for a long prompt five
+    times as fast as blake2b. It wants a copy, so what is very long (images) is hashed as it stands.
+    """
+    if len(content) > _COPIED_BYTES:
+        return hash(blake2b(content, digest_size=DIGEST_BYTES).digest())
+    return hash(bytes(content))
+
+
+def _blocks(text: Buffer) -> list[Buffer]:
+    """Cut a prompt of plain text, which grows from turn to turn, into whole blocks."""
+    return [text[start : start + BLOCK_BYTES] for start in range(0, len(text) - BLOCK_BYTES + 1, BLOCK_BYTES)]
+
+
+@dataclass(slots=True, eq=False)
+class Conversation:
+    """Where a conversation lives, when it last had a turn, and the chain that it had reached by then."""
+
+    home: Hashable
+    last_turn: float
+    tip: Hashable
+
+
+@dataclass(slots=True)
+class _House:
+    """What one provider holds: its live conversations and system prompts, the least recently used first."""
+
+    live: OrderedDict[int, Conversation] = field(default_factory=OrderedDict)
+    systems: OrderedDict[Hashable, float] = field(default_factory=OrderedDict)
+
+
+Match = tuple[Hashable, Conversation | None]
+"""The longest known link of a thread, and the conversation that it belongs to."""
+NO_MATCH: Final[Match] = (0, None)
+
+
+class Affinity:
+    """The memory of all conversations."""
+
+    def __init__(self, *, max_chains: int = MAX_CHAINS, max_age_s: float = MAX_AGE_S) -> None:
+        self._max_chains = max_chains
+        self._max_age_s = max_age_s
+        self._chains: OrderedDict[Hashable, Conversation] = OrderedDict()
+        self._houses: dict[Hashable, _House] = {}
+        self._trimmed_at = 0.0
+
+    def __len__(self) -> int:
+        return len(self._chains)
+
+    def find(self, thread: Thread, *, now: float) -> Conversation | None:
+        """Give the conversation that this request goes on, if it is known."""
+        return self.match(thread, now=now)[1]
+
+    def match(self, thread: Thread, *, now: float) -> Match:
+        """Give the conversation that this request goes on, and where it leaves it."""
+        for link in reversed(thread.links):
+            conversation = self._chains.get(link)
+            if conversation is not None and now - conversation.last_turn <= self._max_age_s:
+                return link, conversation
+        return NO_MATCH
+
+    def settle(self, thread: Thread, home: Hashable, *, now: float, match: Match | None = None) -> None:
+        """Remember that this turn of a conversation was given to a provider. `match` is what it matches now.
+
+        A request that leaves a conversation at an earlier turn is a conversation of its own from then on; the
+        other one stays where it is.
+        """
+        if not thread.links:
+            return
+        tip = thread.links[-1]
+        link, conversation = match or self.match(thread, now=now)
+        if conversation is None or link != conversation.tip or (thread.opening and conversation.home != home):
+            conversation = Conversation(home, now, tip)
+        else:
+            if conversation.home != home:
+                self._house(conversation.home).live.pop(id(conversation), None)
+                conversation.home = home
+            conversation.last_turn, conversation.tip = now, tip
+        chains, house, key = self._chains, self._house(home), id(conversation)
+        live = house.live
+        chains[tip] = live[key] = conversation
+        chains.move_to_end(tip)
+        live.move_to_end(key)
+        if now - self._trimmed_at > TRIM_S or len(chains) > self._max_chains or len(live) > MAX_LIVE:
+            self._trim(house, now)
+
+    def computed(self, thread: Thread, home: Hashable, *, now: float) -> None:
+        """Remember that a provider has begun to answer, so that it holds the system prompt from now on."""
+        if thread.system is not None:
+            house = self._house(home)
+            house.systems[thread.system] = now
+            house.systems.move_to_end(thread.system)
+            self._trim(house, now)
+
+    def keep(self, homes: Container[Hashable]) -> None:
+        """Forget what other providers than these hold: they are gone."""
+        self._houses = {home: house for home, house in self._houses.items() if home in homes}
+
+    def live(self, home: Hashable, *, now: float) -> int:
+        """Count the conversations that live with a provider."""
+        house = self._houses.get(home)
+        if house is None:
+            return 0
+        self._trim_live(house, now)
+        return len(house.live)
+
+    def holds_system(self, thread: Thread, home: Hashable, *, now: float) -> bool:
+        """Tell whether a provider has lately seen the system prompt that this request begins with."""
+        house = self._houses.get(home)
+        if thread.system is None or house is None:
+            return False
+        seen = house.systems.get(thread.system)
+        return seen is not None and now - seen <= self._max_age_s
+
+    def _house(self, home: Hashable) -> _House:
+        house = self._houses.get(home)
+        if house is None:
+            house = self._houses[home] = _House()
+        return house
+
+    def _trim(self, house: _House, now: float) -> None:
+        self._trimmed_at = now
+        while self._chains and (
+            len(self._chains) > self._max_chains
+            or now - next(iter(self._chains.values())).last_turn > self._max_age_s
+        ):
+            self._chains.popitem(last=False)
+        while len(house.systems) > MAX_SYSTEM_PROMPTS:
+            house.systems.popitem(last=False)
+        self._trim_live(house, now)
+
+    def _trim_live(self, house: _House, now: float) -> None:
+        for key in _aged(house.live, now):
+            del house.live[key]
+        while len(house.live) > MAX_LIVE:
+            house.live.popitem(last=False)
+
+
+def _aged(live: OrderedDict[int, Conversation], now: float) -> list[int]:
+    aged = []
+    for key, conversation in live.items():
+        if now - conversation.last_turn <= LIVE_S:
+            break
+        aged.append(key)
+    return aged

@@ -1,0 +1,138 @@
+"""One decision: which provider takes this call, or that it has to wait.
+
+Plain functions of values; time and chance are arguments. Nothing is changed here.
+"""
+
+from collections.abc import Collection, Sequence
+from random import Random
+from typing import Final, Literal
+
+import msgspec
+
+from llmgateway.access.keys import Caller
+from llmgateway.errors import NO_PROVIDER, GatewayError
+from llmgateway.fleet.fleet import Fleet, Provider
+from llmgateway.traffic.affinity import NO_MATCH, Affinity, Match, Thread
+
+# Where slots are unknown, a provider is too busy beside another if it has at least so many more in flight,
+# and more than twice as many. Leaving a conversation's home at a smaller difference recomputes its prompt for
+# nothing.
+CROWDED_BY: Final = 4
+CROWDED_TIMES: Final = 2
+SYSTEM_PROMPT_SLACK: Final = 2  # live conversations more than the least that a shared system prompt is worth
+
+
+class Placement(msgspec.Struct, frozen=True):
+    """Where a call goes.
+
+    `affinity` is `hit`, `miss` or `spill`, or empty if the call belongs to no conversation. `match` is what
+    the affinity had of it.
+    """
+
+    provider: Provider
+    affinity: Literal["", "hit", "miss", "spill"] = ""
+    match: Match = NO_MATCH
+
+
+def no_provider(model: str) -> GatewayError:
+    """Say that nobody serves the model; the words are part of the API, and the same whatever the reason."""
+    return GatewayError(NO_PROVIDER, f"No online provider serving model '{model}' for this user.")
+
+
+def candidates(
+    fleet: Fleet, caller: Caller, model: str, tried: Collection[str] = (), *, now: float
+) -> Sequence[Provider]:
+    """Give the providers that could take a call: online, usable by the caller, serving this model, not tried.
+
+    One that fails real requests again and again is left out, unless there is no other.
+    """
+    found = fleet.serving(caller, model)
+    if tried:
+        found = [p for p in found if p.name not in tried]
+    if len(found) < 2:
+        return found
+    return [p for p in found if p.breaker.lets_through(now)] or found
+
+
+def prospects(fleet: Fleet, caller: Caller, model: str, tried: Collection[str] = ()) -> list[Provider]:
+    """Give the providers that are worth waiting for: those that warm up, or sleep and can be woken."""
+    return [p for p in fleet.usable_by(caller) if p.promising and model in p.models and p.name not in tried]
+
+
+def place(
+    among: Sequence[Provider],
+    caller: Caller,
+    model: str,
+    thread: Thread,
+    affinity: Affinity,
+    chance: Random,
+    *,
+    now: float,
+) -> Placement | None:
+    """Pick the provider for a call, or None if all slots are taken.
+
+    In this order: the caller's own if they prefer that; a free slot; the home of the conversation; the model
+    in memory; the system prompt in memory; the fewest live conversations per weight; the fewest in flight per
+    weight; chance.
+    """
+    match = affinity.match(thread, now=now) if thread.links else NO_MATCH
+    if len(among) != 1:
+        return _choose(among, caller, model, thread, match, affinity, chance, now=now)
+    (only,) = among
+    if not only.has_free_slot:
+        return None
+    _, conversation = match
+    known = conversation is not None and conversation.home == only.name
+    return Placement(only, "hit" if known else "miss" if thread.links else "", match)
+
+
+def _choose(
+    among: Sequence[Provider],
+    caller: Caller,
+    model: str,
+    thread: Thread,
+    match: Match,
+    affinity: Affinity,
+    chance: Random,
+    *,
+    now: float,
+) -> Placement | None:
+    _, conversation = match
+    free = [p for p in among if p.has_free_slot]
+    if caller.route == "prefer_own":
+        free = [p for p in free if p.config.owner == caller.user] or free
+    if not free:
+        return None
+    home = next((p for p in among if conversation is not None and p.name == conversation.home), None)
+    if home is not None and thread.opening and not _least_busy(home, free):
+        home = None  # it opens as another one did: most likely a conversation of its own
+    if home in free:
+        if not _crowded(home, free):
+            return Placement(home, "hit", match)
+        free.remove(home)
+    live = {p.name: affinity.live(p.name, now=now) for p in free}
+    least = min(live.values())
+
+    def standing(p: Provider) -> tuple[bool, bool, float, float, float]:
+        loads = p.models[model].loaded is False or _crowded(p, free)
+        holds = affinity.holds_system(thread, p.name, now=now) and live[p.name] <= least + SYSTEM_PROMPT_SLACK
+        weight = p.config.weight
+        living = live[p.name] / weight if thread.known else 0.0
+        return loads, not holds, living, p.in_flight / weight, chance.random()
+
+    best = min(free, key=standing)
+    if not thread.known:
+        return Placement(best)
+    return Placement(best, "miss" if home is None else "spill", match)
+
+
+def _least_busy(provider: Provider, among: Sequence[Provider]) -> bool:
+    return provider.in_flight / provider.config.weight <= min(p.in_flight / p.config.weight for p in among)
+
+
+def _crowded(provider: Provider, among: Sequence[Provider]) -> bool:
+    """Tell whether a provider of unknown capacity is clearly busier than another that could take the call."""
+    if provider.capacity is not None:
+        return False
+    fair = min(p.in_flight / p.config.weight for p in among) * provider.config.weight
+    return provider.in_flight >= fair + CROWDED_BY and provider.in_flight > CROWDED_TIMES * fair

@@ -1,0 +1,1 @@
+"""What HTTP shows of the gateway itself."""

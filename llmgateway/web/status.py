@@ -1,0 +1,219 @@
+"""The snapshot: what the gateway is doing, as one JSON object, for the live page and `gateway.py status`.
+
+It is made when somebody asks, from state that is kept anyway, so it costs nothing while nobody looks. Admins
+see all; others see what is theirs, and the providers that they may use.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any, Final
+
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
+
+from llmgateway import __version__
+from llmgateway.access.keys import Caller, KeyRing
+from llmgateway.access.limits import Limits, LimitState
+from llmgateway.books.ledger import Entry, Ledger, Totals
+from llmgateway.fleet.fleet import Fleet, Provider, State
+from llmgateway.fleet.health import Watch
+from llmgateway.traffic.slots import Slots
+
+MOST_REQUESTS: Final = 100
+MOST_RECENT: Final = 50
+MOST_MODELS: Final = 200
+
+
+@dataclass(slots=True)
+class Condition:
+    """How the gateway itself fares; whoever learns of a change writes it here."""
+
+    draining: bool = False
+    started_at: float = field(default_factory=time.time)
+    loaded_at: float = field(default_factory=time.time)
+    problems: Sequence[str] = ()
+    restart_needed: Sequence[str] = ()
+
+
+class Status:
+    """Makes snapshots and gauges."""
+
+    def __init__(
+        self,
+        condition: Condition,
+        watch: Watch,
+        fleet: Fleet,
+        slots: Slots,
+        ledger: Ledger,
+        limits: Limits,
+        clock: Callable[[], float],
+    ) -> None:
+        """Read from these; `clock` is the loop's."""
+        self._keys = KeyRing({}, {})
+        self.condition = condition
+        self._watch = watch
+        self._fleet = fleet
+        self._slots = slots
+        self._ledger = ledger
+        self._limits = limits
+        self._clock = clock
+
+    def adopt(self, keys: KeyRing) -> None:
+        """Take in whose limits there are."""
+        self._keys = keys
+
+    def snapshot(self, viewer: Caller, *, wall: float) -> dict[str, Any]:
+        """Give what this viewer may see; `wall` is epoch seconds."""
+        self._ledger.book()
+        now = self._clock()
+        entries = [entry for entry in self._ledger.in_flight if _sees(viewer, entry.user)]
+        positions = self._slots.positions()
+        return {
+            "gateway": self._gateway(viewer, wall),
+            "viewer": {"user": viewer.user, "admin": viewer.admin},
+            "providers": self._providers(viewer, now, wall),
+            "requests": [
+                _request(entry, positions, now) for entry in islice(reversed(entries), MOST_REQUESTS)
+            ],
+            "in_flight": len(entries),
+            "usage": self._usage(viewer, wall),
+            "recent": list(islice(self._recent(viewer), MOST_RECENT)),
+            "limits": self._limits_of(
+                [caller for caller in self._keys.callers if _sees(viewer, caller.user)]
+            ),
+        }
+
+    @property
+    def _state(self) -> str:
+        if self.condition.draining:
+            return "draining"
+        return "ready" if self._watch.first_round.is_set() else "starting"
+
+    def _gateway(self, viewer: Caller, wall: float) -> dict[str, Any]:
+        condition = self.condition
+        return {
+            "version": __version__,
+            "state": self._state,
+            "now": round(wall, 1),
+            "started_at": round(condition.started_at, 1),
+            "config": {
+                "loaded_at": round(condition.loaded_at, 1),
+                "problems": list(condition.problems) if viewer.admin else [],
+                "restart_needed": list(condition.restart_needed) if viewer.admin else [],
+            },
+        }
+
+    def _providers(self, viewer: Caller, now: float, wall: float) -> list[dict[str, Any]]:
+        waiting = self._slots.waiting_by_provider()
+        all_of_them = self._fleet.providers.values()
+        return [
+            self._provider(provider, waiting, now, wall)
+            for provider in (all_of_them if viewer.admin else self._fleet.usable_by(viewer))
+        ]
+
+    def _provider(
+        self, provider: Provider, waiting: Mapping[str, int], now: float, wall: float
+    ) -> dict[str, Any]:
+        return {
+            "name": provider.name,
+            "state": provider.state.value,
+            "reason": provider.reason,
+            "owner": provider.config.owner,
+            "models": [
+                {"id": model.id, "loaded": model.loaded, "context_length": model.context_length}
+                for model in islice(provider.models.values(), MOST_MODELS)
+            ],
+            "in_flight": provider.in_flight,
+            "slots": provider.capacity,
+            "waiting": waiting.get(provider.name, 0),
+            "tokens_per_s": round(self._ledger.tokens_per_s(provider.name, now=now), 1),
+            "hour": self._ledger.hour(provider.name, now=now, wall=wall),
+        }
+
+    def _usage(self, viewer: Caller, wall: float) -> dict[str, Any]:
+        day = time.strftime("%Y-%m-%d", time.gmtime(wall))
+        sums: dict[tuple[str, str], Totals] = {}
+        for account, totals in self._ledger.totals.items():
+            if account.day == day and _sees(viewer, account.user):
+                sums.setdefault((account.user, account.model), Totals()).merge(totals)
+        ordered = sorted(sums.items(), key=lambda item: -item[1].prompt_tokens - item[1].completion_tokens)
+        rows = [{"user": user, "model": model, **totals.counts()} for (user, model), totals in ordered]
+        return {"day": day, "rows": rows}
+
+    def _recent(self, viewer: Caller) -> Iterable[dict[str, Any]]:
+        return (line for line in reversed(self._ledger.recent) if _sees(viewer, line["user"]))
+
+    def _limits_of(self, callers: Iterable[Caller]) -> list[dict[str, Any]]:
+        states: list[LimitState] = []
+        users: set[str] = set()
+        for caller in callers:
+            if caller.user not in users:
+                users.add(caller.user)
+                states += self._limits.state(caller.user, caller.limits)
+            states += self._limits.state(
+                caller.user, caller.key_limits, key_id=caller.key_id, key_name=caller.key_name
+            )
+        return [asdict(state) | {"resets_in_s": round(state.resets_in_s, 1)} for state in states]
+
+    # -- for Prometheus
+
+    def gauges(self) -> Iterable[Metric]:
+        """Give what describes the present."""
+        condition = self.condition
+        in_flight = GaugeMetricFamily(
+            "gateway_requests_in_flight", "Requests that a provider works on.", labels=["provider"]
+        )
+        capacity = GaugeMetricFamily(
+            "gateway_slots",
+            "Requests that a provider takes at once, where that is known.",
+            labels=["provider"],
+        )
+        state = GaugeMetricFamily(
+            "gateway_provider_state", "1 for the state a provider is in.", labels=["provider", "state"]
+        )
+        for provider in self._fleet.providers.values():
+            in_flight.add_metric([provider.name], provider.in_flight)
+            if provider.capacity is not None:
+                capacity.add_metric([provider.name], provider.capacity)
+            for each in State:
+                state.add_metric([provider.name, each.value], each is provider.state)
+        queue = GaugeMetricFamily("gateway_queue_depth", "Requests that wait for a slot.", labels=["model"])
+        depths = Counter(order.model for order in self._slots.waiting)
+        for model in {model for provider in self._fleet.providers.values() for model in provider.models}:
+            queue.add_metric([model], depths[model])
+        affinity = CounterMetricFamily(
+            "gateway_affinity", "Placements of requests of a conversation.", labels=["result"]
+        )
+        for result, count in self._slots.affinity_results.items():
+            affinity.add_metric([result or "none"], count)
+        valid = GaugeMetricFamily(
+            "gateway_config_valid", "1 if the config file is good and in force.", not condition.problems
+        )
+        loaded = GaugeMetricFamily(
+            "gateway_config_loaded_timestamp_seconds",
+            "When the config in force was read.",
+            condition.loaded_at,
+        )
+        return in_flight, capacity, state, queue, affinity, valid, loaded
+
+
+def _sees(viewer: Caller, user: str | None) -> bool:
+    return viewer.admin or user == viewer.user
+
+
+def _request(entry: Entry, positions: Mapping[str, int], now: float) -> dict[str, Any]:
+    phase = entry.phase
+    return {
+        "id": entry.id,
+        "user": entry.user,
+        "model": entry.model,
+        "provider": entry.provider,
+        "endpoint": entry.endpoint,
+        "phase": phase,
+        "position": positions.get(entry.id, 0) if phase == "waiting" else 0,
+        "age_s": round(now - entry.began, 1),
+        "tokens": entry.meter.output_so_far if entry.meter is not None else 0,
+    }

@@ -1,0 +1,1 @@
+"""Journeys: what people see, through a real gateway and real sockets."""

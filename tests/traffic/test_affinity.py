@@ -1,0 +1,321 @@
+"""Which conversation a request goes on, and how much is remembered of all of them."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmgateway.api.peek import peek_json
+from llmgateway.traffic.affinity import (
+    LIVE_S,
+    MAX_AGE_S,
+    MAX_CHAINS,
+    MAX_LINKS,
+    MAX_SYSTEM_PROMPTS,
+    Affinity,
+    Thread,
+    thread_of,
+)
+
+Message = dict[str, Any]
+SYSTEM: Message = {"role": "system", "content": "You are a patient helper. " * 100}
+
+
+def says(role: str, content: Any) -> Message:
+    return {"role": role, "content": content}
+
+
+HELLO, ANSWER, MORE = says("user", "Hello"), says("assistant", "Hi!"), says("user", "Tell me more")
+
+
+def chat(*messages: Message, user: str = "ann", model: str = "m", session: bytes | None = None) -> Thread:
+    body = json.dumps({"model": model, "messages": messages}).encode()
+    return thread_of(peek_json(body), user=user, session=session)
+
+
+def request(user: str = "ann", session: bytes | None = None, **body: Any) -> Thread:
+    return thread_of(peek_json(json.dumps({"model": "m", **body}).encode()), user=user, session=session)
+
+
+def home(before: Thread, after: Thread) -> str | None:
+    """Where `after` is at home, if `before` was given to `rig`."""
+    affinity = Affinity()
+    affinity.settle(before, "rig", now=0)
+    found = affinity.find(after, now=1)
+    return None if found is None else str(found.home)
+
+
+# --- the chain of messages ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "goes_on"),
+    [
+        ([SYSTEM, HELLO], [SYSTEM, HELLO, ANSWER, MORE], True),
+        ([HELLO], [HELLO, ANSWER, MORE], True),
+        ([HELLO], [HELLO], True),
+        ([SYSTEM, HELLO], [SYSTEM, HELLO], True),
+        ([SYSTEM, HELLO], [SYSTEM, MORE], False),
+        ([SYSTEM, HELLO], [SYSTEM], False),
+        ([SYSTEM], [SYSTEM], False),
+        ([SYSTEM], [SYSTEM, HELLO], False),
+        ([HELLO], [SYSTEM, HELLO], False),
+        ([HELLO, ANSWER, MORE], [HELLO, says("assistant", "Ho!"), MORE], False),
+        ([HELLO], [says("user", "Hello "), ANSWER, MORE], False),
+    ],
+)
+def test_a_request_goes_on_a_conversation_whose_messages_it_begins_with(
+    before: list[Message], after: list[Message], goes_on: bool
+) -> None:
+    assert (home(chat(*before), chat(*after)) == "rig") is goes_on
+
+
+def test_a_conversation_is_known_over_many_turns() -> None:
+    affinity, messages = Affinity(), [SYSTEM]
+    for turn in range(50):
+        messages += [says("user", f"question {turn}")]
+        thread = chat(*messages)
+        found = affinity.find(thread, now=turn)
+        assert (found is None) is (turn == 0)
+        affinity.settle(thread, "rig", now=turn)
+        messages += [says("assistant", f"answer {turn}")]
+    assert affinity.live("rig", now=50) == 1
+
+
+def test_an_edited_last_message_goes_back_to_the_home_and_so_does_a_second_answer() -> None:
+    affinity = Affinity()
+    first, second = [SYSTEM, HELLO], [SYSTEM, HELLO, ANSWER, MORE]
+    for messages in (first, second):
+        affinity.settle(chat(*messages), "rig", now=0)
+    for again in (second, [*second[:-1], says("user", "Tell me less")]):
+        found = affinity.find(chat(*again), now=1)
+        assert found is not None
+        assert found.home == "rig"
+
+
+def test_tools_that_answer_belong_to_the_chain() -> None:
+    called = {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]}
+    result = {"role": "tool", "tool_call_id": "1", "content": "42"}
+    assert home(chat(HELLO, called), chat(HELLO, called, result)) == "rig"
+
+
+def test_the_longest_known_chain_wins() -> None:
+    affinity = Affinity()
+    affinity.settle(chat(HELLO), "old", now=0)
+    fork = chat(HELLO, ANSWER, MORE)
+    affinity.settle(fork, "new", now=1)
+    found = affinity.find(chat(HELLO, ANSWER, MORE, ANSWER, HELLO), now=2)
+    assert found is not None
+    assert found.home == "new"
+
+
+def test_different_users_and_different_models_never_match() -> None:
+    messages = [SYSTEM, HELLO]
+    for session in (None, b"s-1"):
+        known = chat(*messages, session=session)
+        assert home(known, chat(*messages, session=session)) == "rig"
+        assert home(known, chat(*messages, session=session, user="bob")) is None
+        assert home(known, chat(*messages, session=session, model="n")) is None
+
+
+def test_messages_of_many_kinds_reach_the_user_only_with_the_user() -> None:
+    developer = says("developer", "Be brief. " * 100)
+    assert home(chat(SYSTEM, developer), chat(SYSTEM, developer, HELLO)) is None
+    assert home(chat(SYSTEM, developer, HELLO), chat(SYSTEM, developer, MORE)) is None
+
+
+def test_the_system_prompt_of_the_messages_api_is_no_match_by_itself() -> None:
+    system = SYSTEM["content"]
+    assert home(request(system=system, messages=[HELLO]), request(system=system, messages=[MORE])) is None
+    again = request(system=system, messages=[HELLO, ANSWER, MORE])
+    assert home(request(system=system, messages=[HELLO]), again) == "rig"
+
+
+def test_the_responses_api_is_known_by_its_input() -> None:
+    first = request(instructions=SYSTEM["content"], input="Hello")
+    assert home(first, request(instructions=SYSTEM["content"], input="Hello")) == "rig"
+    assert home(first, request(instructions=SYSTEM["content"], input="Bye")) is None
+    series = request(input=[HELLO])
+    assert home(series, request(input=[HELLO, ANSWER, MORE])) == "rig"
+
+
+def test_marks_that_move_from_message_to_message_do_not_break_the_chain() -> None:
+    def text(words: str, *, marked: bool) -> list[Message]:
+        part: Message = {"type": "text", "text": words}
+        return [{**part, "cache_control": {"type": "ephemeral"}} if marked else part]
+
+    first = request(messages=[says("user", text("Hello", marked=True))])
+    second = request(
+        messages=[says("user", text("Hello", marked=False)), ANSWER, says("user", text("More", marked=True))]
+    )
+    assert home(first, second) == "rig"
+
+
+def test_a_message_about_marks_is_not_mistaken_for_one() -> None:
+    about = '"cache_control": {"type": "%s"}'
+    assert home(chat(says("user", about % "a")), chat(says("user", about % "b"), ANSWER, MORE)) is None
+
+
+def test_of_a_request_with_absurdly_many_messages_the_longest_chains_are_kept() -> None:
+    messages = [says("user", str(number)) for number in range(5 * MAX_LINKS)]
+    thread = chat(*messages)
+    assert len(thread.links) == MAX_LINKS
+    assert home(thread, chat(*messages, ANSWER, MORE)) == "rig"
+
+
+# --- other ways to be known --------------------------------------------------------------------------
+
+
+def test_a_session_id_is_enough_whatever_is_said() -> None:
+    assert home(chat(HELLO, session=b"s-1"), chat(MORE, session=b"s-1")) == "rig"
+    assert home(chat(HELLO, session=b"s-1"), chat(HELLO, session=b"s-12")) is None
+    assert home(chat(HELLO, session=b"s-1"), chat(HELLO)) is None
+    assert home(chat(HELLO, session=b"s-\xff"), chat(MORE, session=b"s-\xff")) == "rig"
+
+
+def test_a_request_with_a_session_id_tells_its_system_prompt_all_the_same() -> None:
+    assert chat(SYSTEM, HELLO, session=b"s-1").system == chat(SYSTEM, MORE).system is not None
+    assert chat(says("system", "Be brief."), HELLO).system is None
+
+
+def test_a_prompt_of_plain_text_goes_on_when_it_has_grown() -> None:
+    story = "Once upon a time there was a gateway. " * 30
+    assert home(request(prompt=story), request(prompt=story + "It slept. " * 60)) == "rig"
+    assert home(request(prompt=story), request(prompt="Twice " + story)) is None
+    assert not request(prompt="Once").known
+
+
+def test_a_shared_beginning_of_plain_text_is_no_match() -> None:
+    preamble = "Translate what follows. " * 100
+    assert home(request(prompt=preamble + "one " * 300), request(prompt=preamble + "two " * 300)) is None
+
+
+@pytest.mark.parametrize("body", [{"input": ["a", "b"]}, {"prompt": ""}, {"messages": []}, {}])
+def test_what_says_nothing_is_not_known(body: dict[str, Any]) -> None:
+    affinity = Affinity()
+    affinity.settle(request(**body), "rig", now=0)
+    assert affinity.live("rig", now=0) <= 1
+
+
+# --- homes -------------------------------------------------------------------------------------------
+
+
+def test_a_conversation_that_moves_lives_in_its_new_home_only() -> None:
+    affinity = Affinity()
+    affinity.settle(chat(HELLO), "a", now=0)
+    affinity.settle(chat(HELLO, ANSWER, MORE), "b", now=1)
+    assert (affinity.live("a", now=1), affinity.live("b", now=1)) == (0, 1)
+    found = affinity.find(chat(HELLO), now=2)
+    assert found is not None
+    assert found.home == "b"
+
+
+def test_a_conversation_without_a_turn_for_a_while_is_not_live_but_is_known() -> None:
+    affinity = Affinity()
+    affinity.settle(chat(HELLO), "a", now=0)
+    assert affinity.live("a", now=LIVE_S) == 1
+    assert affinity.live("a", now=LIVE_S + 1) == 0
+    assert affinity.find(chat(HELLO), now=LIVE_S + 1) is not None
+
+
+def test_a_conversation_is_forgotten_with_age() -> None:
+    affinity = Affinity()
+    affinity.settle(chat(HELLO), "a", now=0)
+    assert affinity.find(chat(HELLO), now=MAX_AGE_S) is not None
+    assert affinity.find(chat(HELLO), now=MAX_AGE_S + 1) is None
+    affinity.settle(chat(MORE), "a", now=MAX_AGE_S + 1)
+    assert len(affinity) == 1
+
+
+def test_a_provider_holds_the_system_prompts_it_has_lately_seen() -> None:
+    affinity = Affinity()
+    affinity.settle(chat(SYSTEM, HELLO), "a", now=0)
+    assert not affinity.holds_system(chat(SYSTEM, MORE, user="bob"), "a", now=0), "nothing is computed yet"
+    affinity.computed(chat(SYSTEM, HELLO), "a", now=0)
+    assert affinity.holds_system(chat(SYSTEM, MORE, user="bob"), "a", now=1)
+    assert not affinity.holds_system(chat(SYSTEM, MORE, model="n"), "a", now=1)
+    assert not affinity.holds_system(chat(SYSTEM, MORE), "b", now=1)
+    assert not affinity.holds_system(chat(SYSTEM, MORE), "a", now=MAX_AGE_S + 1)
+
+
+# --- bounds ------------------------------------------------------------------------------------------
+
+
+def test_memory_is_bounded_however_many_conversations_there_are() -> None:
+    chance = Random(1)
+    affinity = Affinity()
+    tracemalloc.start()
+    try:
+        for number in range(MAX_CHAINS + 5_000):
+            affinity.settle(
+                Thread((chance.randbytes(16),), chance.randbytes(16)), f"p{number % 3}", now=number / 50
+            )
+        size, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(affinity) == MAX_CHAINS
+    assert size < 16 << 20
+
+
+def test_the_system_prompts_of_a_provider_are_bounded_and_the_latest_are_kept() -> None:
+    affinity = Affinity()
+    threads = [Thread((b"talk",), str(number).encode()) for number in range(2 * MAX_SYSTEM_PROMPTS)]
+    for number, thread in enumerate(threads):
+        affinity.computed(thread, "a", now=number / 100)
+    held = [affinity.holds_system(thread, "a", now=20) for thread in threads]
+    assert held == [False] * MAX_SYSTEM_PROMPTS + [True] * MAX_SYSTEM_PROMPTS
+
+
+def test_those_used_least_recently_go_first() -> None:
+    affinity = Affinity(max_chains=3)
+    threads = [Thread((bytes([number]),)) for number in range(4)]
+    for thread in (*threads[:3], threads[0], threads[3]):
+        affinity.settle(thread, "a", now=0)
+    assert [affinity.find(thread, now=0) is not None for thread in threads] == [True, False, True, True]
+
+
+def test_a_fork_lives_where_it_was_sent_and_leaves_the_original_at_home() -> None:
+    affinity = Affinity()
+    affinity.settle(chat(HELLO), "a", now=0)
+    affinity.settle(chat(HELLO, ANSWER, MORE), "a", now=1)
+    affinity.settle(chat(HELLO, ANSWER, HELLO), "b", now=2)
+    original = affinity.find(chat(HELLO, ANSWER, MORE, ANSWER, HELLO), now=3)
+    fork = affinity.find(chat(HELLO, ANSWER, HELLO, ANSWER, MORE), now=3)
+    assert original is not None and fork is not None
+    assert (original.home, fork.home) == ("a", "b")
+    assert (affinity.live("a", now=3), affinity.live("b", now=3)) == (1, 1)
+
+
+Turn = tuple[int, int, int]
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2), st.integers(0, 900)), max_size=60))
+def test_a_live_conversation_lives_in_one_place_and_bounds_hold(turns: list[Turn]) -> None:
+    affinity, clock, seen = Affinity(max_chains=6), 0, set()
+    for talk, where, pause in turns:
+        clock += pause
+        affinity.settle(Thread((bytes([talk]),)), where, now=clock)
+        seen.add(talk)
+        found = affinity.find(Thread((bytes([talk]),)), now=clock)
+        assert found is not None
+        assert found.home == where
+        assert len(affinity) <= 6
+        assert sum(affinity.live(home, now=clock) for home in range(3)) <= len(turns)
+    assert sum(affinity.live(home, now=clock + LIVE_S + 1) for home in range(3)) == 0
+
+
+def test_what_a_provider_that_is_gone_holds_is_forgotten() -> None:
+    affinity = Affinity()
+    body = b'{"model":"m","messages":[{"role":"user","content":"a"}]}'
+    thread = thread_of(peek_json(body), user="u", session=None)
+    affinity.settle(thread, "gone", now=0.0)
+    affinity.settle(thread, "kept", now=0.0)
+    affinity.keep({"kept"})
+    assert (affinity.live("gone", now=0.0), affinity.live("kept", now=0.0)) == (0, 1)

@@ -35,7 +35,8 @@ WINGS: Final = {
 PURE_WINGS: Final = frozenset({"errors", "log", "api", "servers", "config", "access"})
 PURE_MODULES: Final = frozenset(
     {"books.history", "books.ledger", "books.metrics", "fleet.breaker", "fleet.fleet"}
-    | {"http.headers", "http.peers", "traffic.affinity", "traffic.fairness", "traffic.router"}
+    | {"http.headers", "http.peers"}
+    | {"traffic.affinity", "traffic.estimate", "traffic.fairness", "traffic.router"}
 )
 OUTSIDE_PURE: Final = frozenset({"asyncio", "aiohttp", "socket", "ssl", "uvloop"})
 WITH_AIOHTTP: Final = frozenset({"http.server", "http.client", "cli.terminal", "service.demo"})

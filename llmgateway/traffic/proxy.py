@@ -16,7 +16,7 @@ import msgspec
 
 from llmgateway.access.keys import Caller
 from llmgateway.access.limits import Limits
-from llmgateway.api.usage import Meter, PromptSize
+from llmgateway.api.usage import Meter
 from llmgateway.books.ledger import Entry
 from llmgateway.books.metrics import Metrics
 from llmgateway.errors import (
@@ -39,6 +39,7 @@ from llmgateway.http.headers import AnswerHead
 from llmgateway.log import Events
 from llmgateway.servers.models import is_loading, quote
 from llmgateway.traffic.affinity import Thread
+from llmgateway.traffic.estimate import PromptSize
 from llmgateway.traffic.fairness import cost
 from llmgateway.traffic.router import no_provider
 from llmgateway.traffic.slots import NoCandidate, Order, Slots

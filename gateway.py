@@ -28,7 +28,8 @@ from llmgateway.books.history import COLUMNS, History
 from llmgateway.books.journal import Journal
 from llmgateway.books.ledger import Account, Ledger, Totals, moment, totals_of
 from llmgateway.books.metrics import Metrics
-from llmgateway.config.load import Config, Loaded, TlsConfig, build
+from llmgateway.config.load import Loaded, build
+from llmgateway.config.settings import Config, TlsConfig
 from llmgateway.fleet.breaker import RetryBudget
 from llmgateway.fleet.fleet import Fleet
 from llmgateway.fleet.health import Watch

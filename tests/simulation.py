@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 from llmgateway.access.keys import Caller
 from llmgateway.api.usage import Tokens
-from llmgateway.config.load import Config, QueueConfig, build
+from llmgateway.config.load import build
+from llmgateway.config.settings import Config, QueueConfig
 from llmgateway.errors import GatewayError
 from llmgateway.fleet.fleet import Fleet, Probe, Provider, State
 from llmgateway.servers.models import Model

@@ -24,7 +24,7 @@ from limits.limits import RateLimitItemPerSecond
 from limits.storage.base import MovingWindowSupport, Storage
 from limits.strategies import FixedWindowRateLimiter, MovingWindowRateLimiter
 
-from llmgateway.config.load import LimitsConfig
+from llmgateway.config.settings import LimitsConfig
 from llmgateway.errors import RATE_LIMITED, GatewayError
 
 PARALLEL_RETRY_S: Final = 1.0  # nobody knows when a request will end

@@ -15,7 +15,9 @@ from typing import Any, Final
 from llmgateway.access.keys import digest, mint
 from llmgateway.books.history import History, render, tabulate
 from llmgateway.cli import terminal
-from llmgateway.config.load import Config, ConfigError, Loaded, build, load, schema
+from llmgateway.config.load import Loaded, build, load, schema
+from llmgateway.config.settings import Config
+from llmgateway.config.tree import ConfigError
 from llmgateway.fleet.fleet import Fleet, Probe, Provider, State
 from llmgateway.fleet.health import probe
 from llmgateway.fleet.upstream import Upstream

@@ -16,7 +16,7 @@ from typing import Any, Final
 import aiohttp
 
 from llmgateway.access.keys import KeyRing
-from llmgateway.config.load import Config
+from llmgateway.config.settings import Config
 
 PERIOD_S: Final = 1.0
 _LIMIT_S: Final = 5.0

@@ -17,11 +17,9 @@ from pydantic import ValidationError
 from llmgateway.config import references, values
 from llmgateway.config.references import KEY, Finding, Steps
 from llmgateway.config.settings import (
-    NO_LIMITS,
     AffinityConfig,
     Config,
     HealthConfig,
-    KeyConfig,
     KeyEntry,
     LimitsConfig,
     LogConfig,
@@ -49,31 +47,6 @@ from llmgateway.config.tree import (
     joined,
     quoted,
 )
-
-__all__ = [
-    "NO_LIMITS",
-    "AffinityConfig",
-    "Config",
-    "ConfigError",
-    "HealthConfig",
-    "KeyConfig",
-    "LimitsConfig",
-    "Loaded",
-    "LogConfig",
-    "Problem",
-    "ProviderConfig",
-    "QueueConfig",
-    "ServerConfig",
-    "StreamsConfig",
-    "TimeoutsConfig",
-    "TlsConfig",
-    "UserConfig",
-    "WakeConfig",
-    "build",
-    "load",
-    "parse",
-    "schema",
-]
 
 
 @dataclass(frozen=True, slots=True)

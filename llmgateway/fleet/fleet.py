@@ -15,7 +15,7 @@ from enum import Enum
 from typing import Final
 
 from llmgateway.access.keys import Caller
-from llmgateway.config.load import Config, HealthConfig, ProviderConfig
+from llmgateway.config.settings import Config, HealthConfig, ProviderConfig
 from llmgateway.fleet.breaker import Breaker
 from llmgateway.log import Events
 from llmgateway.servers.models import Model

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from llmgateway.api.peek import Body
-from llmgateway.config.load import ProviderConfig
+from llmgateway.config.settings import ProviderConfig
 from llmgateway.errors import ProviderFailed, ProviderTimedOut, ProviderUnreachable
 from llmgateway.fleet.fleet import Provider
 from llmgateway.http.exchange import Connection, Deadlines, Exchange

@@ -24,9 +24,10 @@ from typing import Final, Literal
 from pydantic import BaseModel
 
 from llmgateway.books.metrics import Metrics
-from llmgateway.config.load import Config, ConfigError, Loaded, Problem, load
+from llmgateway.config.load import Loaded, load
+from llmgateway.config.settings import Config
 from llmgateway.config.source import MAX_BYTES
-from llmgateway.config.tree import joined
+from llmgateway.config.tree import ConfigError, Problem, joined
 from llmgateway.http.tls import BadCertificate
 from llmgateway.log import Events
 from llmgateway.web.status import Condition

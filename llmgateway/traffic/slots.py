@@ -21,7 +21,7 @@ import msgspec
 
 from llmgateway.access.keys import Caller
 from llmgateway.api.usage import Tokens
-from llmgateway.config.load import QueueConfig
+from llmgateway.config.settings import QueueConfig
 from llmgateway.errors import OVERLOADED, GatewayError
 from llmgateway.fleet.fleet import Fleet, Provider
 from llmgateway.log import Events

@@ -19,7 +19,7 @@ from aiohttp import web
 from llmgateway.access.keys import Caller, KeyRing, offered_keys
 from llmgateway.api.peek import ENDPOINTS, Body, Endpoint, dialect_of, peek_json, peek_multipart
 from llmgateway.books.ledger import Ended, Entry, Ledger, milliseconds
-from llmgateway.config.load import Config
+from llmgateway.config.settings import Config
 from llmgateway.errors import (
     DRAINING,
     INTERNAL_ERROR,

@@ -21,7 +21,7 @@ from aiohttp_sse import EventSourceResponse
 from llmgateway.access.keys import Caller, KeyRing, digest, offered_keys
 from llmgateway.access.sessions import LIFE_S, Sessions
 from llmgateway.books.metrics import Metrics
-from llmgateway.config.load import Config
+from llmgateway.config.settings import Config
 from llmgateway.errors import (
     DRAINING,
     FORBIDDEN,

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-from llmgateway.config.load import Config, Loaded, parse, schema
+from llmgateway.config.load import Loaded, parse, schema
 from llmgateway.config.settings import (
     LOOPBACK,
     NO_LIMITS,
     SESSION_HEADERS,
     AffinityConfig,
+    Config,
     HealthConfig,
     KeyEntry,
     LimitsConfig,

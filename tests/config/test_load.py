@@ -13,13 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from llmgateway.config.load import (
+from llmgateway.config.load import Loaded, build, load, parse, schema
+from llmgateway.config.settings import (
     AffinityConfig,
     Config,
-    ConfigError,
     KeyConfig,
     LimitsConfig,
-    Loaded,
     LogConfig,
     ProviderConfig,
     QueueConfig,
@@ -29,11 +28,8 @@ from llmgateway.config.load import (
     TlsConfig,
     UserConfig,
     WakeConfig,
-    build,
-    load,
-    parse,
-    schema,
 )
+from llmgateway.config.tree import ConfigError
 
 NOW = 1_800_000_000.0  # 2027-01-15
 HASH = "sha256:" + "ab" * 32

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from llmgateway.access.keys import Caller, KeyRing
-from llmgateway.config.load import Config, build
+from llmgateway.config.load import build
+from llmgateway.config.settings import Config
 from llmgateway.fleet.fleet import REFUSAL_PAUSE_S, Fleet, Probe, Provider, State
 from llmgateway.servers.models import Model
 

@@ -18,7 +18,8 @@ import pytest
 import yaml
 
 from gateway import CannotListen, Gateway
-from llmgateway.config.load import TlsConfig, build
+from llmgateway.config.load import build
+from llmgateway.config.settings import TlsConfig
 from llmgateway.http.client import Patience
 from llmgateway.http.tls import BadCertificate, Certificate
 from tests.conftest import GatewayFor

@@ -17,7 +17,8 @@ import pytest
 import yaml
 
 from llmgateway.books.metrics import Metrics
-from llmgateway.config.load import Config, build, load
+from llmgateway.config.load import build, load
+from llmgateway.config.settings import Config
 from llmgateway.fleet.fleet import Fleet, Provider
 from llmgateway.fleet.upstream import Outgoing, Upstream
 from llmgateway.http.tls import BadCertificate

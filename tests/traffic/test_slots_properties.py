@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from llmgateway.access.keys import Caller
 from llmgateway.api.usage import Tokens
-from llmgateway.config.load import QueueConfig
+from llmgateway.config.settings import QueueConfig
 from llmgateway.errors import GatewayError
 from llmgateway.fleet.fleet import Probe, Provider, State
 from llmgateway.traffic.affinity import Affinity, Thread

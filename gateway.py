@@ -18,7 +18,7 @@ from typing import Any
 try:
     from llmgateway import __version__, log
     from llmgateway.cli import commands
-    from llmgateway.config import values
+    from llmgateway.config import addresses, values
 except ModuleNotFoundError as missing:
     sys.exit(f"{missing.name} is not installed. Start with scripts/run, which sets up what is needed.")
 from llmgateway.access.keys import mint
@@ -400,7 +400,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     listening = argparse.ArgumentParser(add_help=False)
     listening.add_argument(
         "--host",
-        type=_checked(values.host),
+        type=_checked(addresses.host),
         default=argparse.SUPPRESS,
         help="listen on this address instead of the config's",
     )

@@ -29,7 +29,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from llmgateway.config import values
+from llmgateway.config import addresses, values
 from llmgateway.config.tree import Scalar, from_python, quoted
 
 T = TypeVar("T")
@@ -127,17 +127,17 @@ LogCount = Annotated[
 ]
 Duration = Annotated[float, _value(values.duration), _LENGTH_OF_TIME]
 Patience = Annotated[float, _value(values.positive_duration), _LENGTH_OF_TIME]
-Mac = Annotated[str, _value(values.mac), _WORD]
-Broadcast = Annotated[str, _value(values.broadcast), _WORD]
+Mac = Annotated[str, _value(addresses.mac), _WORD]
+Broadcast = Annotated[str, _value(addresses.broadcast), _WORD]
 Moment = Annotated[
     float, _value(values.moment), WithJsonSchema({"type": "string", "examples": ["2027-06-30"]})
 ]
-Host = Annotated[str, _value(values.host), _WORD]
-Url = Annotated[str, _value(values.base_url, "the URL"), WithJsonSchema({"type": "string"})]
-ExtraPath = Annotated[str, _value(values.extra_path), WithJsonSchema({"type": "string"})]
-BasePath = Annotated[str, _value(values.base_path), WithJsonSchema({"type": "string"})]
-Origin = Annotated[str, _value(values.origin), WithJsonSchema({"type": "string"})]
-Network = Annotated[IPv4Network | IPv6Network, _value(values.network), WithJsonSchema({"type": "string"})]
+Host = Annotated[str, _value(addresses.host), _WORD]
+Url = Annotated[str, _value(addresses.base_url, "the URL"), WithJsonSchema({"type": "string"})]
+ExtraPath = Annotated[str, _value(addresses.extra_path), WithJsonSchema({"type": "string"})]
+BasePath = Annotated[str, _value(addresses.base_path), WithJsonSchema({"type": "string"})]
+Origin = Annotated[str, _value(addresses.origin), WithJsonSchema({"type": "string"})]
+Network = Annotated[IPv4Network | IPv6Network, _value(addresses.network), WithJsonSchema({"type": "string"})]
 FilePath = Annotated[str, _value(values.file_path), _WORD]
 LogPath = Annotated[str | None, _value(values.log_path), _WORD]
 Name = Annotated[str, _value(values.name), _WORD]

@@ -1,4 +1,4 @@
-"""Read the single values of the config: durations, sizes, moments, URLs, keys, headers.
+"""Read the single values of the config: numbers, durations, sizes, moments, names, files, headers, keys.
 
 Each function takes the text as it is written and gives the value, or raises ValueError with the end of a
 sentence: what is wrong and what to write instead. How the sentence begins is the caller's choice. No message
@@ -12,12 +12,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
 from hashlib import sha256
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from math import isfinite
 from typing import Final
-from urllib.parse import SplitResult, urlsplit
 
-from llmgateway.api import peek
 from llmgateway.http import headers
 
 _WHOLE: Final = re.compile(r"[+-]?(0|[1-9][0-9]{0,17})")
@@ -50,19 +47,8 @@ _DATETIME: Final = re.compile(
 )
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
-_HOST: Final = re.compile(r"(?!-)[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
-_URL_PATH: Final = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")
-_EXTRA_PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@-]+)+")
-_BASE_PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")  # it stands in cookies and HTML as well
-_ORIGIN: Final = re.compile(
-    r"([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[^:/?#@\[\]]+)(?::([0-9]+))?/?", re.IGNORECASE | re.ASCII
-)
-_DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
-_MAC: Final = re.compile(
-    r"[0-9a-f]{2}(?:[:-][0-9a-f]{2}){5}|[0-9a-f]{12}|[0-9a-f]{4}(?:\.[0-9a-f]{4}){2}", re.IGNORECASE
-)
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_VISIBLE: Final = re.compile(r"[\x21-\x7e]+")
+VISIBLE: Final = re.compile(r"[\x21-\x7e]+")
 _FIELD_VALUE: Final = re.compile(r"(?:[\x21-\x7e](?:[\x20-\x7e\t]*[\x21-\x7e])?)?")
 _HASH: Final = re.compile(r"sha256:([0-9a-fA-F]{64})", re.IGNORECASE)
 
@@ -75,11 +61,6 @@ _SWITCHES: Final = frozenset({"on", "off", "yes", "no", "true", "false"})
 EVERYONE: Final = "everyone"  # in `share`; nobody may be called that
 KEY_LENGTH: Final = 8
 MOST_LOGS: Final = 1000  # each of them is renamed whenever the log is rotated
-
-# What people copy out of a curl line; the base URL ends before it.
-ENDPOINTS: Final = (*(endpoint.path.removeprefix("/v1") for endpoint in peek.ENDPOINTS), "/models")
-_OLLAMA: Final = ("/api", "/api/chat", "/api/generate", "/api/tags", "/api/embed")
-_OWN_PATHS: Final = ("/healthz", "/readyz", "/metrics", "/gateway", "/v1/models")
 
 # What ends at the gateway, and what frames or routes a message.
 _NOT_OURS_TO_SET: Final = frozenset(
@@ -125,23 +106,6 @@ def flag(text: str) -> bool:
         return _TRUE_OR_FALSE[text]
     except KeyError:
         raise ValueError("is neither true nor false; write one of them") from None
-
-
-def mac(text: str) -> str:
-    """Twelve hex digits in lower case, from any of the usual ways to write a MAC address."""
-    digits = re.sub(r"[:.-]", "", text)
-    if not _MAC.fullmatch(text):
-        raise ValueError('is not a MAC address; write six pairs of hex digits, such as "aa:bb:cc:dd:ee:ff"')
-    return digits.lower()
-
-
-def broadcast(text: str) -> str:
-    try:
-        return str(IPv4Address(text))
-    except ValueError:
-        raise ValueError(
-            "is not an IPv4 address; write the broadcast address of its network, such as 192.168.1.255"
-        ) from None
 
 
 def weight(text: str) -> float:
@@ -240,179 +204,6 @@ def model(text: str) -> str:
     return text
 
 
-def host(text: str) -> str:
-    """An address or a host name to listen on."""
-    if "/" in text:
-        raise ValueError(
-            "is not an address to listen on; write it without http:// and path, such as 127.0.0.1"
-        )
-    if text == "*":
-        raise ValueError(
-            "is not an address; write 0.0.0.0 for every IPv4 address of this machine, or :: for IPv6 too"
-        )
-    if ":" in text and not _is_ipv6(text.strip("[]")):
-        raise ValueError(
-            "is not an address to listen on; write only the address here and the number under `port`"
-        )
-    if ":" in text:
-        return text.strip("[]")
-    if not _is_host(text):
-        raise ValueError("is not an address to listen on; write 127.0.0.1, 0.0.0.0, :: or a host name")
-    return text
-
-
-def _is_ipv6(text: str) -> bool:
-    try:
-        IPv6Address(text)
-    except ValueError:
-        return False
-    return text.isprintable()
-
-
-def _is_host(text: str) -> bool:
-    if not _HOST.fullmatch(text) or len(text) > 253:
-        return False
-    if not text.rstrip(".").rpartition(".")[2].isdigit():
-        return True
-    try:  # RFC 3986: what ends in a number is an IPv4 address or a mistake
-        ip_address(text)
-    except ValueError:
-        return False
-    return True
-
-
-def base_url(text: str) -> str:
-    """scheme://host[:port]/path without a slash at the end; a bare origin means /v1."""
-    parts = _split(text)
-    _check_origin(parts)
-    if "?" in text or "#" in text:
-        raise ValueError(
-            "has a part after ? or #; write the base URL only, such as http://192.168.1.10:8000/v1"
-        )
-    path = _path_of_url(parts.path)
-    return f"{parts.scheme}://{parts.netloc.lower()}{path}"
-
-
-def _split(text: str) -> SplitResult:
-    example = "such as http://192.168.1.10:8000/v1"
-    if not _VISIBLE.fullmatch(text):
-        raise ValueError(
-            f"is empty or has spaces, control or non-ASCII characters in it; write a URL {example}"
-        )
-    if "://" not in text:
-        raise ValueError(f"has no http:// in front; write the whole URL, {example}")
-    try:
-        parts = urlsplit(text)
-    except ValueError:
-        raise ValueError(f"has no valid host; write a URL {example}") from None
-    if parts.scheme not in ("http", "https"):
-        raise ValueError(f"is neither http:// nor https://; write a URL {example}")
-    return parts
-
-
-def _check_origin(parts: SplitResult) -> None:
-    if "@" in parts.netloc:
-        raise ValueError(
-            "has a user or password in it; write the credentials under `api_key` or `headers` instead"
-        )
-    found = re.fullmatch(r"(\[[^\]]*\]|[^:\[\]]*)(?::([0-9]*))?", parts.netloc)
-    if found is None or (found[2] is not None and not _is_port(found[2])):
-        raise ValueError(
-            "has no valid port; write 1 to 65535 after the host, such as http://192.168.1.10:8000/v1"
-        )
-    if not found[1]:
-        raise ValueError("has no host; write one, such as http://192.168.1.10:8000/v1")
-    if not _is_host_of_url(found[1]):
-        raise ValueError(
-            "has no valid host; write a host name or an IP address, such as http://192.168.1.10:8000/v1"
-        )
-
-
-def _is_host_of_url(text: str) -> bool:
-    return _is_ipv6(text[1:-1]) if text.startswith("[") else _is_host(text)
-
-
-def _is_port(digits: str) -> bool:
-    return len(digits) <= 5 and digits.isdigit() and 1 <= int(digits) <= 65535
-
-
-def _path_of_url(written: str) -> str:
-    path = written.rstrip("/")
-    if not _URL_PATH.fullmatch(path) or "//" in path or {".", ".."} & set(path.split("/")):
-        raise ValueError(
-            "has an unusual path; write the base URL without // . .. and odd characters, ending in /v1"
-        )
-    if path.endswith(_OLLAMA):
-        raise ValueError("is Ollama's own API; write the OpenAI one, such as http://192.168.1.10:11434/v1")
-    if found := next((each for each in ENDPOINTS if path.endswith(each)), None):
-        raise ValueError(
-            f"ends in {found}; write the base URL without that, such as http://192.168.1.10:8000/v1"
-        )
-    return path or "/v1"
-
-
-def extra_path(text: str) -> str:
-    if not text.startswith("/"):
-        raise ValueError("does not begin with /; write a path such as /v1/tokenize")
-    if not _EXTRA_PATH.fullmatch(text) or {".", ".."} & set(text.split("/")):
-        raise ValueError(
-            "is not a plain path; write it without // .. ? # % spaces or a / at the end, as /v1/tokenize"
-        )
-    if any(text == own or text.startswith(f"{own}/") for own in _OWN_PATHS):
-        raise ValueError("is answered by the gateway itself; choose another path")
-    if text.removeprefix("/v1") in ENDPOINTS:
-        raise ValueError("is forwarded anyway; leave it out")
-    return text
-
-
-def base_path(text: str) -> str:
-    """What stands before every path, without a slash at the end; "" for nothing."""
-    if text in ("", "/"):
-        return ""
-    path = text.removesuffix("/")
-    if not text.startswith("/"):
-        raise ValueError("does not begin with /; write only the path, such as /llm")
-    if not _BASE_PATH.fullmatch(path) or {".", ".."} & set(path.split("/")):
-        raise ValueError("is not a plain path; write /, letters, digits and - _ . ~ only, such as /llm")
-    if path.endswith("/v1"):
-        raise ValueError("ends in /v1, which comes after it anyway; write the part before, such as /llm")
-    return path
-
-
-def origin(text: str) -> str:
-    """`*`, or scheme://host[:port] as browsers write it: lower case, no default port, no slash at the end."""
-    if text == "*":
-        return text
-    example = "such as https://chat.example.net or http://192.168.1.10:3000"
-    if "://" not in text:
-        raise ValueError(f'has no http:// or https:// in front; write an origin {example}, or "*" for all')
-    if "*" in text:
-        raise ValueError(f'has a * in it; write each origin on its own, {example}, or only "*" for all')
-    found = _ORIGIN.fullmatch(text)
-    if found is None or not _is_host_of_url(found[2]) or (found[3] is not None and not _is_port(found[3])):
-        raise ValueError(f"is not an origin; write scheme://host or scheme://host:port, {example}")
-    scheme, host_name = found[1].lower(), found[2].lower()
-    port_number = str(int(found[3])) if found[3] else ""
-    if port_number in ("", _DEFAULT_PORTS.get(scheme)):
-        return f"{scheme}://{host_name}"
-    return f"{scheme}://{host_name}:{port_number}"
-
-
-def network(text: str) -> IPv4Network | IPv6Network:
-    """A network of IP addresses; an address alone is a network of one."""
-    example = "such as 192.168.1.10 or 192.168.1.0/24"
-    try:
-        found = ip_network("" if "%" in text else text, strict=False)  # no interface: fe80::1%eth0
-        first = ip_address(text.partition("/")[0])
-    except ValueError:
-        raise ValueError(f"is not an IP address or network; write one {example}") from None
-    if first != found.network_address:
-        raise ValueError(
-            f"is one address in a network; write the address alone, or the network's first one, {example}"
-        )
-    return found
-
-
 def file_path(text: str) -> str:
     if not text or not text.isprintable() or len(text) > 4096:
         raise ValueError("is not the name of a file; write one without control characters")
@@ -449,7 +240,7 @@ def header_value(text: str) -> str:
 def api_key(text: str) -> str:
     if not text:
         raise ValueError("is empty; write the key this server wants, or leave the line out")
-    if not _VISIBLE.fullmatch(text):
+    if not VISIBLE.fullmatch(text):
         raise ValueError(
             "has spaces, control or non-ASCII characters in it; write the key as the server has it"
         )
@@ -470,7 +261,7 @@ def key_digest(text: str) -> bytes:
     """The SHA-256 of a key that is written as it is."""
     if is_hash(text):
         raise ValueError("is a hash, not a key; write it under `hash` instead")
-    if not _VISIBLE.fullmatch(text):
+    if not VISIBLE.fullmatch(text):
         raise ValueError(
             "is empty or has spaces, control or non-ASCII signs in it; `python gateway.py key USER` makes one"
         )

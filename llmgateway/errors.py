@@ -39,6 +39,8 @@ UPSTREAM_ERROR: Final = ErrorKind(502, "upstream_error")
 OVERLOADED: Final = ErrorKind(503, "overloaded")
 DRAINING: Final = ErrorKind(503, "draining")
 
+DRAIN_RETRY_S: Final = 5
+
 
 class GatewayError(Exception):
     """A failure to be told to the client, in words that name the trouble.
@@ -51,6 +53,16 @@ class GatewayError(Exception):
         self.kind = kind
         self.message = message
         self.headers = headers
+
+
+def no_provider(model: str) -> GatewayError:
+    """Say that nobody serves the model; the words are part of the API, and the same whatever the reason."""
+    return GatewayError(NO_PROVIDER, f"No online provider serving model '{model}' for this user.")
+
+
+def draining() -> GatewayError:
+    """Say that the gateway takes nothing new."""
+    return GatewayError(DRAINING, "The gateway is shutting down.", (("Retry-After", str(DRAIN_RETRY_S)),))
 
 
 class ProviderFailed(Exception):

@@ -12,12 +12,9 @@ from functools import lru_cache
 from time import monotonic
 from typing import Final
 
-import msgspec
-
 from llmgateway.access.keys import Caller
 from llmgateway.access.limits import Limits
 from llmgateway.api.usage import Meter
-from llmgateway.books.ledger import Entry
 from llmgateway.books.metrics import Metrics
 from llmgateway.errors import (
     UPSTREAM_ERROR,
@@ -28,20 +25,20 @@ from llmgateway.errors import (
     ProviderTimedOut,
     ProviderUnreachable,
     ProviderWarming,
+    no_provider,
 )
 from llmgateway.fleet.breaker import RetryBudget
 from llmgateway.fleet.fleet import Provider
 from llmgateway.fleet.health import Watch
-from llmgateway.fleet.upstream import Outgoing, Upstream
+from llmgateway.fleet.upstream import Upstream
 from llmgateway.http.client import Client, Heartbeat
 from llmgateway.http.exchange import Exchange
 from llmgateway.http.headers import AnswerHead
 from llmgateway.log import Events
 from llmgateway.servers.models import is_loading, quote
-from llmgateway.traffic.affinity import Thread
+from llmgateway.traffic.call import Call
 from llmgateway.traffic.estimate import PromptSize
 from llmgateway.traffic.fairness import cost
-from llmgateway.traffic.router import no_provider
 from llmgateway.traffic.slots import NoCandidate, Order, Slots
 
 events = Events("proxy")
@@ -54,20 +51,6 @@ _QUOTED_BYTES: Final = 64 * 1024
 _QUOTED_S: Final = 2.0
 _HELD_BYTES: Final = 1 << 20
 _GZIP_OR_ZLIB: Final = zlib.MAX_WBITS | 32
-
-
-class Call(msgspec.Struct):
-    """One request to be forwarded, and the entry in which it is written down how that goes."""
-
-    model: str
-    outgoing: Outgoing
-    thread: Thread
-    entry: Entry
-    prompt_bytes: int = 0
-    """The size of what costs prompt tokens; 0 for what costs none."""
-    output_limit: int | None = None
-    keepalive_s: float = 0.0
-    """Silence after which its stream gets a comment; 0 if it must not have one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from typing import Final, Literal
 import msgspec
 
 from llmgateway.access.keys import Caller
-from llmgateway.errors import NO_PROVIDER, GatewayError
 from llmgateway.fleet.fleet import Fleet, Provider
 from llmgateway.traffic.affinity import NO_MATCH, Affinity, Match, Thread
 
@@ -32,11 +31,6 @@ class Placement(msgspec.Struct, frozen=True):
     provider: Provider
     affinity: Literal["", "hit", "miss", "spill"] = ""
     match: Match = NO_MATCH
-
-
-def no_provider(model: str) -> GatewayError:
-    """Say that nobody serves the model; the words are part of the API, and the same whatever the reason."""
-    return GatewayError(NO_PROVIDER, f"No online provider serving model '{model}' for this user.")
 
 
 def candidates(

@@ -9,7 +9,7 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Final, NamedTuple
@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from aiohttp import web
 
 from llmgateway.access.keys import Caller, KeyRing, offered_keys
-from llmgateway.api.peek import ENDPOINTS, Body, Endpoint, dialect_of, peek_json, peek_multipart
+from llmgateway.api.peek import ENDPOINTS, Body, Endpoint, dialect_of
 from llmgateway.books.ledger import Ended, Entry, Ledger, milliseconds
 from llmgateway.config.settings import Config
 from llmgateway.errors import (
@@ -28,26 +28,22 @@ from llmgateway.errors import (
     METHOD_NOT_ALLOWED,
     NOT_FOUND,
     GatewayError,
+    draining,
 )
-from llmgateway.fleet.upstream import Outgoing
 from llmgateway.http.client import Client
-from llmgateway.http.headers import request_head
 from llmgateway.http.server import MAX_HEAD_BYTES
 from llmgateway.log import Events, request_id
-from llmgateway.traffic.affinity import Thread, thread_of
-from llmgateway.traffic.proxy import Call, Proxy
-from llmgateway.web.pages import CHAT, MODELS, PAGE, Pages, draining
+from llmgateway.traffic.call import CallReader, refuse_compressed
+from llmgateway.traffic.proxy import Proxy
+from llmgateway.web.pages import CHAT, MODELS, PAGE, Pages
 
 events = Events("app")
 
 _SANE_ID: Final = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
-_SANE_QUERY: Final = re.compile(r"[!$-~]*")  # visible ASCII but for `"` and `#`
 _SANE_FIELD_LIST: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~, -]{0,2048}")
 _LOGGED_CHARACTERS: Final = 100  # of what a client chose
-_MODEL_CHARACTERS: Final = 200
 _CLIENT_GONE: Final = 499  # as nginx logs it; it is never sent
 _PREFLIGHT_S: Final = 86_400
-_OF_THE_PAGE: Final = frozenset({b"cookie", b"referer"})
 
 
 class _Recognised(NamedTuple):
@@ -84,7 +80,7 @@ class App:
         self._targets = {base + path: endpoint for path, endpoint in self._endpoints.items()}
         self._chat = replace(self._endpoints["/v1/chat/completions"])  # the page's, to be told from the API's
         self._origins = frozenset(config.server.cors)
-        self._session_fields = dict.fromkeys(name.lower().encode() for name in config.affinity.headers)
+        self._calls = CallReader(config)
 
     async def handle(self, client: Client) -> web.StreamResponse | None:
         """Answer one request; whatever happens inside, it ends here, and the process goes on."""
@@ -154,15 +150,19 @@ class App:
         self._running.add(client)
         try:
             endpoint = self._open(path, client, entry)
-            caller = self._admit(client, from_page=endpoint is self._chat)
+            from_page = endpoint is self._chat
+            caller = self._admit(client, from_page=from_page)
             entry.user, entry.key = caller.user, caller.key_name
             if endpoint is None:
                 await self._pages.models(path, caller, client)
             else:
+                if b"content-encoding" in client.head.named:
+                    refuse_compressed(client.head.named)
                 body = client.body_at_hand(self._config.server.max_body)
                 if body is None:
                     body = await self._late_body(client, entry)
-                await self._proxy.forward(self._call(client, endpoint, caller, entry, body), caller, client)
+                call = self._calls.read(client, endpoint, caller, entry, body, from_page)
+                await self._proxy.forward(call, caller, client)
             entry.outcome = "ok"
         except GatewayError as error:
             entry.outcome = "truncated" if client.answered else error.kind.type
@@ -206,7 +206,6 @@ class App:
 
     async def _late_body(self, client: Client, entry: Entry) -> Body:
         """Wait for the rest of a body. Raises GatewayError."""
-        _refuse_compressed(client.head.named)
         asked_at = time.monotonic()
         body = await client.read_body(self._config.server.max_body)
         entry.body_s = time.monotonic() - asked_at
@@ -226,34 +225,6 @@ class App:
         if caller.expires_at is None:
             client.head.sender = _Recognised(self._keys, caller)
         return caller
-
-    def _call(self, client: Client, endpoint: Endpoint, caller: Caller, entry: Entry, body: Body) -> Call:
-        """Read from a request what routing needs to know."""
-        entry.bytes_in = size = len(body)
-        named = client.head.named
-        if b"content-encoding" in named:
-            _refuse_compressed(named)
-        if endpoint.body == "json":
-            seen = peek_json(body)
-        else:
-            seen = peek_multipart(body, named.get(b"content-type", b""))
-        model, streams = seen.model, seen.streams
-        entry.model, entry.streams = model[:_MODEL_CHARACTERS], streams
-        fields, lines = client.fields, client.head.lines
-        if endpoint is self._chat:
-            fields = tuple(field for field in fields if field[0].lower() not in _OF_THE_PAGE)
-            lines = request_head(fields).lines
-        query = _query(client.raw_path) if "?" in client.raw_path else ""
-        outgoing = Outgoing(endpoint.path, query, fields, lines, client.request_id, body)
-        prompt_bytes = (seen.prompt_bytes or size) if endpoint.reads else 0
-        if not endpoint.streams:  # what answers in events builds on a KV cache, and nothing else does
-            return Call(model, outgoing, Thread(), entry, prompt_bytes, seen.output_limit)
-        session = None
-        if not self._session_fields.keys().isdisjoint(named):
-            session = next(filter(None, map(named.get, self._session_fields)), None)
-        thread = thread_of(seen, user=caller.user, session=session)
-        keepalive_s = self._config.streams.keepalive if streams else 0.0
-        return Call(model, outgoing, thread, entry, prompt_bytes, seen.output_limit, keepalive_s)
 
     # -- the end
 
@@ -327,19 +298,6 @@ def _below(base: str, path: str) -> str:
 def _is_of_the_api(path: str) -> bool:
     """Tell what pages of other sites may be let in to: not what is above the base path, nor the live page."""
     return bool(path) and not path.startswith(PAGE)
-
-
-def _query(raw_path: str) -> str:
-    query = raw_path.partition("?")[2]
-    if not _SANE_QUERY.fullmatch(query):
-        raise GatewayError(INVALID_REQUEST, "The query has characters that must be percent-encoded.")
-    return query
-
-
-def _refuse_compressed(named: Mapping[bytes, bytes]) -> None:
-    if named.get(b"content-encoding", b"").lower() not in (b"", b"identity"):
-        words = "A compressed request body is not understood; send it as it is."
-        raise GatewayError(INVALID_REQUEST, words)
 
 
 def _not_allowed(allowed: str) -> GatewayError:

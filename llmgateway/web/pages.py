@@ -23,13 +23,14 @@ from llmgateway.access.sessions import LIFE_S, Sessions
 from llmgateway.books.metrics import Metrics
 from llmgateway.config.settings import Config
 from llmgateway.errors import (
-    DRAINING,
     FORBIDDEN,
     INVALID_API_KEY,
     INVALID_REQUEST,
     METHOD_NOT_ALLOWED,
     OVERLOADED,
     GatewayError,
+    draining,
+    no_provider,
 )
 from llmgateway.fleet.fleet import Fleet
 from llmgateway.fleet.health import Watch
@@ -38,7 +39,6 @@ from llmgateway.http.headers import request_head
 from llmgateway.http.peers import TRACES, Peer, peer_of
 from llmgateway.log import Events
 from llmgateway.servers.models import model_entry
-from llmgateway.traffic.router import no_provider
 from llmgateway.web.status import Status
 
 events = Events("pages")
@@ -46,7 +46,6 @@ events = Events("pages")
 MODELS: Final = "/v1/models"
 PAGE: Final = "/gateway/"
 CHAT: Final = PAGE + "chat"
-DRAIN_RETRY_S: Final = 5
 COOKIE: Final = "llmgateway"
 PERIOD_S: Final = 0.5
 """The least time between two snapshots for one viewer."""
@@ -308,11 +307,6 @@ class Pages:
                     await self._closing.wait()
             except TimeoutError:
                 pass
-
-
-def draining() -> GatewayError:
-    """Say that the gateway takes nothing new."""
-    return GatewayError(DRAINING, "The gateway is shutting down.", (("Retry-After", str(DRAIN_RETRY_S)),))
 
 
 def _offered(request: web.BaseRequest) -> list[bytes]:

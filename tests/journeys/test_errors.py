@@ -17,7 +17,8 @@ from llmgateway.fleet.breaker import RetryBudget
 from llmgateway.http.client import Client, Patience
 from llmgateway.http.headers import AnswerHead
 from llmgateway.http.server import ClientServer
-from llmgateway.traffic.proxy import Call, Proxy
+from llmgateway.traffic.call import Call
+from llmgateway.traffic.proxy import Proxy
 from llmgateway.web.app import App
 from tests.conftest import GatewayFor, ProgramFor
 from tests.fake_provider import FakeProvider

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from llmgateway.access.keys import Caller
 from llmgateway.config.load import build
-from llmgateway.errors import NO_PROVIDER
+from llmgateway.errors import NO_PROVIDER, no_provider
 from llmgateway.fleet.breaker import FAILURES_IN_A_ROW, FIRST_PAUSE_S
 from llmgateway.fleet.fleet import Fleet, Probe, Provider, State
 from llmgateway.servers.models import Model
@@ -23,7 +23,6 @@ from llmgateway.traffic.router import (
     SYSTEM_PROMPT_SLACK,
     Placement,
     candidates,
-    no_provider,
     place,
     prospects,
 )

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -24,10 +24,11 @@ except ModuleNotFoundError as missing:
 from llmgateway.access.keys import mint
 from llmgateway.access.limits import Limits
 from llmgateway.access.sessions import Sessions
-from llmgateway.books.history import COLUMNS, History
+from llmgateway.books.history import COLUMNS
 from llmgateway.books.journal import Journal
-from llmgateway.books.ledger import Account, Ledger, Totals, moment, totals_of
+from llmgateway.books.ledger import Ledger
 from llmgateway.books.metrics import Metrics
+from llmgateway.books.totals import DAY_S, used_today
 from llmgateway.config.load import Loaded, build
 from llmgateway.config.settings import Config, TlsConfig
 from llmgateway.fleet.breaker import RetryBudget
@@ -52,8 +53,6 @@ events = log.Events("gateway")
 DEFAULT_CONFIG = Path("config.yaml")
 BACKLOG = 1024
 BOOKING_PAUSE_S = 0.05
-DAY_S = 86_400.0
-YIELD_LINES = 200
 KEY_VARIABLE = "LLMGATEWAY_KEY"
 GC_THRESHOLDS = (20_000, 20, 50)  # Python's own (700, 10, 10) cost a stream's chunk 3 us of 32
 LAST_WORDS_S = 1.0  # for handlers that were cut off to write what they have to say
@@ -174,7 +173,7 @@ class Gateway:
             if requests is None or self._recalled:
                 return
             try:
-                self.ledger.restore(await asyncio.to_thread(_used_today, Path(requests), before))
+                self.ledger.totals.merge(await asyncio.to_thread(used_today, Path(requests), before))
             except FileNotFoundError:
                 pass  # the first start
             except OSError as exc:
@@ -188,20 +187,6 @@ class Gateway:
         self._app.drain()
         in_time = await self._app.quiet(self.config.server.drain_timeout)
         return in_time and await self._server.delivered(max(0.0, end - loop.time()))
-
-
-def _used_today(log: Path, before: float) -> dict[Account, Totals]:
-    """Add up today's lines, in a thread that lets the event loop have its turns."""
-
-    def lines() -> Iterator[dict[str, Any]]:
-        now = moment(before)
-        for number, line in enumerate(History(log).read(before - before % DAY_S)):
-            if number % YIELD_LINES == 0:
-                time.sleep(0.0001)
-            if line["time"] < now:
-                yield line
-
-    return totals_of(lines())
 
 
 def _journal(config: Config) -> dict[str, Any]:

@@ -34,7 +34,8 @@ WINGS: Final = {
 # Bytes and numbers in, values out.
 PURE_WINGS: Final = frozenset({"errors", "log", "api", "servers", "config", "access"})
 PURE_MODULES: Final = frozenset(
-    {"books.history", "books.ledger", "books.metrics", "fleet.breaker", "fleet.fleet"}
+    {"books.entry", "books.history", "books.ledger", "books.line", "books.metrics"}
+    | {"books.speed", "books.totals", "fleet.breaker", "fleet.fleet"}
     | {"http.headers", "http.peers"}
     | {"traffic.affinity", "traffic.estimate", "traffic.fairness", "traffic.router"}
 )

@@ -15,7 +15,7 @@ import msgspec
 
 from llmgateway.access.keys import Caller
 from llmgateway.api.peek import Body, Endpoint, peek_json, peek_multipart
-from llmgateway.books.ledger import Entry
+from llmgateway.books.entry import Entry
 from llmgateway.config.settings import Config
 from llmgateway.errors import INVALID_REQUEST, GatewayError
 from llmgateway.fleet.upstream import Outgoing

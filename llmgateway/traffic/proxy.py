@@ -105,7 +105,7 @@ class Proxy:
             try:
                 await self._take_part(call, caller, client)
             finally:
-                if (tokens := call.entry.settle()) is not None:
+                if (tokens := call.entry.reckon()) is not None:
                     admission.charge(tokens.prompt + tokens.completion)
 
     async def _take_part(self, call: Call, caller: Caller, client: Client) -> None:
@@ -211,7 +211,7 @@ class Proxy:
 
     def _settle(self, call: Call, order: Order) -> None:
         """Let an answer that has ended cost what it has turned out to cost."""
-        if (tokens := call.entry.settle()) is not None:
+        if (tokens := call.entry.reckon()) is not None:
             self._slots.settle(order, tokens)
             if call.prompt_bytes and not tokens.estimated:
                 self._prompts.learn(call.model, call.prompt_bytes, tokens.prompt)

@@ -9,7 +9,6 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Final, NamedTuple
@@ -18,7 +17,9 @@ from aiohttp import web
 
 from llmgateway.access.keys import Caller, KeyRing, offered_keys
 from llmgateway.api.peek import ENDPOINTS, Body, Endpoint, dialect_of
-from llmgateway.books.ledger import Ended, Entry, Ledger, milliseconds
+from llmgateway.books.entry import Entry
+from llmgateway.books.ledger import Ledger
+from llmgateway.books.line import log_all
 from llmgateway.config.settings import Config
 from llmgateway.errors import (
     DRAINING,
@@ -41,7 +42,6 @@ events = Events("app")
 
 _SANE_ID: Final = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _SANE_FIELD_LIST: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~, -]{0,2048}")
-_LOGGED_CHARACTERS: Final = 100  # of what a client chose
 _CLIENT_GONE: Final = 499  # as nginx logs it; it is never sent
 _PREFLIGHT_S: Final = 86_400
 
@@ -64,7 +64,6 @@ class App:
         self._pages = pages
         self._proxy = proxy
         self._ledger = ledger
-        ledger.on_booked(_log_all)
         self._running: set[Client] = set()
         self._none_running: asyncio.Event | None = None
         self.adopt(config)
@@ -187,7 +186,7 @@ class App:
         if entry in self._ledger.in_flight:
             self._ledger.close(entry, now=time.monotonic(), wall=time.time())
         else:
-            _log_all([(entry, time.monotonic(), time.time())])
+            log_all([(entry, time.monotonic(), time.time())])
 
     def _open(self, path: str, client: Client, entry: Entry) -> Endpoint | None:
         """Find the endpoint, None for the list of models, and open the books. Raises GatewayError."""
@@ -251,32 +250,6 @@ class App:
         for client in list(self._running):
             client.fail(draining())
             client.cancel()
-
-
-def _log_all(ended: Sequence[Ended]) -> None:
-    """Tell in the log what became of requests."""
-    if events.tells_info:
-        events.info_each("request", [_told(entry, now) for entry, now, _ in ended])
-
-
-def _told(entry: Entry, now: float) -> dict[str, object]:
-    """Give what the log tells of a request."""
-    return {
-        "path": entry.endpoint[:_LOGGED_CHARACTERS],
-        "status": entry.status,
-        "outcome": "" if entry.outcome == "ok" else entry.outcome,
-        "model": entry.model[:_LOGGED_CHARACTERS],
-        "affinity": entry.affinity,
-        "user": entry.user,
-        "key": entry.key,
-        "provider": entry.provider,
-        "client": entry.address,
-        "attempts": entry.attempts if entry.attempts > 1 else None,
-        "waited_ms": milliseconds(entry.queue_s) if entry.queue_s else None,
-        "ms": milliseconds(now - entry.began),
-        "bytes": entry.bytes_out,
-        "request": entry.id,
-    }
 
 
 def _path(raw_path: str) -> str:

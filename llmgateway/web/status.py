@@ -17,7 +17,9 @@ from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from llmgateway import __version__
 from llmgateway.access.keys import Caller, KeyRing
 from llmgateway.access.limits import Limits, LimitState
-from llmgateway.books.ledger import Entry, Ledger, Totals
+from llmgateway.books.entry import Entry
+from llmgateway.books.ledger import Ledger
+from llmgateway.books.totals import Totals
 from llmgateway.fleet.fleet import Fleet, Provider, State
 from llmgateway.fleet.health import Watch
 from llmgateway.traffic.slots import Slots
@@ -129,8 +131,8 @@ class Status:
             "in_flight": provider.in_flight,
             "slots": provider.capacity,
             "waiting": waiting.get(provider.name, 0),
-            "tokens_per_s": round(self._ledger.tokens_per_s(provider.name, now=now), 1),
-            "hour": self._ledger.hour(provider.name, now=now, wall=wall),
+            "tokens_per_s": round(self._ledger.speeds.tokens_per_s(provider.name, now=now), 1),
+            "hour": self._ledger.speeds.hour(provider.name, now=now, wall=wall),
         }
 
     def _usage(self, viewer: Caller, wall: float) -> dict[str, Any]:

@@ -1,0 +1,85 @@
+"""One request from its head to its end: what is written down of it while it goes on.
+
+Whoever serves a request writes here how that goes; the ledger books it once it is over. Nothing here looks at
+the clock by itself.
+"""
+
+from dataclasses import dataclass
+
+from llmgateway.api.usage import Meter, Tokens
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One request from its head to its end.
+
+    Durations are in seconds, moments those of `time.monotonic`: uvloop's clock has milliseconds, and stands
+    still while anything runs.
+    """
+
+    id: str
+    endpoint: str
+    began: float
+    user: str | None = None
+    key: str | None = None
+    model: str = ""
+    provider: str = ""
+    affinity: str = ""
+    streams: bool = False
+    attempts: int = 0
+    body_s: float = 0.0
+    """How long the request's body took to arrive."""
+    queue_s: float = 0.0
+    sent_at: float | None = None
+    """When it was sent to the provider that has it now; None while it waits."""
+    overhead_s: float | None = None
+    """The gateway's own time before it was first sent."""
+    first_byte_at: float | None = None
+    meter: Meter | None = None
+    tokens: Tokens | None = None
+    """What it has cost; None before it is reckoned."""
+    prompt_estimate: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    address: str = ""
+    """Whose key was not good; empty for all others."""
+    status: int = 0
+    outcome: str = ""
+
+    @property
+    def phase(self) -> str:
+        """Tell how far it is, in a word."""
+        if self.first_byte_at is not None:
+            return "streaming"
+        if self.sent_at is not None:
+            return "sent"
+        return "waiting" if self.model else "reading"
+
+    def reckon(self) -> Tokens | None:
+        """Give what it has cost, once it is over; None if no provider has worked on it.
+
+        One that was cut off before its first byte has had its prompt read, as far as anybody knows.
+        """
+        if self.tokens is None:
+            if self.meter is not None:
+                self.tokens = self.meter.tokens(self.prompt_estimate)
+            elif self.sent_at is not None:
+                self.tokens = Tokens(self.prompt_estimate, estimated=True)
+        return self.tokens
+
+    def sent(self, provider: str, now: float) -> None:
+        """Note that it goes to a provider now."""
+        self.provider = provider
+        self.attempts += 1
+        self.sent_at = now
+        if self.overhead_s is None:
+            overhead_s = now - self.began - self.body_s - self.queue_s
+            self.overhead_s = max(0.0, overhead_s)
+
+    def came_back(self) -> None:
+        """Note that the provider has refused it, or failed before the first byte: it has cost nothing."""
+        self.sent_at = self.meter = None
+
+
+Ended = tuple[Entry, float, float]
+"""A request that has ended, and when: on the monotonic clock, and in epoch seconds."""

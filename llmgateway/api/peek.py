@@ -1,66 +1,17 @@
-"""What we know of the APIs: the endpoint table, the model and stream flag in a body, error shapes.
+"""Read off a JSON body what routing needs: the model, the stream flag, who said what.
 
 Bytes in, values out. A request body is only ever looked at: what is read from it here is never written back.
 """
 
 import codecs
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from email.message import Message
-from typing import Final, Literal, assert_never
+from collections.abc import Sequence
+from typing import Final
 
 import msgspec
-import orjson
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser
 
+from llmgateway.api.endpoints import Body, Buffer
 from llmgateway.errors import INVALID_REQUEST, GatewayError
-
-Dialect = Literal["openai", "anthropic"]
-BodyKind = Literal["json", "multipart"]
-Body = bytes | bytearray
-Buffer = bytes | memoryview
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """A row of the table of what is forwarded."""
-
-    path: str
-    body: BodyKind = "json"
-    streams: bool = False
-    """Whether what it streams are server-sent events, so that a comment may stand between them."""
-    reads: bool = True
-    """Whether its prompt costs tokens, even where the answer does not say how many."""
-    dialect: Dialect = "openai"
-    """Whose errors its callers expect."""
-
-
-ENDPOINTS: Final[tuple[Endpoint, ...]] = (
-    Endpoint("/v1/chat/completions", streams=True),
-    Endpoint("/v1/completions", streams=True),
-    Endpoint("/v1/embeddings"),
-    Endpoint("/v1/responses", streams=True),
-    Endpoint("/v1/rerank"),
-    Endpoint("/v1/score"),
-    Endpoint("/v1/audio/speech", reads=False),
-    Endpoint("/v1/images/generations", reads=False),
-    Endpoint("/v1/moderations"),
-    Endpoint("/v1/audio/transcriptions", body="multipart", reads=False),
-    Endpoint("/v1/audio/translations", body="multipart", reads=False),
-    Endpoint("/v1/images/edits", body="multipart", reads=False),
-    Endpoint("/v1/messages", streams=True, dialect="anthropic"),
-    Endpoint("/v1/messages/count_tokens", reads=False, dialect="anthropic"),
-)
-
-
-def dialect_of(path: str) -> Dialect:
-    """Name the API whose error shape a caller of `path` expects, also where the path itself is wrong."""
-    return "anthropic" if path == "/v1/messages" or path.startswith("/v1/messages/") else "openai"
-
-
-# --- what a request says -----------------------------------------------------------------------------------
 
 
 class Peek(msgspec.Struct, frozen=True, gc=False):
@@ -139,10 +90,10 @@ _MOST_COMMAS: Final = 200_000  # in a body whose turns are told apart: each take
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 _MOST_SURROGATES: Final = 100_000
 _NAME_CHARACTERS: Final = 1_000  # longer than any name a server advertises
-_UTF8_STEP_BYTES: Final = 1 << 16
+STEP_BYTES: Final = 1 << 16
 
 
-def _bad(message: str) -> GatewayError:
+def bad(message: str) -> GatewayError:
     return GatewayError(INVALID_REQUEST, message)
 
 
@@ -153,7 +104,7 @@ def peek_json(body: Body) -> Peek:
     words that name the trouble.
     """
     if not body:
-        raise _bad("The request body is empty; a JSON object with a 'model' is needed.")
+        raise bad("The request body is empty; a JSON object with a 'model' is needed.")
     if not body.isascii():
         _check_utf8(body)
     told_apart = len(body) <= _MOST_COMMAS or body.count(b",") <= _MOST_COMMAS
@@ -167,11 +118,11 @@ def peek_json(body: Body) -> Peek:
     try:
         envelope = _decode(body)
     except RecursionError:
-        raise _bad("The request body is nested too deeply.") from None
+        raise bad("The request body is nested too deeply.") from None
     except msgspec.ValidationError:
-        raise _bad("The request body must be a JSON object.") from None
+        raise bad("The request body must be a JSON object.") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise _bad(f"The request body is not valid JSON: {_json_trouble(exc)}.") from None
+        raise bad(f"The request body is not valid JSON: {_json_trouble(exc)}.") from None
     turns = _turns(envelope, marked=_is_marked(body)) if told_apart else []
     opening = _opening(envelope, turns)
     text = b"" if envelope.prompt is _ABSENT else _text(envelope.prompt)
@@ -192,7 +143,7 @@ def _peek_chat(chat: _Chat, body: Body) -> Peek:
     """Read what most requests are by far, a chat, in one pass over its bytes."""
     model = chat.model
     if not 0 < len(model) <= _NAME_CHARACTERS:
-        _check_model(model)
+        check_model(model)
     turns: list[Buffer] = [memoryview(message) for message in chat.messages]
     if _is_marked(body):
         turns = list(map(_unmarked, turns))
@@ -299,7 +250,7 @@ def _mended(body: Body) -> bytearray:
     copy = bytearray(body)
     for count, found in enumerate(_SURROGATE.finditer(body)):
         if count == _MOST_SURROGATES:
-            raise _bad("The request body is not valid JSON: too many halves of surrogate pairs.")
+            raise bad("The request body is not valid JSON: too many halves of surrogate pairs.")
         copy[found.start() : found.end()] = rb"\ufffd"
     return copy
 
@@ -316,145 +267,25 @@ def _check_utf8(body: Body) -> None:
     decoder = codecs.getincrementaldecoder("utf-8")()
     view = memoryview(body)
     try:
-        for start in range(0, len(body), _UTF8_STEP_BYTES):
-            decoder.decode(
-                view[start : start + _UTF8_STEP_BYTES], final=start + _UTF8_STEP_BYTES >= len(body)
-            )
+        for start in range(0, len(body), STEP_BYTES):
+            decoder.decode(view[start : start + STEP_BYTES], final=start + STEP_BYTES >= len(body))
     except UnicodeDecodeError:
-        raise _bad("The request body is not valid UTF-8.") from None
+        raise bad("The request body is not valid UTF-8.") from None
 
 
 def _model_name(raw: msgspec.Raw | msgspec.UnsetType) -> str:
     if isinstance(raw, msgspec.UnsetType):
-        raise _bad("The request has no 'model'.")
+        raise bad("The request has no 'model'.")
     try:
         model = _MODEL.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        raise _bad("'model' must be a string.") from None
-    _check_model(model)
+        raise bad("'model' must be a string.") from None
+    check_model(model)
     return model
 
 
-def _check_model(model: str) -> None:
+def check_model(model: str) -> None:
     if not model:
-        raise _bad("'model' must not be empty.")
+        raise bad("'model' must not be empty.")
     if len(model) > _NAME_CHARACTERS:
-        raise _bad("'model' is too long to be the name of a model.")
-
-
-_MOST_PARTS: Final = 1_000
-_FORM_FIELD_BYTES: Final = 4_096  # of the fields we read; files and prompts are skipped
-
-
-class _FormFields:
-    """Collects the small fields named `model` and `stream` from a multipart body, and skips the rest."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, bytes] = {}
-        self.ended = False
-        self._parts = 0
-        self._header = self._value = b""
-        self._name: str | None = None
-
-    def callbacks(self) -> dict[str, Callable[..., None]]:
-        return {
-            "on_part_begin": self._part_begin,
-            "on_header_field": self._header_field,
-            "on_header_value": self._header_value,
-            "on_header_end": self._header_end,
-            "on_part_data": self._part_data,
-            "on_end": self._end,
-        }
-
-    def _part_begin(self) -> None:
-        self._parts += 1
-        if self._parts > _MOST_PARTS:
-            raise _bad(f"The form has more than {_MOST_PARTS} parts.")
-        self._name = None
-        self._header = self._value = b""
-
-    def _header_field(self, data: bytes, start: int, end: int) -> None:
-        self._header += data[start:end]
-
-    def _header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-
-    def _header_end(self) -> None:
-        wanted = b"model" in self._value or b"stream" in self._value
-        if wanted and self._header.lower() == b"content-disposition":
-            name = _parameter(self._value.decode("utf-8", "replace"), "name")
-            self._name = name if name in ("model", "stream") else None
-            if self._name:
-                self.values[self._name] = b""
-        self._header = self._value = b""
-
-    def _part_data(self, data: bytes, start: int, end: int) -> None:
-        if self._name and len(self.values[self._name]) < _FORM_FIELD_BYTES:
-            self.values[self._name] += data[start : min(end, start + _FORM_FIELD_BYTES)]
-
-    def _end(self) -> None:
-        self.ended = True
-
-
-def _parameter(header: str, name: str) -> str | None:
-    message = Message()
-    message["content-disposition"] = header
-    value = message.get_param(name, header="content-disposition")
-    return value if isinstance(value, str) else None
-
-
-def peek_multipart(body: Body, content_type: bytes) -> Peek:
-    """Read a multipart/form-data body; files in it are skipped, not copied. Raises GatewayError (400)."""
-    header = Message()
-    header["content-type"] = content_type.decode("latin-1")
-    boundary = header.get_boundary()
-    if header.get_content_type() != "multipart/form-data" or not boundary:
-        raise _bad("This endpoint takes multipart/form-data with a boundary.")
-    fields = _FormFields()
-    try:
-        parser = MultipartParser(boundary.encode("latin-1"), fields.callbacks())  # type: ignore[arg-type]
-        view = memoryview(body)
-        for start in range(0, len(body), _UTF8_STEP_BYTES):
-            parser.write(bytes(view[start : start + _UTF8_STEP_BYTES]))
-    except (FormParserError, UnicodeEncodeError):
-        raise _bad("The request body is not valid multipart/form-data.") from None
-    if not fields.ended:
-        raise _bad("The multipart body ends before its last boundary.")
-    if "model" not in fields.values:
-        raise _bad("The form has no field 'model'.")
-    try:
-        model = fields.values["model"].decode()
-    except UnicodeDecodeError:
-        raise _bad("The field 'model' is not valid UTF-8.") from None
-    _check_model(model)
-    return Peek(model, fields.values.get("stream", b"").strip().lower() == b"true")
-
-
-# --- what an error looks like -------------------------------------------------------------------------------
-
-
-def error_body(error: GatewayError, dialect: Dialect, request_id: str) -> bytes:
-    """Render the envelope that clients of this API know."""
-    message = error.message.encode("utf-8", "replace").decode()  # a name from a path need not be Unicode
-    return orjson.dumps(_error(error.kind.type, message, dialect, request_id))
-
-
-def error_event(error: GatewayError, dialect: Dialect, request_id: str) -> bytes:
-    """Render the last event of a stream that broke."""
-    name = b"event: error\n" if dialect == "anthropic" else b""
-    return name + b"data: " + error_body(error, dialect, request_id) + b"\n\n"
-
-
-def _error(kind: str, message: str, dialect: Dialect, request_id: str) -> dict[str, object]:
-    match dialect:
-        case "openai":
-            return {"error": {"message": message, "type": kind, "param": None, "code": kind}}
-        case "anthropic":
-            return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
-        case _:
-            assert_never(dialect)
-
-
-def at_event_boundary(tail: bytes) -> bool:
-    """Tell from its last bytes whether an SSE stream stands between events (or has not begun)."""
-    return not tail or tail.endswith((b"\n\n", b"\n\r\n", b"\r\r"))
+        raise bad("'model' is too long to be the name of a model.")

@@ -15,7 +15,7 @@ The rules:
 
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -23,13 +23,12 @@ import msgspec
 import orjson
 from msgspec.structs import astuple
 
+from llmgateway.api.inflate import LOOK_BYTES, Inflater, TooMuch
+
 FIRST_BYTES: Final = 4 * 1024
 LAST_BYTES: Final = 16 * 1024
-LOOK_BYTES: Final = 4 * 1024
-"""What comes in between two looks: a look costs more than a byte."""
 PIECE_BYTES: Final = 40
 """What a piece takes beside its bytes."""
-MOST_INFLATED_BYTES: Final = 16 * 1024 * 1024
 
 # No words of a model match: inside a JSON string a quote has a backslash before it. No match goes beyond its
 # line, and no attempt far beyond a brace, so that no bytes make them slow. That `delta` comes without its
@@ -97,7 +96,7 @@ class Meter:
 
     sse: bool
     coding: bytes = b""
-    _inflater: "_Inflater | None" = None
+    _inflater: Inflater | None = None
     _readable: bool = True
     _fresh: list[bytes] = field(default_factory=list)
     """What has come since the last look."""
@@ -111,7 +110,7 @@ class Meter:
     def __post_init__(self) -> None:
         if self.coding:
             coding = self.coding.strip().lower()
-            self._inflater = _Inflater(coding) if coding in _Inflater.CODINGS else None
+            self._inflater = Inflater(coding) if coding in Inflater.CODINGS else None
             self._readable = self._inflater is not None or coding in (b"", b"identity")
 
     def feed(self, data: bytes) -> None:
@@ -186,7 +185,7 @@ class Meter:
             for piece in self._inflater.inflate(data):
                 self._fresh.append(piece)
                 self._look()
-        except (zlib.error, _TooMuch):
+        except (zlib.error, TooMuch):
             self._inflater, self._readable = None, False
 
     def _look(self) -> None:
@@ -219,49 +218,6 @@ class Meter:
             self._usage = _last_word(part, _USAGE, at, self._usage)
         if (at := part.rfind(_TIMINGS)) >= 0:
             self._timings = _last_word(part, _TIMINGS, at, self._timings)
-
-
-class _TooMuch(Exception):
-    """An answer decompresses to more than is worth reading."""
-
-
-class _Inflater:
-    """Decompresses one answer piece by piece, up to a bound: a bomb costs neither memory nor seconds."""
-
-    CODINGS: Final = frozenset({b"gzip", b"x-gzip", b"deflate"})
-
-    __slots__ = ("_head", "_left", "_stream", "_wrapped")
-
-    def __init__(self, coding: bytes) -> None:
-        self._wrapped = coding != b"deflate"
-        self._head = b""
-        self._left = MOST_INFLATED_BYTES
-        self._stream: Any = None
-
-    def inflate(self, data: bytes) -> Iterator[bytes]:
-        """Yield what a piece decompresses to, in small steps. Raises zlib.error and _TooMuch."""
-        if self._stream is not None and self._stream.eof:
-            return  # zlib would keep whatever else comes
-        if self._stream is None:
-            self._head += data
-            if len(self._head) < 2:
-                return
-            self._stream, data, self._head = zlib.decompressobj(self._window()), self._head, b""
-        step = b" " * LOOK_BYTES
-        while len(step) == LOOK_BYTES:  # a shorter one says that there is no more for now
-            step = self._stream.decompress(data, LOOK_BYTES)
-            data = self._stream.unconsumed_tail
-            yield step[: self._left]
-            self._left -= len(step)
-            if self._left < 0:
-                raise _TooMuch
-
-    def _window(self) -> int:
-        """Tell zlib the format. `deflate` is to have zlib's header (RFC 9110 8.4.1.2); some leave it out."""
-        if self._wrapped:
-            return zlib.MAX_WBITS | 16
-        headed = self._head[0] & 0x0F == zlib.DEFLATED and int.from_bytes(self._head[:2], "big") % 31 == 0
-        return zlib.MAX_WBITS if headed else -zlib.MAX_WBITS
 
 
 def _has_a_long_line(part: bytearray) -> bool:

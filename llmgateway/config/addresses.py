@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
-from llmgateway.api import peek
+from llmgateway.api.endpoints import ENDPOINTS
 from llmgateway.config.values import VISIBLE
 from llmgateway.http.peers import Network
 
@@ -28,7 +28,7 @@ _MAC: Final = re.compile(
 )
 
 # What people copy out of a curl line; the base URL ends before it.
-_AFTER_BASE_URL: Final = (*(endpoint.path.removeprefix("/v1") for endpoint in peek.ENDPOINTS), "/models")
+_AFTER_BASE_URL: Final = (*(endpoint.path.removeprefix("/v1") for endpoint in ENDPOINTS), "/models")
 _OLLAMA: Final = ("/api", "/api/chat", "/api/generate", "/api/tags", "/api/embed")
 _OWN_PATHS: Final = ("/healthz", "/readyz", "/metrics", "/gateway", "/v1/models")
 

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from llmgateway.api.peek import Body
+from llmgateway.api.endpoints import Body
 from llmgateway.config.settings import ProviderConfig
 from llmgateway.errors import ProviderFailed, ProviderTimedOut, ProviderUnreachable
 from llmgateway.fleet.fleet import Provider

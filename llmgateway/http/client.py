@@ -21,7 +21,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestPayloadError
 
-from llmgateway.api.peek import Body, Dialect, at_event_boundary, error_body, error_event
+from llmgateway.api.dialect import Dialect, at_event_boundary, error_body, error_event
+from llmgateway.api.endpoints import Body
 from llmgateway.errors import INVALID_REQUEST, REQUEST_TIMEOUT, REQUEST_TOO_LARGE, GatewayError
 from llmgateway.http.headers import AnswerHead, Field, RequestHead
 

@@ -20,7 +20,7 @@ from typing import Final, Protocol, cast
 import httptools
 from msgspec.structs import replace
 
-from llmgateway.api.peek import Body
+from llmgateway.api.endpoints import Body
 from llmgateway.errors import ProviderBroke, ProviderFailed, ProviderTimedOut
 from llmgateway.http.headers import NO_HEAD, AnswerHead, Field, answer_head, keep_alive_limits, whole_number
 

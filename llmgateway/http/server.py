@@ -22,7 +22,7 @@ from aiohttp.http import RawRequestMessage, StreamWriter
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
-from llmgateway.api.peek import error_body
+from llmgateway.api.dialect import error_body
 from llmgateway.errors import INVALID_REQUEST, REQUEST_TIMEOUT, GatewayError
 from llmgateway.http.client import Client, Flow, Patience
 from llmgateway.http.headers import HeadReader

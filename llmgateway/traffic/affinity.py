@@ -16,7 +16,8 @@ from typing import Final
 
 import msgspec
 
-from llmgateway.api.peek import Buffer, Peek
+from llmgateway.api.endpoints import Buffer
+from llmgateway.api.peek import Peek
 
 DIGEST_BYTES: Final = 16
 MAX_CHAINS: Final = 20_000

@@ -14,7 +14,9 @@ from typing import Final
 import msgspec
 
 from llmgateway.access.keys import Caller
-from llmgateway.api.peek import Body, Endpoint, peek_json, peek_multipart
+from llmgateway.api.endpoints import Body, Endpoint
+from llmgateway.api.multipart import peek_multipart
+from llmgateway.api.peek import peek_json
 from llmgateway.books.entry import Entry
 from llmgateway.config.settings import Config
 from llmgateway.errors import INVALID_REQUEST, GatewayError

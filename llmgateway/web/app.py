@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from aiohttp import web
 
 from llmgateway.access.keys import Caller, KeyRing, offered_keys
-from llmgateway.api.peek import ENDPOINTS, Body, Endpoint, dialect_of
+from llmgateway.api.endpoints import ENDPOINTS, Body, Endpoint, dialect_of
 from llmgateway.books.entry import Entry
 from llmgateway.books.ledger import Ledger
 from llmgateway.books.line import log_all

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llmgateway.api.usage import FIRST_BYTES, LAST_BYTES, LOOK_BYTES, MOST_INFLATED_BYTES, Meter, Tokens
+from llmgateway.api.inflate import LOOK_BYTES, MOST_INFLATED_BYTES
+from llmgateway.api.usage import FIRST_BYTES, LAST_BYTES, Meter, Tokens
 from tests.api.test_usage import (
     ANSWERS,
     CHAT,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llmgateway.api.peek import ENDPOINTS
+from llmgateway.api.endpoints import ENDPOINTS
 from tests.conftest import GatewayFor, ProviderFor
 from tests.exchange import Exchange, Script
 from tests.fake_provider import FakeProvider

@@ -17,7 +17,7 @@ import httptools
 import pytest
 
 from gateway import Gateway
-from llmgateway.api.peek import ENDPOINTS
+from llmgateway.api.endpoints import ENDPOINTS
 from tests.conftest import GatewayFor
 from tests.fake_provider import FakeProvider
 from tests.journey import KEY

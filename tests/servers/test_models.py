@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llmgateway.api.peek import error_body
+from llmgateway.api.dialect import error_body
 from llmgateway.errors import NO_PROVIDER, GatewayError
 from llmgateway.servers.models import (
     Facts,

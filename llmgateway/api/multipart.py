@@ -1,0 +1,102 @@
+"""Read off a form which model it asks for, and whether it wants a stream.
+
+Bytes in, values out, as for JSON. Files, and all else that such a form is full of, are skipped and never
+copied; parts, and what is kept of one, are bounded.
+"""
+
+from collections.abc import Callable
+from email.message import Message
+from typing import Final
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser
+
+from llmgateway.api.endpoints import Body
+from llmgateway.api.peek import STEP_BYTES, Peek, bad, check_model
+
+_MOST_PARTS: Final = 1_000
+_FORM_FIELD_BYTES: Final = 4_096  # of the fields we read; files and prompts are skipped
+
+
+class _FormFields:
+    """Collects the small fields named `model` and `stream` from a multipart body, and skips the rest."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, bytes] = {}
+        self.ended = False
+        self._parts = 0
+        self._header = self._value = b""
+        self._name: str | None = None
+
+    def callbacks(self) -> dict[str, Callable[..., None]]:
+        return {
+            "on_part_begin": self._part_begin,
+            "on_header_field": self._header_field,
+            "on_header_value": self._header_value,
+            "on_header_end": self._header_end,
+            "on_part_data": self._part_data,
+            "on_end": self._end,
+        }
+
+    def _part_begin(self) -> None:
+        self._parts += 1
+        if self._parts > _MOST_PARTS:
+            raise bad(f"The form has more than {_MOST_PARTS} parts.")
+        self._name = None
+        self._header = self._value = b""
+
+    def _header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header += data[start:end]
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _header_end(self) -> None:
+        wanted = b"model" in self._value or b"stream" in self._value
+        if wanted and self._header.lower() == b"content-disposition":
+            name = _parameter(self._value.decode("utf-8", "replace"), "name")
+            self._name = name if name in ("model", "stream") else None
+            if self._name:
+                self.values[self._name] = b""
+        self._header = self._value = b""
+
+    def _part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._name and len(self.values[self._name]) < _FORM_FIELD_BYTES:
+            self.values[self._name] += data[start : min(end, start + _FORM_FIELD_BYTES)]
+
+    def _end(self) -> None:
+        self.ended = True
+
+
+def _parameter(header: str, name: str) -> str | None:
+    message = Message()
+    message["content-disposition"] = header
+    value = message.get_param(name, header="content-disposition")
+    return value if isinstance(value, str) else None
+
+
+def peek_multipart(body: Body, content_type: bytes) -> Peek:
+    """Read a multipart/form-data body; files in it are skipped, not copied. Raises GatewayError (400)."""
+    header = Message()
+    header["content-type"] = content_type.decode("latin-1")
+    boundary = header.get_boundary()
+    if header.get_content_type() != "multipart/form-data" or not boundary:
+        raise bad("This endpoint takes multipart/form-data with a boundary.")
+    fields = _FormFields()
+    try:
+        parser = MultipartParser(boundary.encode("latin-1"), fields.callbacks())  # type: ignore[arg-type]
+        view = memoryview(body)
+        for start in range(0, len(body), STEP_BYTES):
+            parser.write(bytes(view[start : start + STEP_BYTES]))
+    except (FormParserError, UnicodeEncodeError):
+        raise bad("The request body is not valid multipart/form-data.") from None
+    if not fields.ended:
+        raise bad("The multipart body ends before its last boundary.")
+    if "model" not in fields.values:
+        raise bad("The form has no field 'model'.")
+    try:
+        model = fields.values["model"].decode()
+    except UnicodeDecodeError:
+        raise bad("The field 'model' is not valid UTF-8.") from None
+    check_model(model)
+    return Peek(model, fields.values.get("stream", b"").strip().lower() == b"true")

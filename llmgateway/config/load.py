@@ -1,47 +1,32 @@
 """YAML -> Config, or all its problems, each with file, line and path.
 
-Problems of the text (`source`), of shape (`settings`) and of meaning (`references`) are reported together.
+Problems of the text (`source`), of shape (`fields`, `settings`) and of meaning (`references`) are reported
+together.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args, get_origin
 
 from pydantic import ValidationError
 
 from llmgateway.config import references, values
 from llmgateway.config.references import KEY, Finding, Steps
-from llmgateway.config.settings import (
-    AffinityConfig,
-    Config,
-    HealthConfig,
-    KeyEntry,
-    LimitsConfig,
-    LogConfig,
-    ProviderConfig,
-    QueueConfig,
-    Section,
-    ServerConfig,
-    StreamsConfig,
-    TimeoutsConfig,
-    TlsConfig,
-    UserConfig,
-    WakeConfig,
-)
+from llmgateway.config.settings import Config, KeyConfig, KeyEntry, Section, TlsConfig
 from llmgateway.config.source import MAX_BYTES, Document, read
 from llmgateway.config.tree import (
     ConfigError,
     Mark,
     Node,
+    Pairs,
     Problem,
     Scalar,
     Series,
-    Table,
     from_python,
     in_order,
     joined,
@@ -99,7 +84,7 @@ def _loaded(document: Document, file: str, findings: Iterable[Finding] = (), *, 
 def build(tree: Mapping[str, Any]) -> Config:
     """Make a Config out of plain Python values in the form of the file. Raises ConfigError."""
     root = from_python(tree)
-    assert isinstance(root, Table)
+    assert isinstance(root, Pairs)
     return _config(root, Document(root), "<built-in>")
 
 
@@ -108,7 +93,7 @@ def schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
 
 
-def _config(root: Table, document: Document, file: str, findings: Iterable[Finding] = ()) -> Config:
+def _config(root: Pairs, document: Document, file: str, findings: Iterable[Finding] = ()) -> Config:
     problems = list(document.problems)
     complaints = (*references.complaints(root), *findings)
     problems += [_problem(file, root, path, message) for path, message in complaints]
@@ -125,8 +110,8 @@ def _config(root: Table, document: Document, file: str, findings: Iterable[Findi
 def _plain(node: Node) -> Any:
     """The tree as pydantic wants it: dicts and lists, with Scalars as leaves."""
     match node:
-        case Table():
-            return {key: _plain(entry.value) for key, entry in node.entries.items()}
+        case Pairs():
+            return {key: _plain(pair.value) for key, pair in node.pairs.items()}
         case Series():
             return list(map(_plain, node.items))
         case Scalar():
@@ -147,7 +132,7 @@ def _seen_from(folder: Path, config: Config) -> Config:
     return config.model_copy(update={"server": server, "log": log})
 
 
-def _unreadable(root: Table | None, folder: Path) -> Iterator[Finding]:
+def _unreadable(root: Pairs | None, folder: Path) -> Iterator[Finding]:
     """Why the certificate and its key, if any are named, cannot be read."""
     if root is None:
         return
@@ -171,32 +156,29 @@ def _why_not(name: str, folder: Path) -> str:
     except OSError as exc:
         return f"the file cannot be read ({exc.strerror}); let the user who runs the gateway read it"
     except ValueError:
-        return ""  # no path at all, as `settings` tells
+        return ""  # no path at all, as `fields` tells
 
 
 # --- pydantic's errors, in our words --------------------------------------------------------------
 
-# Where each model stands in the file; * is any name or number.
-_SECTIONS: Final[Sequence[tuple[tuple[str, ...], type[Section]]]] = (
-    ((), Config),
-    (("server",), ServerConfig),
-    (("server", "tls"), TlsConfig),
-    (("users", "*"), UserConfig),
-    (("users", "*", "limits"), LimitsConfig),
-    (("users", "*", "keys", "*"), KeyEntry),
-    (("users", "*", "keys", "*", "limits"), LimitsConfig),
-    (("providers", "*"), ProviderConfig),
-    (("providers", "*", "timeouts"), TimeoutsConfig),
-    (("providers", "*", "wake"), WakeConfig),
-    (("health",), HealthConfig),
-    (("queue",), QueueConfig),
-    (("streams",), StreamsConfig),
-    (("affinity",), AffinityConfig),
-    (("log",), LogConfig),
-)
+
+def _sections(kind: Any, *path: str) -> Iterator[tuple[tuple[str, ...], type[Section]]]:
+    """Every model within a type, each with its path in the file, where * is any name or number."""
+    if kind is KeyConfig:
+        kind = KeyEntry  # as which it stands in the file
+    if isinstance(kind, type) and issubclass(kind, Section):
+        yield path, kind
+        for name, field in kind.model_fields.items():
+            yield from _sections(field.annotation, *path, name)
+    below = (*path, "*") if get_origin(kind) in (dict, tuple) else path
+    for part in get_args(kind):
+        yield from _sections(part, *below)
 
 
-def _of_shape(exc: ValidationError, root: Table, file: str) -> Iterator[Problem]:
+SECTIONS: Final = tuple(_sections(Config))
+
+
+def _of_shape(exc: ValidationError, root: Pairs, file: str) -> Iterator[Problem]:
     for error in exc.errors(include_url=False, include_input=False):
         kind, path = error["type"], error["loc"]
         if kind == "reported":
@@ -211,13 +193,13 @@ def _of_shape(exc: ValidationError, root: Table, file: str) -> Iterator[Problem]
             yield _problem(file, root, path, error["msg"])
 
 
-def _no_choice(root: Table, path: Steps, expected: str) -> str:
+def _no_choice(root: Pairs, path: Steps, expected: str) -> str:
     node = _locate(root, path).node
     written = quoted(node) if isinstance(node, Scalar) else "this value"
     return f"{written} is not one of the choices; write {expected}"
 
 
-def _unknown_key(file: str, root: Table, path: Steps) -> Problem:
+def _unknown_key(file: str, root: Pairs, path: Steps) -> Problem:
     model = _model_at(path[:-1])
     known = list(model.model_fields)
     place = _locate(root, (*path, KEY))
@@ -232,7 +214,7 @@ def _unknown_key(file: str, root: Table, path: Steps) -> Problem:
 
 
 def _model_at(path: Steps) -> type[Section]:
-    for pattern, model in _SECTIONS:
+    for pattern, model in SECTIONS:
         if len(pattern) == len(path) and all(a in ("*", b) for a, b in zip(pattern, path, strict=True)):
             return model
     raise AssertionError(f"no model at {path}")
@@ -245,20 +227,20 @@ class Place:
     node: Node | None
 
 
-def _problem(file: str, root: Table, path: Steps, message: str) -> Problem:
+def _problem(file: str, root: Pairs, path: Steps, message: str) -> Problem:
     place = _locate(root, path)
     return Problem(file, place.mark.line, place.mark.column, place.path, message)
 
 
-def _locate(root: Table, path: Steps) -> Place:
+def _locate(root: Pairs, path: Steps) -> Place:
     """Find a place in the file; where the file ends before the path does, it is what stands there."""
     node: Node | None = root
     mark = key_mark = root.mark
     walked: list[int | str] = []
     for step in path:
-        if isinstance(node, Table) and step in node.entries:
-            entry = node.entries[str(step)]
-            node, mark, key_mark = entry.value, entry.value.mark, entry.key_mark
+        if isinstance(node, Pairs) and step in node.pairs:
+            pair = node.pairs[str(step)]
+            node, mark, key_mark = pair.value, pair.value.mark, pair.key_mark
         elif step == KEY:
             return Place(joined(walked), key_mark, None)
         elif isinstance(node, Series) and isinstance(step, int):

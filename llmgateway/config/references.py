@@ -19,7 +19,7 @@ from llmgateway.config.settings import (
     ServerConfig,
     UserConfig,
 )
-from llmgateway.config.tree import Entry, Node, Scalar, Series, Table, joined, quoted, shown
+from llmgateway.config.tree import Node, Pairs, Scalar, Series, joined, quoted, shown
 
 Steps: TypeAlias = tuple[int | str, ...]
 Finding: TypeAlias = tuple[Steps, str]
@@ -47,9 +47,9 @@ class _Names:
         return f"{start}; write one of those in the file"
 
 
-def complaints(root: Table) -> Iterator[Finding]:
+def complaints(root: Pairs) -> Iterator[Finding]:
     """Everything that does not agree, each with its path."""
-    names = _Names(tuple(_entries(root, "users")), tuple(_entries(root, "groups")))
+    names = _Names(_names_in(root, "users"), _names_in(root, "groups"))
     yield from _two_of_a_name(names)
     yield from _members(root, names)
     yield from _owners_and_shares(root, names)
@@ -65,7 +65,7 @@ def _two_of_a_name(names: _Names) -> Iterator[Finding]:
             yield ("groups", name, KEY), f"'{shown(name)}' is a user already; give the group another name"
 
 
-def _members(root: Table, names: _Names) -> Iterator[Finding]:
+def _members(root: Pairs, names: _Names) -> Iterator[Finding]:
     for group in names.groups:
         for index, member in _words(root, "groups", group):
             path = ("groups", group, index)
@@ -79,9 +79,9 @@ def _members(root: Table, names: _Names) -> Iterator[Finding]:
                 yield path, names.instead_of(member, names.users, "a user")
 
 
-def _owners_and_shares(root: Table, names: _Names) -> Iterator[Finding]:
+def _owners_and_shares(root: Pairs, names: _Names) -> Iterator[Finding]:
     anybody = (*names.users, *names.groups, values.EVERYONE)
-    for provider in _entries(root, "providers"):
+    for provider in _names_in(root, "providers"):
         owner = _at(root, "providers", provider, "owner")
         if isinstance(owner, Scalar) and counts(owner) and owner.text not in names.users:
             yield ("providers", provider, "owner"), _no_owner(owner, names)
@@ -101,19 +101,19 @@ def _no_owner(owner: Scalar, names: _Names) -> str:
     return names.instead_of(owner, names.users, "a user")
 
 
-def _two_credentials(root: Table) -> Iterator[Finding]:
-    for provider in _entries(root, "providers"):
+def _two_credentials(root: Pairs) -> Iterator[Finding]:
+    for provider in _names_in(root, "providers"):
         headers = _at(root, "providers", provider, "headers")
         api_key = _at(root, "providers", provider, "api_key")
-        if not isinstance(headers, Table) or not isinstance(api_key, Scalar) or api_key.null:
+        if not isinstance(headers, Pairs) or not isinstance(api_key, Scalar) or api_key.null:
             continue
-        for name in headers.entries:
+        for name in headers.pairs:
             if name.lower() == "authorization":
                 path = ("providers", provider, "headers", name, KEY)
                 yield path, "`api_key` is sent in this header; write one of them, not both"
 
 
-def _same_keys(root: Table) -> Iterator[Finding]:
+def _same_keys(root: Pairs) -> Iterator[Finding]:
     first: dict[bytes, str] = {}
     for path, digest in _digests(root):
         if digest in first:
@@ -122,9 +122,9 @@ def _same_keys(root: Table) -> Iterator[Finding]:
         first.setdefault(digest, joined(path))
 
 
-def _digests(root: Table) -> Iterator[tuple[Steps, bytes]]:
+def _digests(root: Pairs) -> Iterator[tuple[Steps, bytes]]:
     """Every readable key with its path; those that cannot be read are complained about elsewhere."""
-    for user in _entries(root, "users"):
+    for user in _names_in(root, "users"):
         keys = _at(root, "users", user, "keys")
         for index, key in enumerate(keys.items if isinstance(keys, Series) else ()):
             for last, scalar in _forms(key):
@@ -147,7 +147,7 @@ def _forms(key: Node) -> Iterator[tuple[Steps, Scalar]]:
             yield (form,), scalar
 
 
-def _same_paths(root: Table) -> Iterator[Finding]:
+def _same_paths(root: Pairs) -> Iterator[Finding]:
     seen: set[str] = set()
     for index, path in _words(root, "server", "extra_paths"):
         if path.text in seen:
@@ -155,7 +155,7 @@ def _same_paths(root: Table) -> Iterator[Finding]:
         seen.add(path.text)
 
 
-def _same_headers(root: Table) -> Iterator[Finding]:
+def _same_headers(root: Pairs) -> Iterator[Finding]:
     seen: set[str] = set()
     for index, header in _words(root, "affinity", "headers"):
         if header.text.lower() in seen:
@@ -165,17 +165,17 @@ def _same_headers(root: Table) -> Iterator[Finding]:
 
 def _at(node: Node | None, *steps: str) -> Node | None:
     for step in steps:
-        entry = node.entries.get(step) if isinstance(node, Table) else None
-        node = entry.value if entry else None
+        pair = node.pairs.get(step) if isinstance(node, Pairs) else None
+        node = pair.value if pair else None
     return node
 
 
-def _entries(root: Table, section: str) -> dict[str, Entry]:
+def _names_in(root: Pairs, section: str) -> tuple[str, ...]:
     node = _at(root, section)
-    return dict(node.entries) if isinstance(node, Table) else {}
+    return tuple(node.pairs) if isinstance(node, Pairs) else ()
 
 
-def _words(root: Table, *steps: str) -> Iterator[tuple[int, Scalar]]:
+def _words(root: Pairs, *steps: str) -> Iterator[tuple[int, Scalar]]:
     node = _at(root, *steps)
     for index, item in enumerate(node.items if isinstance(node, Series) else ()):
         if isinstance(item, Scalar) and counts(item):
@@ -187,7 +187,7 @@ def counts(scalar: Scalar) -> bool:
     return not scalar.null and not scalar.broken
 
 
-def doubts(config: Config, root: Table, *, now: float) -> Iterator[Finding]:
+def doubts(config: Config, root: Pairs, *, now: float) -> Iterator[Finding]:
     """What is allowed but hardly meant, in a config that is valid; `now` is epoch seconds."""
     yield from _about_server(config.server)
     if not config.users:
@@ -237,7 +237,7 @@ def _about_keys(name: str, user: UserConfig, now: float) -> Iterator[Finding]:
             )
 
 
-def _about_limits(name: str, user: UserConfig, root: Table) -> Iterator[Finding]:
+def _about_limits(name: str, user: UserConfig, root: Pairs) -> Iterator[Finding]:
     written = _at(root, "users", name)
     if _is_written_but_empty(user.limits, written):
         yield ("users", name, "limits"), _SET_NO_LIMIT

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import yaml
 
-from llmgateway.config.tree import START, Entry, Mark, Node, Problem, Scalar, Series, Table, joined
+from llmgateway.config.tree import START, Mark, Node, Pair, Pairs, Problem, Scalar, Series, joined
 
 MAX_BYTES: Final = 1_000_000
 MAX_VALUES: Final = 100_000
@@ -41,14 +41,14 @@ _LOADER: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 class Document:
     """What a file says; `root` is None when nothing of it could be read."""
 
-    root: Table | None
+    root: Pairs | None
     problems: tuple[Problem, ...] = ()
 
 
 def read(source: str | bytes, *, file: str, environ: Mapping[str, str]) -> Document:
     """Read one YAML document whose top is a mapping. Raises nothing."""
     composer = _Composer(file, environ)
-    root: Table | None = None
+    root: Pairs | None = None
     try:
         root = composer.document(_checked(source))
     except _Stop as stop:
@@ -130,7 +130,7 @@ class _Composer:
     def report(self, mark: Mark, message: str) -> None:
         self.problems.append(Problem(self.file, mark.line, mark.column, joined(self.path), message))
 
-    def document(self, text: str) -> Table:
+    def document(self, text: str) -> Pairs:
         self.events = _events(text)
         event = self._next()
         while isinstance(event, (yaml.StreamStartEvent, yaml.DocumentStartEvent)):
@@ -141,7 +141,7 @@ class _Composer:
         self._end()
         if isinstance(root, Scalar) and root.null:
             raise _Stop(START, "the file is empty; config.example.yaml is a good start")
-        if not isinstance(root, Table):
+        if not isinstance(root, Pairs):
             raise _Stop(
                 root.mark,
                 "the file must be a mapping: lines such as `providers:` with indented lines under them",
@@ -183,7 +183,7 @@ class _Composer:
         if isinstance(event, yaml.SequenceStartEvent):
             items = enumerate(self._until(yaml.SequenceEndEvent))
             return Series(tuple(self._below(index, each, depth) for index, each in items), mark)
-        return self._table(mark, depth)
+        return self._pairs(mark, depth)
 
     def _below(self, step: str | int, event: Any, depth: int) -> Node:
         self.path.append(step)
@@ -218,8 +218,8 @@ class _Composer:
             raise _Stop(mark, f"this is nested more than {MAX_DEPTH} levels deep; nothing here needs that")
         return node
 
-    def _table(self, mark: Mark, depth: int) -> Table:
-        entries: dict[str, Entry] = {}
+    def _pairs(self, mark: Mark, depth: int) -> Pairs:
+        pairs: dict[str, Pair] = {}
         first: dict[str, Mark] = {}
         merged: list[tuple[Node, Mark]] = []
         for event in self._until(yaml.MappingEndEvent):
@@ -232,11 +232,11 @@ class _Composer:
             elif merges:
                 merged.append((value, key_mark))
             else:
-                entries[key] = Entry(value, key_mark)
+                pairs[key] = Pair(value, key_mark)
             first.setdefault(key, key_mark)
         for value, key_mark in merged:
-            self._merge(value, key_mark, entries)
-        return Table(entries, mark)
+            self._merge(value, key_mark, pairs)
+        return Pairs(pairs, mark)
 
     def _key(self, event: Any, depth: int) -> tuple[str | None, Mark, bool]:
         """A key as it is written: never a number, never a boolean, never from a variable."""
@@ -253,14 +253,14 @@ class _Composer:
         self.report(mark, f"this key stands here twice, first on line {first.line}; keep one of them")
         self.path.pop()
 
-    def _merge(self, value: Node, mark: Mark, entries: dict[str, Entry]) -> None:
+    def _merge(self, value: Node, mark: Mark, pairs: dict[str, Pair]) -> None:
         """`<<`: what is written in the mapping itself wins over what is merged, and earlier over later."""
-        for table in value.items if isinstance(value, Series) else (value,):
-            if not isinstance(table, Table):
+        for each in value.items if isinstance(value, Series) else (value,):
+            if not isinstance(each, Pairs):
                 self.report(mark, "<< takes an alias of a mapping, such as `<<: *defaults`")
                 continue
-            for key, entry in table.entries.items():
-                entries.setdefault(key, entry)
+            for key, pair in each.pairs.items():
+                pairs.setdefault(key, pair)
 
     def _scalar(self, event: Any, mark: Mark) -> Scalar:
         plain = bool(event.implicit[0])
@@ -327,5 +327,5 @@ def _height(node: Node) -> int:
             return 0
         case Series():
             return 1 + max(map(_height, node.items), default=0)
-        case Table():
-            return 1 + max((_height(entry.value) for entry in node.entries.values()), default=0)
+        case Pairs():
+            return 1 + max((_height(pair.value) for pair in node.pairs.values()), default=0)

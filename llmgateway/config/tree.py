@@ -73,18 +73,22 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class Pair:
+    """What stands under a key, and where the key stands."""
+
     value: Node
     key_mark: Mark = NOWHERE
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
-    entries: Mapping[str, Entry]
+class Pairs:
+    """A mapping: its values by their keys, in the order of the file."""
+
+    pairs: Mapping[str, Pair]
     mark: Mark = NOWHERE
 
 
-Node = Scalar | Series | Table
+Node = Scalar | Series | Pairs
 
 
 def from_python(value: object) -> Node:
@@ -93,10 +97,10 @@ def from_python(value: object) -> Node:
     Raises TypeError for anything but mappings, lists, tuples, strings, numbers, dates and None.
     """
     match value:
-        case Scalar() | Series() | Table():
+        case Scalar() | Series() | Pairs():
             return value
         case Mapping():
-            return Table({str(key): Entry(from_python(item)) for key, item in value.items()})
+            return Pairs({str(key): Pair(from_python(item)) for key, item in value.items()})
         case list() | tuple():
             return Series(tuple(map(from_python, value)))
         case None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmgateway.config.source import MAX_BYTES, Document, read
-from llmgateway.config.tree import Mark, Node, Problem, Scalar, Series, Table, from_python
+from llmgateway.config.tree import Mark, Node, Pairs, Problem, Scalar, Series, from_python
 
 
 def document(text: str | bytes, **environ: str) -> Document:
@@ -21,8 +21,8 @@ def problems(text: str | bytes, **environ: str) -> list[str]:
 
 def at(node: Node | None, *steps: str | int) -> Node:
     for step in steps:
-        if isinstance(node, Table):
-            node = node.entries[str(step)].value
+        if isinstance(node, Pairs):
+            node = node.pairs[str(step)].value
         else:
             assert isinstance(node, Series) and isinstance(step, int)
             node = node.items[step]
@@ -40,8 +40,8 @@ def scalar(text: str, *steps: str | int, **environ: str) -> Scalar:
 
 def plain(node: Node | None) -> object:
     match node:
-        case Table():
-            return {key: plain(entry.value) for key, entry in node.entries.items()}
+        case Pairs():
+            return {key: plain(pair.value) for key, pair in node.pairs.items()}
         case Series():
             return [plain(item) for item in node.items]
         case Scalar():
@@ -69,9 +69,9 @@ def test_every_value_knows_its_line_and_column(steps: tuple[str | int, ...], lin
 
 
 def test_every_key_knows_its_line_and_column() -> None:
-    table = at(document(TEXT).root, "a")
-    assert isinstance(table, Table)
-    assert table.entries["b"].key_mark == Mark(3, 3)
+    pairs = at(document(TEXT).root, "a")
+    assert isinstance(pairs, Pairs)
+    assert pairs.pairs["b"].key_mark == Mark(3, 3)
 
 
 def test_a_byte_order_mark_moves_nothing() -> None:

@@ -95,7 +95,7 @@ class Pool:
     ) -> None:
         """Keep connections to a provider; once it is gone and nobody needs them any more, call `forget`."""
         self.address = address
-        self._users = 0
+        self._uses = 0
         self._provider = provider
         self._tls = tls
         self._forget = forget
@@ -106,7 +106,7 @@ class Pool:
 
     async def open(self, head: bytes, body: Body) -> Exchange:
         """Send a request and wait for the first byte of its answer. Raises ProviderFailed."""
-        self._users += 1
+        self._uses += 1
         limit_s = self._provider.config.timeouts.first_byte
         if limit_s != self._deadlines.limit_s:
             self._deadlines = Deadlines(limit_s)
@@ -132,14 +132,14 @@ class Pool:
 
     def _leave(self) -> None:
         """End one use; the pool of a provider that is gone ends with its last one."""
-        self._users -= 1
-        if self._provider.gone and not self._users:
+        self._uses -= 1
+        if self._provider.gone and not self._uses:
             self._forget(self._provider)
 
     def retire(self) -> None:
         """Keep nothing for later: the provider is gone."""
         self.close_idle()
-        if not self._users:
+        if not self._uses:
             self._forget(self._provider)
 
     def _take(self) -> Connection | None:

@@ -13,13 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from limits.storage.base import Storage
 
+from llmgateway.access.counters import MIN_SWEPT, Counters, SteadyClock
 from llmgateway.access.limits import (
     MAX_TERMS,
-    MIN_SWEPT,
     Admission,
-    Counters,
     Limits,
-    SteadyClock,
     as_openai_writes,
     in_words,
 )

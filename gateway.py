@@ -86,10 +86,12 @@ class Gateway:
         self.metrics.before_scrape(self.ledger.book)
         self._certificate = None if config.server.tls is None else _certificate(config.server.tls)
         self._upstream = Upstream()
-        self._watch = Watch(self.fleet, self._upstream, Random())
-        clock = asyncio.get_running_loop().time
+        clock = asyncio.get_running_loop().time  # the one that slots, providers and their breakers go by
+        self._watch = Watch(self.fleet, self._upstream, Random(), clock)
         self.slots = Slots(self.fleet, Affinity(), config.queue, Random(), wake=Alarm().ring, clock=clock)
-        proxy = Proxy(self.slots, self._upstream, self._watch, RetryBudget(), self.limits, self.metrics)
+        proxy = Proxy(
+            self.slots, self._upstream, self._watch, RetryBudget(), self.limits, self.metrics, clock
+        )
         self.status = Status(
             self.condition, self._watch, self.fleet, self.slots, self.ledger, self.limits, time.monotonic
         )

@@ -73,7 +73,8 @@ def props(slots: int) -> Script:
 async def waiting(gateway: Gateway, count: int, model: str = "m") -> None:
     """Wait until so many wait for a model."""
     await eventually(
-        lambda: gateway.slots.depth(model) == count, saying=f"{gateway.slots.depth(model)} wait, not {count}"
+        lambda: gateway.slots.line.depth(model) == count,
+        saying=f"{gateway.slots.line.depth(model)} wait, not {count}",
     )
 
 
@@ -85,7 +86,7 @@ async def all_given_back(gateway: Gateway) -> None:
         return {name: count for name, count in found.items() if count}
 
     await eventually(lambda: not taken(), 2, saying=f"slots were not given back: {taken()}")
-    assert gateway.slots.depth("m") == 0
+    assert gateway.slots.line.depth("m") == 0
 
 
 def overloaded(response: Response) -> int:

@@ -22,8 +22,10 @@ from llmgateway.errors import GatewayError
 from llmgateway.fleet.fleet import Fleet, Probe, Provider, State
 from llmgateway.servers.models import Model
 from llmgateway.traffic.affinity import Affinity, Thread
+from llmgateway.traffic.estimate import OutputSize
 from llmgateway.traffic.fairness import cost
-from llmgateway.traffic.slots import NoCandidate, Order, Slots
+from llmgateway.traffic.line import NoCandidate, Order
+from llmgateway.traffic.slots import Slots
 
 T = TypeVar("T")
 
@@ -101,8 +103,10 @@ class House:
             self.affinity,
             QueueConfig(size=size, timeout=timeout_s),
             Random(seed),
+            clock=now,
             wake=self._wake,
         )
+        self.outputs = OutputSize()
         self.served: list[str] = []
         """Who was granted a slot, as `user`, or as `name` where a request has one."""
         self.places: dict[str, str] = {}
@@ -139,21 +143,22 @@ class House:
             order.tried.update(tried)
             self.orders[name] = order
             try:
-                provider = await self.slots.acquire(order)
+                async with order.lease() as provider:
+                    self.served.append(name)
+                    self.places[name] = provider.name
+                    try:
+                        await asyncio.sleep(seconds)
+                    finally:
+                        self._account(order, tokens)
             except (NoCandidate, GatewayError) as exc:
                 return said(exc)
-            self.served.append(name)
-            self.places[name] = provider.name
-            try:
-                await asyncio.sleep(seconds)
-            finally:
-                self._account(order, tokens)
-                self.slots.end_attempt(order, provider)
         return provider.name
 
     def _account(self, order: Order, tokens: Tokens | None) -> None:
         if tokens is not None:
-            self.slots.settle(order, tokens)
+            self.slots.correct(order, tokens)
+            if not tokens.estimated:
+                self.outputs.learn(order.model, tokens.completion)
             user = order.caller.user
             self.tokens[user] = self.tokens.get(user, 0.0) + cost(tokens.prompt, tokens.completion)
 

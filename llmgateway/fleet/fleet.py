@@ -12,10 +12,18 @@ time.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 from llmgateway.access.keys import Caller
 from llmgateway.config.settings import Config, HealthConfig, ProviderConfig
+from llmgateway.errors import (
+    ProviderErrored,
+    ProviderFailed,
+    ProviderRefused,
+    ProviderTimedOut,
+    ProviderUnreachable,
+    ProviderWarming,
+)
 from llmgateway.fleet.breaker import Breaker
 from llmgateway.log import Events
 from llmgateway.servers.models import Model
@@ -43,6 +51,15 @@ class Probe:
     slots: int | None = None
     certain: bool = False
     """True if this is no passing trouble, so that one such sighting is enough."""
+
+
+class Sequel(NamedTuple):
+    """What follows from a failure."""
+
+    probe: bool = False
+    """Whether a look at the provider would tell more."""
+    try_again: bool = False
+    """Whether the same request may come back to it."""
 
 
 # A server may leave its model list open and ask for a key only when work is to be done; without this pause
@@ -154,8 +171,51 @@ class Provider:
         self._become(State.OFFLINE, reason)
         self.changed()
 
+    # -- what real requests tell
+
+    def took(self, *, now: float) -> bool:
+        """Count a request that goes to it; tells whether that is the trial after a pause."""
+        self.in_flight += 1
+        return not self.breaker.spotless and self.breaker.started(now)
+
+    def gave_back(self, *, on_trial: bool = False) -> None:
+        """Count a request less; a trial that has told nothing by then frees the way for another."""
+        self.in_flight -= 1
+        if on_trial:
+            self.breaker.abandoned()
+
+    def answered(self) -> None:
+        """Note that it has begun to answer a request."""
+        if not self.breaker.spotless:
+            self.breaker.answered()
+
+    def fared_well(self) -> None:
+        """Take a whole answer into account."""
+        if not self.breaker.spotless:
+            self.breaker.succeeded()
+
+    def fared(self, failure: ProviderFailed, *, now: float) -> Sequel:
+        """Take the failure of a real request into account; tells what is to follow from it."""
+        unreachable = isinstance(failure, ProviderUnreachable) or (
+            isinstance(failure, ProviderTimedOut) and failure.wait == "connect"
+        )
+        match failure:
+            case ProviderRefused():
+                self.refuse_credentials("it refuses the gateway's credentials", now=now)
+            case ProviderWarming():
+                self.warm("it is loading its model")
+                return Sequel(probe=True, try_again=True)
+            case ProviderErrored(supported=False):
+                pass
+            case _ if unreachable and self.config.wake is not None:
+                self.fell_asleep(failure.message)
+                return Sequel(probe=True, try_again=True)
+            case _:
+                self.fared_badly(now=now)
+        return Sequel(probe=unreachable)
+
     def fared_badly(self, *, now: float) -> None:
-        """Take the failure of a real request into account."""
+        """Take a failure into account that is the provider's own."""
         if self.breaker.failed(now):
             pause_s = self.breaker.open_until - now
             events.warning("provider is taken out for a while", provider=self.name, pause_s=pause_s)

@@ -6,7 +6,7 @@ a probe says.
 """
 
 import asyncio
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 from typing import Final
@@ -124,12 +124,14 @@ class _Watched:
 class Watch:
     """Keeps the fleet's picture of its providers current. Use as `async with`; tasks end with it."""
 
-    def __init__(self, fleet: Fleet, upstream: Upstream, chance: Random) -> None:
+    def __init__(self, fleet: Fleet, upstream: Upstream, chance: Random, clock: Callable[[], float]) -> None:
+        """Watch a fleet, with its providers reached by `upstream`; `clock` is the loop's."""
         self.first_round = asyncio.Event()
         """Set once every provider has been looked at, and for good."""
         self._fleet = fleet
         self._upstream = upstream
         self._chance = chance
+        self._now = clock
         self._watched: dict[Provider, _Watched] = {}
         self._ending: set[asyncio.Task[None]] = set()
 
@@ -200,14 +202,14 @@ class Watch:
 
     async def _look(self, provider: Provider) -> None:
         seen = await probe(self._upstream, provider)
-        lately = asyncio.get_running_loop().time() - max(provider.health.interval, provider.health.timeout)
+        lately = self._now() - max(provider.health.interval, provider.health.timeout)
         streamed_at = self._upstream.last_byte(provider)
         # Right after a start of the machine the clock is young, and "lately" may lie before its zero.
         streams = streamed_at > 0 and streamed_at > lately
         if seen.state in _FAILED and not seen.certain and streams:
             events.debug("probe failed while streaming", provider=provider.name, reason=seen.reason)
             seen = Probe(State.ONLINE)
-        provider.observe(seen, now=time.monotonic())
+        provider.observe(seen, now=self._now())
         self._upstream.sweep(provider)
 
     async def _pause(self, provider: Provider, asked: asyncio.Event) -> None:

@@ -133,7 +133,7 @@ class Affinity:
                 return link, conversation
         return NO_MATCH
 
-    def settle(self, thread: Thread, home: Hashable, *, now: float, match: Match | None = None) -> None:
+    def remember(self, thread: Thread, home: Hashable, *, now: float, match: Match | None = None) -> None:
         """Remember that this turn of a conversation was given to a provider. `match` is what it matches now.
 
         A request that leaves a conversation at an earlier turn is a conversation of its own from then on; the

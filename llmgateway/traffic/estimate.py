@@ -1,7 +1,7 @@
 """What a request is likely to cost, guessed before anything of it is known.
 
-The prompt's tokens are fitted to its size, for each model, by what answers have told so far. Memory is
-bounded.
+The prompt's tokens are fitted to its size, and the output is taken to be as long as usual, for each model, by
+what answers have told so far. Memory is bounded.
 """
 
 from typing import Final
@@ -9,6 +9,29 @@ from typing import Final
 _BYTES_A_TOKEN: Final = 4
 _MOST_PROMPT_TOKENS: Final = 100_000
 _REMEMBERED_MODELS: Final = 1_000
+_UNKNOWN_OUTPUT: Final = 256.0  # tokens
+_LEARNING: Final = 0.2
+
+
+class OutputSize:
+    """Learns how many tokens the answers of each model have."""
+
+    def __init__(self) -> None:
+        self._usual: dict[str, float] = {}
+
+    def learn(self, model: str, completion_tokens: int) -> None:
+        """Note what an answer of a model turned out to have; what was long ago counts less and less."""
+        usual = self._usual.pop(model, None)
+        if usual is None:
+            usual = float(completion_tokens)
+            while len(self._usual) >= _REMEMBERED_MODELS:
+                del self._usual[next(iter(self._usual))]
+        self._usual[model] = usual + _LEARNING * (completion_tokens - usual)
+
+    def estimate(self, model: str, limit: int | None) -> float:
+        """Guess the tokens of an answer; `limit` is the most that the request allows."""
+        usual = self._usual.get(model, _UNKNOWN_OUTPUT)
+        return usual if limit is None else min(usual, limit)
 
 
 class PromptSize:

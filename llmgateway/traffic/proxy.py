@@ -1,16 +1,17 @@
-"""The story of a forwarded request: lease, send, relay, account; failover before the first byte.
+"""The story of a forwarded request: admit, lease, send, relay, account; failover before the first byte.
 
 `forward` is the path of every request. A provider's answer is shown to the client only once its first byte is
 there, so whatever fails before that can be tried on another candidate.
 """
 
-import asyncio
 import zlib
-from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from time import monotonic
 from typing import Final
+
+import msgspec
 
 from llmgateway.access.keys import Caller
 from llmgateway.access.limits import Limits
@@ -22,8 +23,6 @@ from llmgateway.errors import (
     ProviderErrored,
     ProviderFailed,
     ProviderRefused,
-    ProviderTimedOut,
-    ProviderUnreachable,
     ProviderWarming,
     no_provider,
 )
@@ -37,9 +36,10 @@ from llmgateway.http.headers import AnswerHead
 from llmgateway.log import Events
 from llmgateway.servers.models import is_loading, quote
 from llmgateway.traffic.call import Call
-from llmgateway.traffic.estimate import PromptSize
+from llmgateway.traffic.estimate import OutputSize, PromptSize
 from llmgateway.traffic.fairness import cost
-from llmgateway.traffic.slots import NoCandidate, Order, Slots
+from llmgateway.traffic.line import Line, NoCandidate, Order, Overloaded
+from llmgateway.traffic.slots import Slots
 
 events = Events("proxy")
 
@@ -51,10 +51,11 @@ _QUOTED_BYTES: Final = 64 * 1024
 _QUOTED_S: Final = 2.0
 _HELD_BYTES: Final = 1 << 20
 _GZIP_OR_ZLIB: Final = zlib.MAX_WBITS | 32
+_UNLIMITED: Final = nullcontext()
+_SILENT: Final = nullcontext()
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(msgspec.Struct, frozen=True):
     """A whole 404 or 429, kept while other candidates are asked."""
 
     provider: Provider
@@ -63,6 +64,20 @@ class Held:
     head: AnswerHead
     body: bytes
     own_lines: bytes
+
+
+class Story(msgspec.Struct):
+    """One request's way from candidate to candidate."""
+
+    call: Call
+    client: Client
+    order: Order
+    failures: list[ProviderFailed] = msgspec.field(default_factory=list)
+    held: Held | None = None
+
+    def warms_at_best(self) -> bool:
+        """Tell whether there is no better answer yet than that a model is loading."""
+        return self.held is None and all(isinstance(failure, ProviderWarming) for failure in self.failures)
 
 
 class Proxy:
@@ -76,157 +91,189 @@ class Proxy:
         budget: RetryBudget,
         limits: Limits,
         metrics: Metrics,
+        clock: Callable[[], float],
     ) -> None:
+        """Wire up; `clock` is the one that slots and providers go by."""
         self._slots = slots
         self._upstream = upstream
         self._watch = watch
         self._budget = budget
         self._limits = limits
         self._metrics = metrics
+        self._now = clock
         self._prompts = PromptSize()
+        self._outputs = OutputSize()
 
-    def forward(self, call: Call, caller: Caller, client: Client) -> Awaitable[None]:
+    async def forward(self, call: Call, caller: Caller, client: Client) -> None:
         """Carry one call to a provider and its answer back, byte for byte. Raises GatewayError.
 
         An error raised after the client has been sent bytes is to be told as the end of the stream.
         """
-        if caller.models:
-            caller.require(call.model)
-        if call.prompt_bytes:
-            call.entry.prompt_estimate = self._prompts.estimate(call.model, call.prompt_bytes)
-        how = self._within_limits if caller.limited else self._take_part
-        return how(call, caller, client)
+        caller.require(call.model)
+        expected = self._expected(call)
+        self._budget.deposit(self._now())
+        with (
+            self._admitted(call, caller, client) if caller.limited else _UNLIMITED,
+            self._slots.order(caller, call.model, call.thread, expected, call.entry.id) as order,
+            _Heart(call, client, order, self._slots.line) if call.keepalive_s else _SILENT,
+        ):
+            story = Story(call, client, order)
+            while not order.tried or (self._slots.hopeful(order) and self._budget.take(self._now())):
+                try:
+                    async with order.lease() as provider:
+                        if await self._is_served_by(provider, story):
+                            return
+                except NoCandidate:
+                    await self._watch.settled()  # another config may have brought somebody else
+                    if not self._slots.hopeful(order):
+                        break
+                except Overloaded:
+                    if story.warms_at_best():
+                        raise
+                    break
+                finally:
+                    call.entry.queue_s, call.entry.affinity = order.waited_s, order.affinity
+            self._conclude(story)
 
-    async def _within_limits(self, call: Call, caller: Caller, client: Client) -> None:
+    # -- what it costs
+
+    def _expected(self, call: Call) -> float:
+        """Guess what a call will cost, in virtual tokens."""
+        prompt = self._prompts.estimate(call.model, call.prompt_bytes) if call.prompt_bytes else 0
+        call.entry.prompt_estimate = prompt
+        return cost(prompt, self._outputs.estimate(call.model, call.output_limit))
+
+    @contextmanager
+    def _admitted(self, call: Call, caller: Caller, client: Client) -> Iterator[None]:
+        """Hold a call to the limits of its caller, and charge it to them. Raises GatewayError (429)."""
         with self._limits.admit(
             caller.user, caller.limits, caller.key_id, caller.key_limits, key_name=caller.key_name
         ) as admission:
             client.tell(admission.headers(), instead_of="x-ratelimit-")
             try:
-                await self._take_part(call, caller, client)
+                yield
             finally:
                 if (tokens := call.entry.reckon()) is not None:
                     admission.charge(tokens.prompt + tokens.completion)
 
-    async def _take_part(self, call: Call, caller: Caller, client: Client) -> None:
-        entry = call.entry
-        self._budget.deposit(monotonic())
-        expected = cost(entry.prompt_estimate, self._slots.expected_output(call.model, call.output_limit))
-        with self._slots.order(caller, call.model, call.thread, expected, entry.id) as order:
-            heartbeat = _heart(call, client, order, self._slots) if call.keepalive_s else None
-            try:
-                await self._serve(call, client, order)
-            finally:
-                entry.queue_s, entry.affinity = order.waited_s, order.affinity
-                if heartbeat is not None:
-                    heartbeat.stop()
+    def _price(self, call: Call, order: Order) -> None:
+        """Let an answer that has ended cost what it has turned out to cost, and learn from it."""
+        if (tokens := call.entry.reckon()) is None:
+            return
+        self._slots.correct(order, tokens)
+        if not tokens.estimated:
+            self._outputs.learn(call.model, tokens.completion)
+            if call.prompt_bytes:
+                self._prompts.learn(call.model, call.prompt_bytes, tokens.prompt)
 
-    async def _serve(self, call: Call, client: Client, order: Order) -> None:
-        failures: list[ProviderFailed] = []
-        held: Held | None = None
-        while not order.tried or (self._slots.hopeful(order) and self._budget.take(monotonic())):
-            try:
-                provider = self._slots.take(order) or await self._slots.acquire(order)
-            except NoCandidate:
-                await self._watch.settled()  # another config may have brought somebody else
-                if self._slots.hopeful(order):
-                    continue
-                break
-            except GatewayError:
-                if held is None and all(isinstance(failure, ProviderWarming) for failure in failures):
-                    raise
-                break  # there is a better answer than that the queue is full
-            call.entry.queue_s = order.waited_s
-            call.entry.sent(provider.name, monotonic())
-            order.tried.add(provider.name)
-            try:
-                answer = await self._attempt(provider, call, client, order)
-            except ProviderFailed as failure:
-                self._learn(provider, failure, order)
-                if client.answered:
-                    raise GatewayError(UPSTREAM_ERROR, failure.message) from failure
-                self._give_up_on(call, order, provider, failure.reason)
-                failures.append(failure)
-                continue
-            finally:
-                self._slots.end_attempt(order, provider)
-            if answer is None:
-                return
-            self._give_up_on(call, order, provider, f"status_{answer.status}")
-            held = answer
-        if held is None:
-            raise _none_left(call.model, failures)
-        self._pass_on(held, call, client)
+    def _take_nothing_for(self, story: Story) -> None:
+        """Let an attempt that brought no answer cost nothing, also if the client leaves now."""
+        self._slots.refund(story.order)
+        story.call.entry.came_back()
 
-    async def _attempt(self, provider: Provider, call: Call, client: Client, order: Order) -> Held | None:
-        """Ask one provider. Gives its answer back unsent if another candidate may have a better one."""
-        with await self._upstream.open(provider, call.outgoing) as exchange:
-            status = exchange.status
-            if status >= _NO_ANSWER:
-                self._take_nothing_for(call, order)
-            if status in _REFUSED:
-                raise ProviderRefused(
-                    provider.name, f"refused the gateway's credentials ({status}); its api_key needs a look."
-                )
-            if status >= 500:
-                raise await self._errored(provider, exchange)
-            self._slots.answered(order, provider)
-            if status in _TRY_ELSEWHERE and self._slots.hopeful(order):
-                body, whole = await exchange.read(_HELD_BYTES, _QUOTED_S)
-                if exchange.failure is not None:
-                    raise exchange.failure
-                if whole:
-                    own_lines = _own_lines(provider.name, order.affinity, order.waited_s)
-                    return Held(provider, status, exchange.reason, exchange.head, body, own_lines)
-            call.outgoing.body = b""
-            meter = Meter(sse=exchange.head.is_events, coding=exchange.head.coding)
-            if status < _NO_ANSWER:
-                call.entry.meter = meter
-            try:
-                if client.started and not (status == 200 and exchange.head.is_sse):
-                    body, _ = await exchange.read(_QUOTED_BYTES, _QUOTED_S)
-                    meter.feed(body)
-                    raise _too_late(provider, status, exchange.head, body)
-                _begin(call, client, exchange, _own_lines(provider.name, order.affinity, order.waited_s))
-                client.watch = meter.feed
-                if exchange.complete:
-                    client.feed(exchange.whole(), final=True)
-                else:
-                    with client.holding(exchange):
-                        await exchange.relay(client, provider.config.timeouts.idle)
-            finally:
-                self._settle(call, order)
-        if not provider.breaker.spotless:
-            provider.breaker.succeeded()
-        return None
+    # -- one attempt
 
-    async def _errored(self, provider: Provider, exchange: Exchange) -> ProviderFailed:
+    async def _is_served_by(self, provider: Provider, story: Story) -> bool:
+        """Ask one provider; tells whether its answer has reached the client, else another may be tried."""
+        call, client, order = story.call, story.client, story.order
+        call.entry.queue_s = order.waited_s
+        call.entry.sent(provider.name, monotonic())
+        order.tried.add(provider.name)
+        try:
+            with await self._upstream.open(provider, call.outgoing) as exchange:
+                status = exchange.status
+                if status >= _NO_ANSWER:
+                    self._take_nothing_for(story)
+                    await self._check(provider, exchange)
+                self._slots.answered(order, provider)
+                if status in _TRY_ELSEWHERE and await self._holds(provider, exchange, story):
+                    self._give_up_on(provider, f"status_{status}", story)
+                    return False
+                await self._relay(provider, exchange, story)
+        except ProviderFailed as failure:
+            self._learn(provider, failure, order)
+            if client.answered:
+                raise GatewayError(UPSTREAM_ERROR, failure.message) from failure
+            self._give_up_on(provider, failure.reason, story)
+            story.failures.append(failure)
+            return False
+        provider.fared_well()
+        return True
+
+    async def _check(self, provider: Provider, exchange: Exchange) -> None:
+        """Raise ProviderFailed for an answer that is not for the client."""
+        if exchange.status in _REFUSED:
+            trouble = f"refused the gateway's credentials ({exchange.status}); its api_key needs a look."
+            raise ProviderRefused(provider.name, trouble)
+        if exchange.status < 500:
+            return
         body, _ = await exchange.read(_QUOTED_BYTES, _QUOTED_S)
         body = _readable(exchange.head, body)
         said = quote(body, provider.secrets)
         trouble = f"answered {exchange.status}{': ' if said else '.'}{said}"
         if is_loading(exchange.status, body):
-            return ProviderWarming(provider.name, trouble)
-        return ProviderErrored(provider.name, trouble, supported=exchange.status != _UNSUPPORTED)
+            raise ProviderWarming(provider.name, trouble)
+        raise ProviderErrored(provider.name, trouble, supported=exchange.status != _UNSUPPORTED)
 
-    def _settle(self, call: Call, order: Order) -> None:
-        """Let an answer that has ended cost what it has turned out to cost."""
-        if (tokens := call.entry.reckon()) is not None:
-            self._slots.settle(order, tokens)
-            if call.prompt_bytes and not tokens.estimated:
-                self._prompts.learn(call.model, call.prompt_bytes, tokens.prompt)
+    async def _holds(self, provider: Provider, exchange: Exchange, story: Story) -> bool:
+        """Keep an answer back if another candidate may have a better one, and if it is small."""
+        order = story.order
+        if not self._slots.hopeful(order):
+            return False
+        body, whole = await exchange.read(_HELD_BYTES, _QUOTED_S)
+        if exchange.failure is not None:
+            raise exchange.failure
+        if whole:
+            own_lines = _own_lines(provider.name, order.affinity, order.waited_s)
+            story.held = Held(provider, exchange.status, exchange.reason, exchange.head, body, own_lines)
+        return whole
 
-    def _give_up_on(self, call: Call, order: Order, provider: Provider, reason: str) -> None:
+    async def _relay(self, provider: Provider, exchange: Exchange, story: Story) -> None:
+        """Pass an answer on as it comes. Raises ProviderFailed, and GatewayError if it came too late."""
+        call, client, order = story.call, story.client, story.order
+        call.outgoing.body = b""
+        head = exchange.head
+        meter = Meter(sse=head.is_events, coding=head.coding)
+        if exchange.status < _NO_ANSWER:
+            call.entry.meter = meter
+        try:
+            if client.started and not (exchange.status == 200 and head.is_sse):
+                body, _ = await exchange.read(_QUOTED_BYTES, _QUOTED_S)
+                meter.feed(body)
+                raise _too_late(provider, exchange.status, head, body)
+            _begin(call, client, exchange, _own_lines(provider.name, order.affinity, order.waited_s))
+            client.watch = meter.feed
+            if exchange.complete:
+                client.feed(exchange.whole(), final=True)
+            else:
+                with client.holding(exchange):
+                    await exchange.relay(client, provider.config.timeouts.idle)
+        finally:
+            self._price(call, order)
+
+    # -- what did not bring an answer
+
+    def _give_up_on(self, provider: Provider, reason: str, story: Story) -> None:
         """Look for another provider: this one has served nothing."""
-        self._take_nothing_for(call, order)
+        self._take_nothing_for(story)
         self._metrics.failed_over(provider.name, reason)
 
-    def _take_nothing_for(self, call: Call, order: Order) -> None:
-        """Let an attempt that brought no answer cost nothing, also if the client leaves now."""
-        self._slots.refund(order)
-        call.entry.came_back()
+    def _learn(self, provider: Provider, failure: ProviderFailed, order: Order) -> None:
+        """Draw what a failure of real traffic says about the provider."""
+        events.warning(
+            "exchange failed", provider=provider.name, reason=failure.reason, trouble=failure.message
+        )
+        sequel = provider.fared(failure, now=self._now())
+        if sequel.probe:
+            self._watch.look_now(provider)
+        if sequel.try_again:
+            self._slots.allow_again(order, provider)
 
-    def _pass_on(self, held: Held, call: Call, client: Client) -> None:
+    def _conclude(self, story: Story) -> None:
+        """Give the client the best of what the candidates said. Raises GatewayError if that is not much."""
+        call, client, held = story.call, story.client, story.held
+        if held is None:
+            raise _none_left(call.model, story.failures)
         call.entry.provider = held.provider.name
         call.entry.first_byte_at = monotonic()
         if client.started:
@@ -234,33 +281,24 @@ class Proxy:
         client.begin(held.status, held.reason, held.head, held.own_lines)
         client.feed(held.body, final=True)
 
-    def _learn(self, provider: Provider, failure: ProviderFailed, order: Order) -> None:
-        """Draw what a failure of real traffic says about the provider."""
-        events.warning(
-            "exchange failed", provider=provider.name, reason=failure.reason, trouble=failure.message
-        )
-        match failure:
-            case ProviderRefused():
-                provider.refuse_credentials("it refuses the gateway's credentials", now=_now())
-            case ProviderWarming():
-                provider.warm("it is loading its model")
-                self._watch.look_now(provider)
-                self._slots.allow_again(order, provider)
-            case ProviderErrored(supported=False):
-                pass
-            case ProviderUnreachable() | ProviderTimedOut(wait="connect") if provider.config.wake is not None:
-                provider.fell_asleep(failure.message)
-                self._watch.look_now(provider)
-                self._slots.allow_again(order, provider)
-            case ProviderUnreachable() | ProviderTimedOut(wait="connect"):
-                self._watch.look_now(provider)
-                provider.fared_badly(now=_now())
-            case _:
-                provider.fared_badly(now=_now())
 
+class _Heart:
+    """Keeps a stream from being silent for too long, from the request to the end of the answer."""
 
-def _now() -> float:
-    return asyncio.get_running_loop().time()
+    def __init__(self, call: Call, client: Client, order: Order, line: Line) -> None:
+        self._order = order
+        self._line = line
+        self._heartbeat = Heartbeat(client, call.keepalive_s, self._words)
+
+    def _words(self) -> str:
+        position = self._line.position(self._order)
+        return f"waiting, position {position} in the queue" if position else "waiting for the model"
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self._heartbeat.stop()
 
 
 def _begin(call: Call, client: Client, exchange: Exchange, own_lines: bytes) -> None:
@@ -276,16 +314,6 @@ def _begin(call: Call, client: Client, exchange: Exchange, own_lines: bytes) -> 
 def _own_lines(provider: str, affinity: str, waited_s: float) -> bytes:
     line = f"x-gateway-affinity: {affinity}\r\n" if affinity else ""
     return f"x-gateway-provider: {provider}\r\n{line}x-gateway-queue-wait: {waited_s:.3f}\r\n".encode()
-
-
-def _heart(call: Call, client: Client, order: Order, slots: Slots) -> Heartbeat:
-    """Keep a stream from being silent for too long, from the request to the end of the answer."""
-
-    def words() -> str:
-        position = slots.position(order)
-        return f"waiting, position {position} in the queue" if position else "waiting for the model"
-
-    return Heartbeat(client, call.keepalive_s, words)
 
 
 def _too_late(provider: Provider, status: int, head: AnswerHead, body: bytes) -> GatewayError:

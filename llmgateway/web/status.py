@@ -72,7 +72,7 @@ class Status:
         self._ledger.book()
         now = self._clock()
         entries = [entry for entry in self._ledger.in_flight if _sees(viewer, entry.user)]
-        positions = self._slots.positions()
+        positions = self._slots.line.positions()
         return {
             "gateway": self._gateway(viewer, wall),
             "viewer": {"user": viewer.user, "admin": viewer.admin},
@@ -183,7 +183,7 @@ class Status:
             for each in State:
                 state.add_metric([provider.name, each.value], each is provider.state)
         queue = GaugeMetricFamily("gateway_queue_depth", "Requests that wait for a slot.", labels=["model"])
-        depths = Counter(order.model for order in self._slots.waiting)
+        depths = Counter(order.model for order in self._slots.line.orders)
         for model in {model for provider in self._fleet.providers.values() for model in provider.models}:
             queue.add_metric([model], depths[model])
         affinity = CounterMetricFamily(

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import signal
+import time
 from typing import Any
 
 import pytest
@@ -227,7 +228,9 @@ class FaultyGateway(Gateway):
     def __init__(self, *providers: FakeProvider) -> None:
         config = build(settings(*providers))
         super().__init__(config)
-        proxy = FaultyProxy(self.slots, self._upstream, self._watch, RetryBudget(), self.limits, self.metrics)
+        proxy = FaultyProxy(
+            self.slots, self._upstream, self._watch, RetryBudget(), self.limits, self.metrics, time.monotonic
+        )
         self._app = App(config, self._pages, proxy, self.ledger)
         self._server = ClientServer(self._app.handle, Patience())
 

@@ -54,7 +54,7 @@ async def in_flight(gateway: Gateway, count: int) -> None:
 async def at_once(gateway: Gateway, news: Callable[[], bool], *, left: int = 0) -> None:
     """Wait for the news; whom they concern must not wait any more in that very moment."""
     await eventually(news, every=0.001)
-    assert gateway.slots.depth("m") == left
+    assert gateway.slots.line.depth("m") == left
 
 
 # How many at once.
@@ -102,7 +102,7 @@ async def test_slots_that_are_not_configured_are_asked_from_llamacpp_and_follow_
         for left in (2, 1):
             turns.end()
             await in_flight(gateway, left)
-            assert gateway.slots.depth("m") == 1
+            assert gateway.slots.line.depth("m") == 1
         turns.end(2)
         assert [(await client.response()).status for client in clients] == [200] * 4
     await all_given_back(gateway)

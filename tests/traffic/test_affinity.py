@@ -46,7 +46,7 @@ def request(user: str = "ann", session: bytes | None = None, **body: Any) -> Thr
 def home(before: Thread, after: Thread) -> str | None:
     """Where `after` is at home, if `before` was given to `rig`."""
     affinity = Affinity()
-    affinity.settle(before, "rig", now=0)
+    affinity.remember(before, "rig", now=0)
     found = affinity.find(after, now=1)
     return None if found is None else str(found.home)
 
@@ -83,7 +83,7 @@ def test_a_conversation_is_known_over_many_turns() -> None:
         thread = chat(*messages)
         found = affinity.find(thread, now=turn)
         assert (found is None) is (turn == 0)
-        affinity.settle(thread, "rig", now=turn)
+        affinity.remember(thread, "rig", now=turn)
         messages += [says("assistant", f"answer {turn}")]
     assert affinity.live("rig", now=50) == 1
 
@@ -92,7 +92,7 @@ def test_an_edited_last_message_goes_back_to_the_home_and_so_does_a_second_answe
     affinity = Affinity()
     first, second = [SYSTEM, HELLO], [SYSTEM, HELLO, ANSWER, MORE]
     for messages in (first, second):
-        affinity.settle(chat(*messages), "rig", now=0)
+        affinity.remember(chat(*messages), "rig", now=0)
     for again in (second, [*second[:-1], says("user", "Tell me less")]):
         found = affinity.find(chat(*again), now=1)
         assert found is not None
@@ -107,9 +107,9 @@ def test_tools_that_answer_belong_to_the_chain() -> None:
 
 def test_the_longest_known_chain_wins() -> None:
     affinity = Affinity()
-    affinity.settle(chat(HELLO), "old", now=0)
+    affinity.remember(chat(HELLO), "old", now=0)
     fork = chat(HELLO, ANSWER, MORE)
-    affinity.settle(fork, "new", now=1)
+    affinity.remember(fork, "new", now=1)
     found = affinity.find(chat(HELLO, ANSWER, MORE, ANSWER, HELLO), now=2)
     assert found is not None
     assert found.home == "new"
@@ -199,7 +199,7 @@ def test_a_shared_beginning_of_plain_text_is_no_match() -> None:
 @pytest.mark.parametrize("body", [{"input": ["a", "b"]}, {"prompt": ""}, {"messages": []}, {}])
 def test_what_says_nothing_is_not_known(body: dict[str, Any]) -> None:
     affinity = Affinity()
-    affinity.settle(request(**body), "rig", now=0)
+    affinity.remember(request(**body), "rig", now=0)
     assert affinity.live("rig", now=0) <= 1
 
 
@@ -208,8 +208,8 @@ def test_what_says_nothing_is_not_known(body: dict[str, Any]) -> None:
 
 def test_a_conversation_that_moves_lives_in_its_new_home_only() -> None:
     affinity = Affinity()
-    affinity.settle(chat(HELLO), "a", now=0)
-    affinity.settle(chat(HELLO, ANSWER, MORE), "b", now=1)
+    affinity.remember(chat(HELLO), "a", now=0)
+    affinity.remember(chat(HELLO, ANSWER, MORE), "b", now=1)
     assert (affinity.live("a", now=1), affinity.live("b", now=1)) == (0, 1)
     found = affinity.find(chat(HELLO), now=2)
     assert found is not None
@@ -218,7 +218,7 @@ def test_a_conversation_that_moves_lives_in_its_new_home_only() -> None:
 
 def test_a_conversation_without_a_turn_for_a_while_is_not_live_but_is_known() -> None:
     affinity = Affinity()
-    affinity.settle(chat(HELLO), "a", now=0)
+    affinity.remember(chat(HELLO), "a", now=0)
     assert affinity.live("a", now=LIVE_S) == 1
     assert affinity.live("a", now=LIVE_S + 1) == 0
     assert affinity.find(chat(HELLO), now=LIVE_S + 1) is not None
@@ -226,16 +226,16 @@ def test_a_conversation_without_a_turn_for_a_while_is_not_live_but_is_known() ->
 
 def test_a_conversation_is_forgotten_with_age() -> None:
     affinity = Affinity()
-    affinity.settle(chat(HELLO), "a", now=0)
+    affinity.remember(chat(HELLO), "a", now=0)
     assert affinity.find(chat(HELLO), now=MAX_AGE_S) is not None
     assert affinity.find(chat(HELLO), now=MAX_AGE_S + 1) is None
-    affinity.settle(chat(MORE), "a", now=MAX_AGE_S + 1)
+    affinity.remember(chat(MORE), "a", now=MAX_AGE_S + 1)
     assert len(affinity) == 1
 
 
 def test_a_provider_holds_the_system_prompts_it_has_lately_seen() -> None:
     affinity = Affinity()
-    affinity.settle(chat(SYSTEM, HELLO), "a", now=0)
+    affinity.remember(chat(SYSTEM, HELLO), "a", now=0)
     assert not affinity.holds_system(chat(SYSTEM, MORE, user="bob"), "a", now=0), "nothing is computed yet"
     affinity.computed(chat(SYSTEM, HELLO), "a", now=0)
     assert affinity.holds_system(chat(SYSTEM, MORE, user="bob"), "a", now=1)
@@ -253,7 +253,7 @@ def test_memory_is_bounded_however_many_conversations_there_are() -> None:
     tracemalloc.start()
     try:
         for number in range(MAX_CHAINS + 5_000):
-            affinity.settle(
+            affinity.remember(
                 Thread((chance.randbytes(16),), chance.randbytes(16)), f"p{number % 3}", now=number / 50
             )
         size, _ = tracemalloc.get_traced_memory()
@@ -276,15 +276,15 @@ def test_those_used_least_recently_go_first() -> None:
     affinity = Affinity(max_chains=3)
     threads = [Thread((bytes([number]),)) for number in range(4)]
     for thread in (*threads[:3], threads[0], threads[3]):
-        affinity.settle(thread, "a", now=0)
+        affinity.remember(thread, "a", now=0)
     assert [affinity.find(thread, now=0) is not None for thread in threads] == [True, False, True, True]
 
 
 def test_a_fork_lives_where_it_was_sent_and_leaves_the_original_at_home() -> None:
     affinity = Affinity()
-    affinity.settle(chat(HELLO), "a", now=0)
-    affinity.settle(chat(HELLO, ANSWER, MORE), "a", now=1)
-    affinity.settle(chat(HELLO, ANSWER, HELLO), "b", now=2)
+    affinity.remember(chat(HELLO), "a", now=0)
+    affinity.remember(chat(HELLO, ANSWER, MORE), "a", now=1)
+    affinity.remember(chat(HELLO, ANSWER, HELLO), "b", now=2)
     original = affinity.find(chat(HELLO, ANSWER, MORE, ANSWER, HELLO), now=3)
     fork = affinity.find(chat(HELLO, ANSWER, HELLO, ANSWER, MORE), now=3)
     assert original is not None and fork is not None
@@ -301,7 +301,7 @@ def test_a_live_conversation_lives_in_one_place_and_bounds_hold(turns: list[Turn
     affinity, clock, seen = Affinity(max_chains=6), 0, set()
     for talk, where, pause in turns:
         clock += pause
-        affinity.settle(Thread((bytes([talk]),)), where, now=clock)
+        affinity.remember(Thread((bytes([talk]),)), where, now=clock)
         seen.add(talk)
         found = affinity.find(Thread((bytes([talk]),)), now=clock)
         assert found is not None
@@ -315,7 +315,7 @@ def test_what_a_provider_that_is_gone_holds_is_forgotten() -> None:
     affinity = Affinity()
     body = b'{"model":"m","messages":[{"role":"user","content":"a"}]}'
     thread = thread_of(peek_json(body), user="u", session=None)
-    affinity.settle(thread, "gone", now=0.0)
-    affinity.settle(thread, "kept", now=0.0)
+    affinity.remember(thread, "gone", now=0.0)
+    affinity.remember(thread, "kept", now=0.0)
     affinity.keep({"kept"})
     assert (affinity.live("gone", now=0.0), affinity.live("kept", now=0.0)) == (0, 1)

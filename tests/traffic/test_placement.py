@@ -39,7 +39,7 @@ def living(**counts: int) -> Affinity:
     for number, (name, count) in enumerate(counts.items()):
         for one in range(count):
             first = number == 0 and one == 0
-            affinity.settle(TALK if first else Thread((f"{name}{one}".encode(),)), name, now=0)
+            affinity.remember(TALK if first else Thread((f"{name}{one}".encode(),)), name, now=0)
     return affinity
 
 
@@ -156,7 +156,7 @@ def test_where_nobody_tells_what_is_loaded_it_makes_no_difference() -> None:
 
 def test_what_is_loaded_comes_before_the_system_prompt() -> None:
     affinity = Affinity()
-    affinity.settle(Thread((b"x",), SHARED.system), "a", now=0)
+    affinity.remember(Thread((b"x",), SHARED.system), "a", now=0)
     affinity.computed(SHARED, "a", now=0)
     assert places(fleet(unloaded="a", a={}, b={}), SHARED, affinity) == "b miss"
 
@@ -167,7 +167,7 @@ def test_a_shared_system_prompt_draws_as_long_as_it_is_within_two_conversations(
 ) -> None:
     affinity = living(b=1)
     for number in range(1 + more):
-        affinity.settle(Thread((f"t{number}".encode(),), SHARED.system), "a", now=0)
+        affinity.remember(Thread((f"t{number}".encode(),), SHARED.system), "a", now=0)
         affinity.computed(SHARED, "a", now=0)
     assert places(fleet("1 0", a={}, b={}), SHARED, affinity) == expected
 
@@ -212,7 +212,7 @@ def test_a_system_prompt_that_all_share_does_not_pile_them_up(seed: int) -> None
         thread = Thread((f"talk {number}".encode(),), SHARED.system)
         found = place(among, BOB, "m", thread, affinity, chance, now=number)
         assert found
-        affinity.settle(thread, found.provider.name, now=number)
+        affinity.remember(thread, found.provider.name, now=number)
         affinity.computed(thread, found.provider.name, now=number)
         homes[found.provider.name] += 1
     assert max(homes.values()) <= 9 and len(homes) == 3, homes
@@ -227,7 +227,7 @@ def test_conversations_spread_by_weight_and_stay() -> None:
             links = tuple(f"{number} {link}".encode() for link in range(turn + 1))
             found = place(among, BOB, "m", Thread(links), affinity, chance, now=turn)
             assert found
-            affinity.settle(Thread(links), found.provider.name, now=turn)
+            affinity.remember(Thread(links), found.provider.name, now=turn)
             assert homes.setdefault(number, found.provider.name) == found.provider.name
             assert found.affinity == ("hit" if turn else "miss")
     assert Counter(homes.values()) == {"a": 20, "b": 10}
@@ -265,5 +265,5 @@ def test_many_that_open_in_the_same_way_at_once_are_spread() -> None:
         found = place(list(house.providers.values()), BOB, "m", opening, affinity, Random(1), now=0)
         assert found is not None
         found.provider.in_flight += 1
-        affinity.settle(opening, found.provider.name, now=0)
+        affinity.remember(opening, found.provider.name, now=0)
     assert [provider.in_flight for provider in house.providers.values()] == [3, 3, 3]

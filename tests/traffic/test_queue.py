@@ -9,7 +9,8 @@ import pytest
 from llmgateway.access.keys import Caller
 from llmgateway.api.usage import Tokens
 from llmgateway.traffic.affinity import Thread
-from llmgateway.traffic.slots import _REMEMBERED_MODELS
+from llmgateway.traffic.estimate import OutputSize
+from llmgateway.traffic.line import _REMEMBERED_MODELS
 from tests.simulation import House, now, online, run, steps
 
 # --- whose queue it is -------------------------------------------------------------------------------
@@ -22,7 +23,7 @@ def test_nobody_fills_the_queue_of_everybody() -> None:
         await steps()
         bob = house.start("bob", seconds=2)
         await steps()
-        assert house.slots.depth("m") == 5
+        assert house.slots.line.depth("m") == 5
         assert await bob == "a"
         said = await asyncio.gather(*asked)
         assert sum(answer.startswith("503") for answer in said) == 1, "the newest of ann's gave way"
@@ -42,7 +43,7 @@ def test_a_full_queue_says_when_to_come_back_from_how_fast_it_moves() -> None:
         await asyncio.sleep(6.1)
         asked += [house.start("ann", seconds=2) for _ in range(3)]
         await steps()
-        assert house.slots.depth("m") == 5
+        assert house.slots.line.depth("m") == 5
         assert await house.ask("ann") == "503 overloaded, retry after 10"
         await asyncio.gather(*asked)
 
@@ -84,11 +85,11 @@ def test_the_queue_is_bounded_for_each_model_by_itself() -> None:
         await steps()
         assert "503" in await house.ask("ann", model="m")
         assert "503" in await house.ask("ann", model="n")
-        assert (house.slots.depth("m"), house.slots.depth("n")) == (3, 3)
+        assert (house.slots.line.depth("m"), house.slots.line.depth("n")) == (3, 3)
         for task in asked:
             task.cancel()
         await asyncio.gather(*asked, return_exceptions=True)
-        assert (house.in_flight, house.slots.depth("m")) == (0, 0)
+        assert (house.in_flight, house.slots.line.depth("m")) == (0, 0)
 
     run(story())
 
@@ -98,7 +99,7 @@ def test_who_waits_too_long_is_told_when_to_come_back() -> None:
         house = House(timeout_s=20, a={"slots": 1})
         running, waiting = house.start("ann", seconds=50), house.start("bob")
         assert (await waiting)[:28] == "503 overloaded, retry after "
-        assert (now(), house.slots.depth("m")) == (20.0, 0)
+        assert (now(), house.slots.line.depth("m")) == (20.0, 0)
         await running
 
     run(story())
@@ -112,7 +113,7 @@ def test_the_time_to_wait_is_that_of_the_request_and_not_of_each_attempt() -> No
         with house.slots.order(Caller("bob"), "m", Thread(), 100) as order:
             order.waited_s = 15.0  # before a provider said that it is loading its model
             with pytest.raises(Exception, match="in time"):
-                await house.slots.acquire(order)
+                await order.lease().__aenter__()
         assert now() == 5.0
         await running
 
@@ -131,7 +132,7 @@ def test_a_position_is_the_order_in_which_waiters_can_expect_to_be_served() -> N
         asked += [house.start("bob", name=f"bob {n}") for n in range(3)]
         await steps()
         positions = {
-            name: house.slots.position(order) for name, order in house.orders.items() if name != "cat"
+            name: house.slots.line.position(order) for name, order in house.orders.items() if name != "cat"
         }
         await asyncio.gather(running, *asked)
         assert sorted(positions, key=positions.__getitem__) == house.served[1:]
@@ -150,21 +151,23 @@ def test_what_is_remembered_of_models_is_bounded() -> None:
         house["a"].observe(online(*names), now=0)
         for name in names:
             await asyncio.gather(*(house.ask("ann", model=name, tokens=Tokens(1, 1)) for _ in range(2)))
-        assert len(house.slots._pace) <= _REMEMBERED_MODELS
-        assert len(house.slots._usual_output) <= _REMEMBERED_MODELS
+        assert len(house.slots.line._paces) <= _REMEMBERED_MODELS
 
     run(story())
 
 
 def test_the_usual_length_of_an_answer_is_learnt_for_each_model() -> None:
-    async def story() -> None:
-        house = House(a={})
-        house["a"].observe(online("m", "n"), now=0)
-        unknown = house.slots.expected_output("m", None)
-        for _ in range(30):
-            await house.ask("ann", tokens=Tokens(10, 2_000, estimated=False))
-        assert house.slots.expected_output("m", None) == pytest.approx(2_000, rel=0.01)
-        assert house.slots.expected_output("m", 50) == 50
-        assert house.slots.expected_output("n", None) == unknown
+    outputs = OutputSize()
+    unknown = outputs.estimate("m", None)
+    for _ in range(30):
+        outputs.learn("m", 2_000)
+    assert outputs.estimate("m", None) == pytest.approx(2_000, rel=0.01)
+    assert outputs.estimate("m", 50) == 50
+    assert outputs.estimate("n", None) == unknown
 
-    run(story())
+
+def test_of_how_many_models_an_answer_is_remembered_is_bounded() -> None:
+    outputs = OutputSize()
+    for number in range(_REMEMBERED_MODELS + 200):
+        outputs.learn(f"m{number}", 1)
+    assert len(outputs._usual) <= _REMEMBERED_MODELS

@@ -224,13 +224,13 @@ def test_a_conversation_leaves_its_home_only_when_that_is_full_or_clearly_busier
     providers: list[dict[str, Any]], expected: str
 ) -> None:
     memory = Affinity()
-    memory.settle(thread("hi"), "p1", now=0)
+    memory.remember(thread("hi"), "p1", now=0)
     assert told(placed(fleet(*providers), thread=thread("hi", "hi, more"), memory=memory)) == expected
 
 
 def test_a_conversation_whose_home_has_left_finds_a_new_one() -> None:
     memory = Affinity()
-    memory.settle(thread("hi"), "gone", now=0)
+    memory.remember(thread("hi"), "gone", now=0)
     assert told(placed(fleet({}), thread=thread("hi", "more"), memory=memory)) == "p1 miss"
 
 
@@ -239,7 +239,7 @@ def test_new_conversations_go_where_the_fewest_live_per_weight() -> None:
     for number in range(30):
         found = placed(them, thread=thread(f"hi {number}"), memory=memory, chance=Random(number))
         assert found is not None and found.affinity == "miss"
-        memory.settle(thread(f"hi {number}"), found.provider.name, now=0)
+        memory.remember(thread(f"hi {number}"), found.provider.name, now=0)
     assert [memory.live(name, now=0) for name in them.providers] == [20, 10]
 
 
@@ -250,7 +250,7 @@ def test_a_shared_system_prompt_draws_but_does_not_pile_up() -> None:
         said = thread(f"hi {number}", system="be brief")
         found = placed(them, thread=said, memory=memory, chance=Random(number))
         assert found is not None
-        memory.settle(said, found.provider.name, now=0)
+        memory.remember(said, found.provider.name, now=0)
         memory.computed(said, found.provider.name, now=0)
         homes.append(found.provider.name)
     assert len(set(homes[: SYSTEM_PROMPT_SLACK + 1])) == 1

@@ -13,7 +13,7 @@ from llmgateway.api.usage import Tokens
 from llmgateway.fleet.breaker import FAILURES_IN_A_ROW, FIRST_PAUSE_S
 from llmgateway.fleet.fleet import Probe, State
 from llmgateway.traffic.affinity import Thread
-from llmgateway.traffic.slots import MAX_OVERTAKEN
+from llmgateway.traffic.line import MAX_OVERTAKEN
 from tests.simulation import House, now, online, run, steps
 
 LOADING = Probe(State.WARMING, "it is loading its model")
@@ -31,9 +31,9 @@ def test_a_provider_works_on_as_many_requests_as_it_has_slots() -> None:
         house = House(a={"slots": 2})
         asked = [house.start("ann", name=f"r{number}") for number in range(5)]
         await steps()
-        assert (house.served, house.slots.depth("m")) == (["r0", "r1"], 3)
+        assert (house.served, house.slots.line.depth("m")) == (["r0", "r1"], 3)
         await asyncio.sleep(1.5)
-        assert (house["a"].in_flight, house.slots.depth("m")) == (2, 1)
+        assert (house["a"].in_flight, house.slots.line.depth("m")) == (2, 1)
         assert await asyncio.gather(*asked) == ["a"] * 5
         assert (now(), house.in_flight) == (3.0, 0)
 
@@ -55,7 +55,7 @@ def test_who_waits_for_one_provider_does_not_keep_others_from_the_next() -> None
         house["b"].observe(online("n"), now=0)
         first, second = house.start("ann", seconds=100), house.start("ann", name="stuck")
         await steps()
-        assert house.slots.depth("m") == 1
+        assert house.slots.line.depth("m") == 1
         assert await house.ask("ann", model="n") == "b"
         assert now() == 1.0
         assert [await first, await second] == ["a", "a"]
@@ -84,7 +84,7 @@ def test_the_flood_of_one_user_keeps_another_waiting_for_one_release_only() -> N
         await asyncio.sleep(7.2)
         guest = house.start("bob", tokens=ended, estimate=600)
         await steps()
-        assert house.slots.position(house.orders["bob"]) == 1
+        assert house.slots.line.position(house.orders["bob"]) == 1
         before = len(house.served)
         await guest
         assert house.served[before] == "bob", "the very next slot was not theirs"
@@ -129,7 +129,7 @@ def test_a_candidate_that_comes_online_serves_the_waiters_at_once(state: State) 
             house["b"].observe(Probe(state, "so it is"), now=0)
         asked = [house.start("ann", seconds=50) for _ in range(4)]
         await asyncio.sleep(5)
-        assert house.slots.depth("m") == 3
+        assert house.slots.line.depth("m") == 3
         house["b"].observe(online("m"), now=now())
         assert house["b"].in_flight == 2  # in the same step
         await asyncio.gather(*asked)
@@ -340,7 +340,7 @@ def test_a_slot_that_is_granted_in_the_instant_of_the_timeout_is_used() -> None:
 def test_among_equals_the_one_whose_cache_is_on_the_freed_machine_goes_first() -> None:
     async def story() -> None:
         house = House(a={"slots": 1}, b={"slots": 1})
-        house.affinity.settle(TALK, "a", now=0)
+        house.affinity.remember(TALK, "a", now=0)
         busy = [house.start("ann", seconds=5, tried=tried) for tried in ("a", "b")]
         await steps()
         asked = [house.start("ann", name="new"), house.start("ann", name="talk", thread=TALK)]
@@ -355,7 +355,7 @@ def test_among_equals_the_one_whose_cache_is_on_the_freed_machine_goes_first() -
 def test_the_one_with_a_cache_goes_first_only_so_many_times() -> None:
     async def story() -> None:
         house = House(a={"slots": 1})
-        house.affinity.settle(TALK, "a", now=0)
+        house.affinity.remember(TALK, "a", now=0)
         asked = [house.start("ann", name="running"), house.start("ann", name="patient")]
         asked += [house.start("ann", name="hasty", thread=TALK) for _ in range(3 * MAX_OVERTAKEN)]
         await asyncio.gather(*asked)
@@ -367,7 +367,7 @@ def test_the_one_with_a_cache_goes_first_only_so_many_times() -> None:
 def test_a_cache_on_a_machine_that_is_no_candidate_is_no_reason_to_go_first() -> None:
     async def story() -> None:
         house = House(a={"slots": 1}, b={"slots": 1})
-        house.affinity.settle(TALK, "b", now=0)
+        house.affinity.remember(TALK, "b", now=0)
         for _ in range(2):
             house["b"].observe(GONE, now=0)
         asked = [house.start("ann", name=name) for name in ("running", "older")]

@@ -24,8 +24,9 @@ from llmgateway.config.settings import QueueConfig
 from llmgateway.errors import GatewayError
 from llmgateway.fleet.fleet import Probe, Provider, State
 from llmgateway.traffic.affinity import Affinity, Thread
+from llmgateway.traffic.line import MAX_OVERTAKEN, NoCandidate, Order
 from llmgateway.traffic.router import candidates
-from llmgateway.traffic.slots import MAX_OVERTAKEN, NoCandidate, Order, Slots
+from llmgateway.traffic.slots import Slots
 from tests.simulation import fleet, now, online, run
 
 SIZE: Final = 8
@@ -82,7 +83,9 @@ class Story:
     def __init__(self, *, failures: bool = False) -> None:
         self.fleet = fleet(PROVIDERS, models=MODELS)
         self.failures = failures
-        self.slots = Slots(self.fleet, Affinity(), QueueConfig(size=SIZE, timeout=TIMEOUT_S), Random(3))
+        self.slots = Slots(
+            self.fleet, Affinity(), QueueConfig(size=SIZE, timeout=TIMEOUT_S), Random(3), clock=now
+        )
         self.tasks: list[asyncio.Task[None]] = []
         self.requests: list[Request] = []
         self.waited: list[Request] = []
@@ -123,24 +126,21 @@ class Story:
     async def _live(self, request: Request) -> None:
         while not request.outcome:
             try:
-                provider = await self.slots.acquire(request.order)
+                async with request.order.lease() as provider:
+                    request.provider = provider
+                    try:
+                        await self._be_served(request, provider)
+                    finally:
+                        request.provider = None
             except NoCandidate:
                 request.outcome = "no candidate"
-                return
             except GatewayError as exc:
                 request.outcome = exc.kind.type
-                return
-            request.provider = provider
-            try:
-                await self._be_served(request, provider)
-            finally:
-                request.provider = None
-                self.slots.end_attempt(request.order, provider)
 
     async def _be_served(self, request: Request, provider: Provider) -> None:
         if await request.end:
             provider.breaker.answered()
-            self.slots.settle(request.order, Tokens(5, 5, estimated=False))
+            self.slots.correct(request.order, Tokens(5, 5, estimated=False))
             provider.breaker.succeeded()
             request.outcome = "served"
             return
@@ -196,11 +196,11 @@ class Story:
 
     def check_queue(self) -> None:
         for model in MODELS:
-            assert self.slots.depth(model) <= SIZE
+            assert self.slots.line.depth(model) <= SIZE
         for request in self.requests:
             if request.waits:
                 assert self.slots.hopeful(request.order), "somebody waits for nothing"
-                assert 1 <= self.slots.position(request.order) <= SIZE
+                assert 1 <= self.slots.line.position(request.order) <= SIZE
                 if not self.failures:
                     self.check_work_is_conserved(request)
 
@@ -240,7 +240,7 @@ class Story:
         assert all(task.done() for task in self.tasks)
         assert all(request.outcome for request in self.requests), "somebody was never told"
         assert not any(provider.in_flight for provider in self.fleet.providers.values())
-        assert not any(self.slots.depth(model) for model in MODELS)
+        assert not any(self.slots.line.depth(model) for model in MODELS)
 
     async def quiesce(self) -> None:
         """With failures, the end of a pause tells nobody; it is seen within a second."""

@@ -170,6 +170,7 @@ def _names_models(value: object) -> object:
     return None if value is None else _list(value)
 
 
+# The first two are read in `settings`; only the JSON Schema has to be told.
 OrNothing = Annotated[T, _OR_NOTHING]
 OrOneWord = Annotated[T, _Also({"type": "string"})]
 ListOf = Annotated[tuple[T, ...], BeforeValidator(_list), _OR_NOTHING]

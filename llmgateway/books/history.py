@@ -4,7 +4,7 @@ Rules:
 
 - The log is streamed, oldest file first; of a log of any size only one line and the sums are held.
 - A line that cannot be used is counted and skipped: a full disk or a crash cuts lines.
-- What a log says is foreign: values of the wrong type count for nothing, and no name reaches a terminal raw.
+- What a log says is foreign: no name reaches a terminal raw.
 """
 
 import os
@@ -16,9 +16,9 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import BinaryIO, Final
 
-import orjson
+from llmgateway.books.line import Line, read_line
 
 MAX_LINE_BYTES: Final = 64 * 1024  # ours have about 500; a damaged file may be one endless line
 MAX_GROUPS: Final = 10_000  # names in a log may come from anybody who can send a request
@@ -27,8 +27,6 @@ MAX_CELL: Final = 48
 COLUMNS: Final = ("user", "key", "model", "provider", "endpoint", "day", "outcome")
 NOBODY: Final = "-"
 OTHERS: Final = "(others)"
-
-Row = dict[str, Any]
 
 
 # --- Reading --------------------------------------------------------------------------------------
@@ -41,7 +39,7 @@ class History:
         self._path = path
         self.skipped = 0
 
-    def read(self, since: float = 0.0) -> Iterator[Row]:
+    def read(self, since: float = 0.0) -> Iterator[Line]:
         """Give the requests that ended at `since` (epoch seconds) or later, oldest file first.
 
         Counts what it cannot use in `skipped`. Raises FileNotFoundError if there is no log, and OSError.
@@ -52,7 +50,7 @@ class History:
         with ExitStack() as stack:
             for file in reversed(self._open(stack)):
                 if os.fstat(file.fileno()).st_mtime >= since:
-                    yield from self._rows(file, earliest)
+                    yield from self._lines(file, earliest)
 
     def _open(self, stack: ExitStack) -> list[BinaryIO]:
         """Open all files, newest first: one that is rotated meanwhile is met twice, not missed."""
@@ -74,16 +72,13 @@ class History:
         numbered = [(int(match[1]), path) for path in siblings if (match := rotated.fullmatch(path.name))]
         return [self._path, *(path for _, path in sorted(numbered))]
 
-    def _rows(self, file: BinaryIO, earliest: str) -> Iterator[Row]:
-        while line := file.readline(MAX_LINE_BYTES):
-            try:
-                row = orjson.loads(line)
-                late_enough = row["time"] >= earliest
-            except (orjson.JSONDecodeError, KeyError, TypeError):
+    def _lines(self, file: BinaryIO, earliest: str) -> Iterator[Line]:
+        while text := file.readline(MAX_LINE_BYTES):
+            line = read_line(text)
+            if line is None:
                 self.skipped += 1
-                continue
-            if late_enough:
-                yield row
+            elif line.time >= earliest:
+                yield line
 
 
 # --- Adding up ------------------------------------------------------------------------------------
@@ -106,15 +101,16 @@ class Sums:
         """Prompt and completion; what was cached and what was reasoning are parts of these."""
         return self.prompt + self.completion
 
-    def add(self, row: Row) -> None:
+    def add(self, line: Line) -> None:
         """Count one request of the log."""
+        tokens = line.tokens
         self.requests += 1
-        self.failed += row.get("outcome") != "ok"
-        self.prompt += _count(row.get("prompt_tokens"))
-        self.completion += _count(row.get("completion_tokens"))
-        self.cached += _count(row.get("cached_tokens"))
-        self.reasoning += _count(row.get("reasoning_tokens"))
-        self.estimated += row.get("estimated") is True
+        self.failed += line.outcome != "ok"
+        self.prompt += tokens.prompt
+        self.completion += tokens.completion
+        self.cached += tokens.cached
+        self.reasoning += tokens.reasoning
+        self.estimated += tokens.estimated
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,19 +122,19 @@ class Table:
     total: Sums
 
 
-def tabulate(rows: Iterable[Row], by: Sequence[str] = ("user", "model")) -> Table:
+def tabulate(lines: Iterable[Line], by: Sequence[str] = ("user", "model")) -> Table:
     """Add up requests by some of COLUMNS. Days are those of UTC. Raises ValueError for another column."""
     by = _known(by)
     groups: dict[tuple[str, ...], Sums] = {}
     total = Sums()
-    for row in rows:
-        group = tuple([_name(row, column) for column in by])
+    for line in lines:
+        group = tuple([getattr(line, column) or NOBODY for column in by])
         if group not in groups:
             if len(groups) >= MAX_GROUPS:
                 group = (OTHERS,) * len(by)
             groups.setdefault(group, Sums())
-        groups[group].add(row)
-        total.add(row)
+        groups[group].add(line)
+        total.add(line)
     ordered = sorted(groups.items(), key=lambda each: (-each[1].tokens, -each[1].requests, each[0]))
     return Table(by, tuple(ordered), total)
 
@@ -151,17 +147,6 @@ def _known(by: Sequence[str]) -> tuple[str, ...]:
     if not by:
         raise ValueError(f"group by at least one of: {allowed}")
     return tuple(dict.fromkeys(by))
-
-
-def _name(row: Row, column: str) -> str:
-    if column == "model" and row.get("attempts") == 0:
-        return NOBODY  # it has reached no provider, and anybody can ask for any name
-    name = row["time"][:10] if column == "day" else row.get(column)
-    return name if isinstance(name, str) and name else NOBODY
-
-
-def _count(value: object) -> int:
-    return value if type(value) is int and value > 0 else 0
 
 
 # --- Showing --------------------------------------------------------------------------------------

@@ -1,11 +1,17 @@
-"""What is told of a request that has ended: its line in the request log, and one in the log for people.
+"""What is told of a request that has ended: its line in the request log, both ways, and one for people.
 
-Never a prompt, an answer or a key. Names that a client chose are cut before people get to read them.
+Rules:
+
+- Never a prompt, an answer or a key. Names that a client chose are cut before people get to read them.
+- What is read back is foreign: values of the wrong type count for nothing.
 """
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
+
+import msgspec
+import orjson
 
 from llmgateway.api.usage import Tokens
 from llmgateway.books.entry import Ended, Entry
@@ -16,6 +22,8 @@ events = Events("requests")
 DAY_CHARACTERS: Final = len("2026-11-25")
 """So much of a line's time is the day."""
 _LOGGED_CHARACTERS: Final = 100  # of what a client chose
+
+# --- Written --------------------------------------------------------------------------------------
 
 
 def line_of(entry: Entry, tokens: Tokens | None, time: str, now: float) -> dict[str, Any]:
@@ -69,6 +77,68 @@ class Times:
         if self._second[0] != second:
             self._second = second, moment(second)[: -len("000Z")]
         return f"{self._second[1]}{str(1000 + int((wall - second) * 1000))[1:]}Z"
+
+
+# --- Read back ------------------------------------------------------------------------------------
+
+
+class Line(msgspec.Struct, frozen=True, gc=False):
+    """What a line of the request log tells of a request; names are empty where there are none."""
+
+    time: str
+    user: str
+    key: str
+    model: str
+    """Empty for one that has reached no provider: anybody can ask for any name."""
+    provider: str
+    endpoint: str
+    outcome: str
+    tokens: Tokens
+
+    @property
+    def day(self) -> str:
+        """The day when it ended, in UTC."""
+        return self.time[:DAY_CHARACTERS]
+
+
+def read_line(text: bytes) -> Line | None:
+    """Read a line of the request log; None if it cannot be used."""
+    try:
+        told = orjson.loads(text)
+        time = told["time"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return None
+    if type(time) is not str:
+        return None
+    named = told.get
+    tokens = Tokens(
+        _count(named("prompt_tokens")),
+        _count(named("completion_tokens")),
+        _count(named("cached_tokens")),
+        _count(named("reasoning_tokens")),
+        named("estimated") is True,
+    )
+    return Line(
+        time,
+        _name(named("user")),
+        _name(named("key")),
+        "" if named("attempts") == 0 else _name(named("model")),
+        _name(named("provider")),
+        _name(named("endpoint")),
+        _name(named("outcome")),
+        tokens,
+    )
+
+
+def _name(value: object) -> str:
+    return value if type(value) is str else ""
+
+
+def _count(value: object) -> int:
+    return value if type(value) is int and value > 0 else 0
+
+
+# --- For people -----------------------------------------------------------------------------------
 
 
 def log_all(ended: Sequence[Ended]) -> None:

@@ -9,11 +9,11 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from llmgateway.api.usage import Tokens, added_up
+from llmgateway.api.usage import added_up
 from llmgateway.books.history import History
-from llmgateway.books.line import DAY_CHARACTERS, moment
+from llmgateway.books.line import Line, moment
 
 MOST_TOTALS: Final = 10_000
 DAY_S: Final = 86_400.0
@@ -85,38 +85,22 @@ class Accounts(dict[Account, Totals]):
 def used_today(log: Path, before: float) -> Accounts:
     """Add up today's lines, in a thread that lets the event loop have its turns."""
 
-    def lines() -> Iterator[dict[str, Any]]:
+    def lines() -> Iterator[Line]:
         now = moment(before)
         for number, line in enumerate(History(log).read(before - before % DAY_S)):
             if number % YIELD_LINES == 0:
                 time.sleep(0.0001)
-            if line["time"] < now:
+            if line.time < now:
                 yield line
 
     return totals_of(lines())
 
 
-def totals_of(lines: Iterable[Mapping[str, Any]]) -> Accounts:
+def totals_of(lines: Iterable[Line]) -> Accounts:
     """Add up lines of the request log, as the ledger that wrote them did."""
     found = Accounts()
     for line in lines:
-        account = _account_in(line)
-        if account is not None:
-            found.add(account, 1, added_up(_tokens_in(line)))
+        if line.user:
+            account = Account(line.day, line.user, line.key, line.model, line.provider)
+            found.add(account, 1, added_up([line.tokens]))
     return found
-
-
-def _account_in(line: Mapping[str, Any]) -> Account | None:
-    """Tell from its line in the request log by what a request is booked; None for nobody's."""
-    if not line.get("user"):
-        return None
-    names = (line.get(name) or "" for name in ("user", "key", "model", "provider"))
-    account = Account(line["time"][:DAY_CHARACTERS], *names)
-    return account if line.get("attempts") else account._replace(model="")
-
-
-def _tokens_in(line: Mapping[str, Any]) -> Iterator[Tokens]:
-    counts = [line.get(f"{name}_tokens") for name in ("prompt", "completion", "cached", "reasoning")]
-    if type(counts[0]) is int:
-        prompt, completion, cached, reasoning = (each if type(each) is int else 0 for each in counts)
-        yield Tokens(prompt, completion, cached, reasoning, bool(line.get("estimated")))

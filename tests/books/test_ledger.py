@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 from llmgateway.api.usage import Tokens
 from llmgateway.books.entry import Entry
 from llmgateway.books.ledger import Ledger
+from llmgateway.books.line import Line, read_line
 from llmgateway.books.metrics import Metrics
+from llmgateway.books.totals import totals_of
 
 MIDNIGHT = 1_790_380_800.0  # 2026-09-26T00:00:00Z
 COUNTS = st.integers(0, 50)
@@ -71,6 +74,22 @@ def test_what_is_booked_together_is_booked_as_one_by_one(ended: list[Entry], fro
     together.ledger.book()
     wall = MIDNIGHT + from_midnight_s + len(ended)
     assert together.told(1000.0, wall) == apart.told(1000.0, wall)
+
+
+@settings(deadline=None)
+@given(st.lists(entries(), max_size=12), st.floats(-100, 100))
+def test_what_the_lines_tell_adds_up_to_what_was_booked(ended: list[Entry], from_midnight_s: float) -> None:
+    books = Books(lambda book: None)
+    for number, entry in enumerate(ended):
+        books.ledger.close(entry, now=1000.0, wall=MIDNIGHT + from_midnight_s + number)
+    books.ledger.book()
+    assert totals_of(map(read_back, books.lines)) == books.ledger.totals
+
+
+def read_back(line: Mapping[str, Any]) -> Line:
+    found = read_line(json.dumps(line).encode())
+    assert found is not None
+    return found
 
 
 def test_one_that_cannot_be_booked_does_not_take_others_along(caplog: pytest.LogCaptureFixture) -> None:

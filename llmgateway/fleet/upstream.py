@@ -22,7 +22,8 @@ from llmgateway.api.endpoints import Body
 from llmgateway.config.settings import ProviderConfig
 from llmgateway.errors import ProviderFailed, ProviderTimedOut, ProviderUnreachable
 from llmgateway.fleet.fleet import Provider
-from llmgateway.http.exchange import Connection, Deadlines, Exchange
+from llmgateway.http.connection import Connection
+from llmgateway.http.exchange import Deadlines, Exchange
 from llmgateway.http.headers import Field, request_head
 
 MAX_IDLE_CONNECTIONS: Final = 1024

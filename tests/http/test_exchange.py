@@ -18,15 +18,8 @@ from llmgateway.config.load import build
 from llmgateway.errors import ProviderBroke, ProviderFailed, ProviderTimedOut
 from llmgateway.fleet.fleet import Provider
 from llmgateway.fleet.upstream import Address, Pool
-from llmgateway.http.exchange import (
-    BUFFER_BYTES,
-    MAX_INTERIM_ANSWERS,
-    Connection,
-    Deadlines,
-    Exchange,
-    _judge_again,
-    _size_line,
-)
+from llmgateway.http.connection import MAX_INTERIM_ANSWERS, Connection, _judge_again, _size_line
+from llmgateway.http.exchange import BUFFER_BYTES, Deadlines, Exchange
 from tests.exchange import Script
 from tests.fake_provider import FakeProvider
 from tests.journey import eventually

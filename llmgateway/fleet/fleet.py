@@ -26,6 +26,8 @@ from llmgateway.errors import (
 )
 from llmgateway.fleet.breaker import Breaker
 from llmgateway.log import Events
+from llmgateway.servers import generic
+from llmgateway.servers.kind import Kind
 from llmgateway.servers.models import Model
 
 events = Events("fleet")
@@ -43,7 +45,7 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What one look at a provider found: a state, the reason in words, and the models if it told them."""
+    """What one look at a provider found: a state, the reason in words, and what else the provider told."""
 
     state: State
     reason: str = ""
@@ -51,6 +53,7 @@ class Probe:
     slots: int | None = None
     certain: bool = False
     """True if this is no passing trouble, so that one such sighting is enough."""
+    kind: Kind | None = None
 
 
 class Sequel(NamedTuple):
@@ -82,6 +85,8 @@ class Provider:
     breaker: Breaker = field(default_factory=Breaker)
     capacity: int | None = None
     """How many requests it works on at once; None if nobody knows."""
+    kind: Kind = generic.KIND
+    """Which kind of LLM server it is, as far as it has told."""
     gone: bool = False
     """True once a newer config has no place for it: what it works on may end, and nothing new comes."""
     _told_slots: int | None = None
@@ -146,6 +151,8 @@ class Provider:
         before = (self.state, self.capacity, self.models)
         if probe.models is not None:
             self.models = probe.models
+        if probe.kind is not None:
+            self.kind = probe.kind
         if probe.slots is not None:
             self._told_slots = probe.slots
             self.capacity = self.config.slots or probe.slots

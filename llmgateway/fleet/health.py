@@ -15,16 +15,9 @@ from llmgateway.errors import ProviderFailed
 from llmgateway.fleet.fleet import Fleet, Probe, Provider, State
 from llmgateway.fleet.upstream import Upstream
 from llmgateway.log import Events
-from llmgateway.servers.models import (
-    Facts,
-    Model,
-    NotAnLLMServer,
-    details_for,
-    is_loading,
-    parse_models,
-    quote,
-    read_details,
-)
+from llmgateway.servers.kind import Facts, Kind, quote, read_details
+from llmgateway.servers.known import is_loading, who_wrote
+from llmgateway.servers.models import Listing, Model, NotAnLLMServer, read_listing
 
 events = Events("health")
 
@@ -53,7 +46,7 @@ async def _look(upstream: Upstream, provider: Provider) -> Probe:
     status, body = await upstream.get(provider, "/v1/models", _LIST_BYTES)
     if status in (401, 403):
         return _refused(provider, status)
-    if is_loading(status, body):
+    if is_loading(provider.kind, status, body):
         return Probe(State.WARMING, "it is loading its model")
     if status >= 500 or (status in _PASSING and provider.config.models is None):
         return Probe(State.OFFLINE, f"it answers {status}: {quote(body, provider.secrets)}")
@@ -64,10 +57,10 @@ async def _look(upstream: Upstream, provider: Provider) -> Probe:
             State.MISCONFIGURED, f"not an LLM API: GET {provider.config.url}/models answers {status}"
         )
     try:
-        models = parse_models(body)
+        listing = read_listing(body)
     except NotAnLLMServer as exc:
         return Probe(State.MISCONFIGURED, f"not an LLM API: {exc}")
-    return await _with_details(upstream, provider, models, body)
+    return await _with_details(upstream, provider, who_wrote(listing), listing.models)
 
 
 def _refused(provider: Provider, status: int) -> Probe:
@@ -80,35 +73,34 @@ def _refused(provider: Provider, status: int) -> Probe:
 
 async def _configured(upstream: Upstream, provider: Provider, status: int, body: bytes) -> Probe:
     """Keep to the models that the config names, and add what the server says of them if it says anything."""
-    named = provider.config.models or ()
     try:
-        told = parse_models(body) if status == 200 else {}
+        listing = read_listing(body) if status == 200 else Listing({})
     except NotAnLLMServer:
-        told = {}
-    models = {name: told.get(name, Model(name)) for name in named}
-    return await _with_details(upstream, provider, models, body) if told else Probe(State.ONLINE, "", models)
+        listing = Listing({})
+    models = {name: listing.models.get(name, Model(name)) for name in provider.config.models or ()}
+    return await _with_details(upstream, provider, who_wrote(listing), models)
 
 
 async def _with_details(
-    upstream: Upstream, provider: Provider, models: dict[str, Model], body: bytes
+    upstream: Upstream, provider: Provider, kind: Kind, models: dict[str, Model]
 ) -> Probe:
     """Ask for what only this kind of server tells.
 
-    llama.cpp leaves its model list open but not this: a key that is refused here would be refused for real
+    A server may leave its model list open but not this: a key that is refused here would be refused for real
     requests as well.
     """
-    details = details_for(body)
-    if details is None:
-        return Probe(State.ONLINE, "", models)
+    facts = Facts(models)
     try:
         async with asyncio.timeout(provider.health.timeout / 2):
-            status, body = await upstream.get(provider, details.path, _DETAILS_BYTES)
+            for details in kind.details:
+                status, body = await upstream.get(provider, details.path, _DETAILS_BYTES)
+                if status in (401, 403):
+                    return _refused(provider, status)
+                if status == 200:
+                    facts = read_details(details, facts, body)
     except (ProviderFailed, TimeoutError):
-        return Probe(State.ONLINE, "", models)
-    if status in (401, 403):
-        return _refused(provider, status)
-    facts = read_details(details, models, body) if status == 200 else Facts(models)
-    return Probe(State.ONLINE, "", facts.models, facts.slots)
+        pass  # what was told before stays true
+    return Probe(State.ONLINE, "", facts.models, facts.slots, kind=kind)
 
 
 @dataclass(slots=True)

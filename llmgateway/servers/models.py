@@ -1,7 +1,11 @@
-"""What a provider tells of itself: its models, what only its kind of server says, its error messages."""
+"""A listing becomes Models: what a server answers to `GET /v1/models`.
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+Whoever wrote it, it is read in one way: servers, and programs that stand before them, take over each other's
+names for the same fact. A fact of an odd type is left out; a listing that is none says what it is instead.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
@@ -18,6 +22,14 @@ class Model:
     """Whether it is in memory, so that a request would not have to wait for it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A list of models, and who is named as their owners; that mostly tells which kind of server wrote it."""
+
+    models: dict[str, Model]
+    owners: frozenset[str] = frozenset()
+
+
 class NotAnLLMServer(ValueError):
     """The answer is not a list of models; the text says what it is instead."""
 
@@ -26,26 +38,27 @@ _NAME_CHARACTERS: Final = 1_000
 _MODELS_LIMIT: Final = 10_000
 _CONTEXT_KEYS: Final = (
     "context_length",
-    "max_model_len",
-    "loaded_context_length",
+    "max_model_len",  # vLLM
+    "loaded_context_length",  # LM Studio, as the two that follow: what is set goes before what is possible
     "max_context_length",
     "context_window",
 )
 
 
-def parse_models(body: bytes) -> dict[str, Model]:
+def read_listing(body: bytes) -> Listing:
     """Read OpenAI's `{"data": [{"id": ...}, ...]}`; Ollama says `"data": null` for none.
 
     Raises NotAnLLMServer: any 200 is not enough, another program may answer on the port.
     """
-    entries = _entries(body)
+    entries = _entries(body)[:_MODELS_LIMIT]
     models = {}
-    for entry in entries[:_MODELS_LIMIT]:
+    for entry in entries:
         name = entry.get("id") if isinstance(entry, dict) else None
         if not isinstance(name, str) or not 0 < len(name) <= _NAME_CHARACTERS:
             raise NotAnLLMServer("a model in the list has no 'id'")
-        models[name] = Model(name, _positive(entry.get("created")), _context_length(entry), _loaded(entry))
-    return models
+        models[name] = Model(name, positive(entry.get("created")), context_length(entry), loaded(entry))
+    owners = (entry.get("owned_by") for entry in entries)
+    return Listing(models, frozenset(owner for owner in owners if isinstance(owner, str)))
 
 
 def _entries(body: bytes) -> list[Any]:
@@ -62,96 +75,24 @@ def _entries(body: bytes) -> list[Any]:
     return entries
 
 
-def _positive(value: Any) -> int | None:
+def positive(value: Any) -> int | None:
+    """Give a number that is one and counts something."""
     return value if type(value) is int and value > 0 else None
 
 
-def _context_length(entry: Mapping[str, Any]) -> int | None:
+def context_length(entry: Mapping[str, Any]) -> int | None:
+    """Read how many tokens of context a request for this model can have."""
     meta = entry.get("meta")
-    if isinstance(meta, dict) and (served := _positive(meta.get("n_ctx"))):  # llama.cpp: per slot
+    if isinstance(meta, dict) and (served := positive(meta.get("n_ctx"))):  # llama.cpp: per slot
         return served
-    return next((length for key in _CONTEXT_KEYS if (length := _positive(entry.get(key)))), None)
+    return next((length for key in _CONTEXT_KEYS if (length := positive(entry.get(key)))), None)
 
 
-def _loaded(entry: Mapping[str, Any]) -> bool | None:
+def loaded(entry: Mapping[str, Any]) -> bool | None:
     """Read LM Studio's `state`, and `status.value` of llama.cpp's router, which lists what it could load."""
     status = entry.get("status")
     state = status.get("value") if isinstance(status, dict) else entry.get("state")
     return state == "loaded" if state in ("loaded", "unloaded", "not-loaded", "loading", "sleeping") else None
-
-
-# --- what only one kind of server says ----------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Details:
-    """Where a kind of server tells more than the model list, and how it is read.
-
-    `path` is below the server's origin. `read` takes the models known so far and the JSON.
-    """
-
-    owned_by: str
-    path: str
-    read: Callable[[dict[str, Model], Any], "Facts"]
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What a provider told of itself. `slots` is how many requests it works on at once, if it says."""
-
-    models: dict[str, Model]
-    slots: int | None = None
-
-
-def _with_context(models: dict[str, Model], lengths: Mapping[str, int | None]) -> dict[str, Model]:
-    return {
-        name: replace(model, context_length=model.context_length or lengths.get(name))
-        for name, model in models.items()
-    }
-
-
-def _series(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise TypeError("not a list")
-    return value
-
-
-def _llamacpp_props(models: dict[str, Model], props: Any) -> Facts:
-    length = _positive(props["default_generation_settings"]["n_ctx"])
-    return Facts(_with_context(models, dict.fromkeys(models, length)), _positive(props.get("total_slots")))
-
-
-def _ollama_ps(models: dict[str, Model], running: Any) -> Facts:
-    lengths = {entry["model"]: _positive(entry.get("context_length")) for entry in _series(running["models"])}
-    told = _with_context(models, lengths)
-    return Facts({name: replace(model, loaded=name in lengths) for name, model in told.items()})
-
-
-def _lmstudio_models(models: dict[str, Model], listing: Any) -> Facts:
-    entries = {entry["id"]: entry for entry in _series(listing["data"])}
-    told = _with_context(models, {name: _context_length(entry) for name, entry in entries.items()})
-    return Facts({name: replace(m, loaded=_loaded(entries.get(name, {}))) for name, m in told.items()})
-
-
-DETAILS: Final[tuple[Details, ...]] = (
-    Details("llamacpp", "/props", _llamacpp_props),
-    Details("library", "/api/ps", _ollama_ps),
-    Details("organization_owner", "/api/v0/models", _lmstudio_models),
-)
-
-
-def details_for(body: bytes) -> Details | None:
-    """Tell from a (valid) model list which kind of server wrote it, if it is one that has more to say."""
-    owners = [entry.get("owned_by") for entry in _entries(body) if isinstance(entry, dict)]
-    return next((details for details in DETAILS if details.owned_by in owners), None)
-
-
-def read_details(details: Details, models: dict[str, Model], body: bytes) -> Facts:
-    """Add what the details say; details of an unexpected shape add nothing."""
-    try:
-        return details.read(models, orjson.loads(body))
-    except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError):
-        return Facts(models)
 
 
 def model_entry(model: Model, *, owned_by: str, created: int) -> dict[str, object]:
@@ -165,39 +106,3 @@ def model_entry(model: Model, *, owned_by: str, created: int) -> dict[str, objec
     if model.context_length:
         entry["context_length"] = model.context_length
     return entry
-
-
-# --- what it says when it fails ------------------------------------------------------------
-
-_QUOTE_CHARACTERS: Final = 300
-
-
-def quote(body: bytes, secrets: Sequence[str] = ()) -> str:
-    """Give a server's own error message in one line; `secrets` that it repeats are blotted out."""
-    text = _message_in(body) or body.decode("utf-8", "replace")
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    line = " ".join(text.split())
-    return line if len(line) <= _QUOTE_CHARACTERS else line[: _QUOTE_CHARACTERS - 1] + "…"
-
-
-def _message_in(body: bytes) -> str | None:
-    """Find the message in the shapes seen of real servers: error.message, error, message, detail."""
-    try:
-        answer = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return None
-    if not isinstance(answer, dict):
-        return None
-    error = answer.get("error")
-    found = (
-        (error.get("message") if isinstance(error, dict) else error)
-        or answer.get("message")
-        or answer.get("detail")
-    )
-    return found if isinstance(found, str) else None
-
-
-def is_loading(status: int, body: bytes) -> bool:
-    """Recognise llama.cpp's 503 while it loads a model: it is warming, not broken."""
-    return status == 503 and b'"unavailable_error"' in body and b"oading model" in body

@@ -34,7 +34,8 @@ from llmgateway.http.client import Client, Heartbeat
 from llmgateway.http.exchange import Exchange
 from llmgateway.http.headers import AnswerHead
 from llmgateway.log import Events
-from llmgateway.servers.models import is_loading, quote
+from llmgateway.servers.kind import quote
+from llmgateway.servers.known import is_loading
 from llmgateway.traffic.call import Call
 from llmgateway.traffic.estimate import OutputSize, PromptSize
 from llmgateway.traffic.fairness import cost
@@ -211,7 +212,7 @@ class Proxy:
         body = _readable(exchange.head, body)
         said = quote(body, provider.secrets)
         trouble = f"answered {exchange.status}{': ' if said else '.'}{said}"
-        if is_loading(exchange.status, body):
+        if is_loading(provider.kind, exchange.status, body):
             raise ProviderWarming(provider.name, trouble)
         raise ProviderErrored(provider.name, trouble, supported=exchange.status != _UNSUPPORTED)
 

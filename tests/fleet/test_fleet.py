@@ -10,6 +10,7 @@ from llmgateway.access.keys import Caller, KeyRing
 from llmgateway.config.load import build
 from llmgateway.config.settings import Config
 from llmgateway.fleet.fleet import REFUSAL_PAUSE_S, Fleet, Probe, Provider, State
+from llmgateway.servers import generic, ollama
 from llmgateway.servers.models import Model
 
 ALICE = "sk-alice-0123456789abcdefghijklmnopqrstuvwxyz"
@@ -169,6 +170,16 @@ def test_a_key_that_is_limited_to_models_sees_only_those() -> None:
     known = config({}, users={"alice": {"keys": [limited]}, "bob": {}, "carol": {}})
     caller = KeyRing(known.users, known.groups).recognise([ALICE], now=0)
     assert list(fleet({}, models="qwen3-8b llama qwen3-30b").models_for(caller)) == ["qwen3-8b", "qwen3-30b"]
+
+
+def test_the_kind_of_a_server_stays_known_until_it_tells_another() -> None:
+    provider = single()
+    assert provider.kind is generic.KIND
+    provider.observe(Probe(State.ONLINE, kind=ollama.KIND), now=0)
+    states(provider, "--w+")
+    assert provider.kind is ollama.KIND
+    provider.observe(Probe(State.ONLINE, kind=generic.KIND), now=0)
+    assert provider.kind is generic.KIND
 
 
 # --- the state machine ---------------------------------------------------------------------------------

@@ -1,0 +1,113 @@
+"""What a kind of LLM server must tell of itself, and how the words of any server are read.
+
+A kind is a value, in a file of its own; `known` lists them all. Nobody asks for a kind by its name: who wants
+to know something asks the value. What servers send is foreign, and adds nothing where its shape is
+unexpected.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import orjson
+
+from llmgateway.servers.models import Listing, Model
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a server told of itself. `slots` is how many requests it works on at once, if it says."""
+
+    models: dict[str, Model]
+    slots: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """Where a kind of server tells more than the model list, and how it is read.
+
+    `path` is below the server's origin. `read` adds what the JSON says to the facts known so far; it may
+    raise LookupError, TypeError or AttributeError where that is of an unexpected shape.
+    """
+
+    path: str
+    read: Callable[[Facts, Any], Facts]
+
+
+def never(status: int, body: bytes) -> bool:
+    """Tell nothing apart from broken: for kinds that hold a request until the model is there."""
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of LLM server."""
+
+    name: str
+    title: str
+    """Its name as people write it."""
+    wrote: Callable[[Listing], bool]
+    """Whether a listing is by a server of this kind, and surely not by one of another."""
+    speaks: frozenset[str]
+    """The APIs that its present version has; not every model answers on each of them."""
+    ports: tuple[int, ...] = ()
+    """Where it listens unless it is told otherwise, the likeliest first."""
+    details: tuple[Details, ...] = ()
+    is_loading: Callable[[int, bytes], bool] = never
+    """Whether an answer (status and body) says that the model is being loaded: warming, not broken."""
+    idle_s: float | None = None
+    """How long it keeps an idle connection; None if for ever, or as long as it says itself."""
+
+
+def read_details(details: Details, facts: Facts, body: bytes) -> Facts:
+    """Add what the details say; details of an unexpected shape add nothing."""
+    try:
+        return details.read(facts, orjson.loads(body))
+    except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError):
+        return facts
+
+
+def with_context(models: dict[str, Model], lengths: Mapping[str, int | None]) -> dict[str, Model]:
+    """Add the lengths of context that the listing did not tell."""
+    return {
+        name: replace(model, context_length=model.context_length or lengths.get(name))
+        for name, model in models.items()
+    }
+
+
+def series(value: Any) -> list[Any]:
+    """Insist on a list: a text or a mapping could be walked as well. Raises TypeError."""
+    if not isinstance(value, list):
+        raise TypeError("not a list")
+    return value
+
+
+# --- what it says when it fails ------------------------------------------------------------
+
+_QUOTE_CHARACTERS: Final = 300
+
+
+def quote(body: bytes, secrets: Sequence[str] = ()) -> str:
+    """Give a server's own error message in one line; `secrets` that it repeats are blotted out."""
+    text = _message_in(body) or body.decode("utf-8", "replace")
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    line = " ".join(text.split())
+    return line if len(line) <= _QUOTE_CHARACTERS else line[: _QUOTE_CHARACTERS - 1] + "…"
+
+
+def _message_in(body: bytes) -> str | None:
+    """Find the message in the shapes seen of real servers: error.message, error, message, detail."""
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    if not isinstance(answer, dict):
+        return None
+    error = answer.get("error")
+    found = (
+        (error.get("message") if isinstance(error, dict) else error)
+        or answer.get("message")
+        or answer.get("detail")
+    )
+    return found if isinstance(found, str) else None

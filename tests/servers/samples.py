@@ -1,0 +1,153 @@
+"""What a real server of each kind sends: its listing, its details, what it says while it loads.
+
+A new kind in `known` needs a sample here. Shortened where a field tells nothing new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from llmgateway.servers.kind import Facts
+from llmgateway.servers.models import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A server of one kind. `facts` is what is known once its listing and its pages have been read."""
+
+    listing: Mapping[str, Any]
+    facts: Facts
+    pages: Mapping[str, Any] = field(default_factory=dict)
+    loading: tuple[int, Mapping[str, Any]] | None = None
+
+
+LLAMACPP: Final = Sample(
+    listing={
+        "models": [{"name": "tiny", "model": "tiny", "type": "model", "capabilities": ["completion"]}],
+        "object": "list",
+        "data": [
+            {
+                "id": "tiny",
+                "object": "model",
+                "created": 1_790_000_000,
+                "owned_by": "llamacpp",
+                "meta": {"vocab_type": 1, "n_vocab": 1024, "n_ctx": 2048, "n_ctx_train": 32_768},
+            }
+        ],
+    },
+    pages={
+        "/props": {
+            "default_generation_settings": {"id": 0, "n_ctx": 2048, "is_processing": False},
+            "total_slots": 4,
+            "model_path": "/models/tiny.gguf",
+        }
+    },
+    loading=(503, {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}),
+    facts=Facts({"tiny": Model("tiny", 1_790_000_000, 2048)}, slots=4),
+)
+OLLAMA: Final = Sample(
+    listing={
+        "object": "list",
+        "data": [
+            {"id": "qwen3:8b", "object": "model", "created": 1_790_000_001, "owned_by": "library"},
+            {"id": "alice/llama3.2:3b", "object": "model", "created": 1_790_000_002, "owned_by": "alice"},
+        ],
+    },
+    pages={
+        "/api/ps": {
+            "models": [
+                {
+                    "name": "qwen3:8b",
+                    "model": "qwen3:8b",
+                    "size": 6_591_830_464,
+                    "details": {"format": "gguf", "family": "qwen3", "parameter_size": "8.2B"},
+                    "expires_at": "2026-10-17T16:47:07.93355-07:00",
+                    "size_vram": 5_333_539_264,
+                    "context_length": 8192,
+                }
+            ]
+        }
+    },
+    facts=Facts(
+        {
+            "qwen3:8b": Model("qwen3:8b", 1_790_000_001, 8192, loaded=True),
+            "alice/llama3.2:3b": Model("alice/llama3.2:3b", 1_790_000_002, loaded=False),
+        }
+    ),
+)
+LMSTUDIO: Final = Sample(
+    listing={
+        "data": [
+            {"id": "qwen3-8b", "object": "model", "owned_by": "organization_owner"},
+            {"id": "text-embedding-nomic", "object": "model", "owned_by": "organization_owner"},
+        ],
+        "object": "list",
+    },
+    pages={
+        "/api/v0/models": {
+            "object": "list",
+            "data": [
+                {
+                    "id": "qwen3-8b",
+                    "object": "model",
+                    "type": "llm",
+                    "publisher": "lmstudio-community",
+                    "arch": "qwen3",
+                    "compatibility_type": "gguf",
+                    "quantization": "Q4_K_M",
+                    "state": "loaded",
+                    "max_context_length": 40_960,
+                    "loaded_context_length": 4096,
+                },
+                {
+                    "id": "text-embedding-nomic",
+                    "object": "model",
+                    "type": "embeddings",
+                    "state": "not-loaded",
+                    "max_context_length": 2048,
+                },
+            ],
+        }
+    },
+    facts=Facts(
+        {
+            "qwen3-8b": Model("qwen3-8b", context_length=4096, loaded=True),
+            "text-embedding-nomic": Model("text-embedding-nomic", context_length=2048, loaded=False),
+        }
+    ),
+)
+VLLM: Final = Sample(
+    listing={
+        "object": "list",
+        "data": [
+            {
+                "id": "Qwen/Qwen3-8B",
+                "object": "model",
+                "created": 1_790_000_003,
+                "owned_by": "vllm",
+                "root": "Qwen/Qwen3-8B",
+                "parent": None,
+                "max_model_len": 40_960,
+                "permission": [{"id": "modelperm-0", "object": "model_permission", "organization": "*"}],
+            }
+        ],
+    },
+    facts=Facts({"Qwen/Qwen3-8B": Model("Qwen/Qwen3-8B", 1_790_000_003, 40_960)}),
+)
+GENERIC: Final = Sample(
+    listing={
+        "object": "list",
+        "data": [{"id": "m", "object": "model", "created": 1_790_000_004, "owned_by": "llama-swap"}],
+    },
+    facts=Facts({"m": Model("m", 1_790_000_004)}),
+)
+SAMPLES: Final[Mapping[str, Sample]] = {
+    "ollama": OLLAMA,
+    "llamacpp": LLAMACPP,
+    "lmstudio": LMSTUDIO,
+    "vllm": VLLM,
+    "generic": GENERIC,
+}
+"""By the names of the kinds."""

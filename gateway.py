@@ -34,6 +34,7 @@ from llmgateway.config.settings import Config, TlsConfig
 from llmgateway.fleet.breaker import RetryBudget
 from llmgateway.fleet.fleet import Fleet
 from llmgateway.fleet.health import Watch
+from llmgateway.fleet.search import find_servers
 from llmgateway.fleet.upstream import Upstream
 from llmgateway.fleet.wake import Alarm
 from llmgateway.http.client import Patience
@@ -293,7 +294,7 @@ async def serve_without_config(port: int | None) -> int:
     """Serve what is found on this machine, or else a demo, to this machine only, with a key for this run."""
     key = mint()
     async with AsyncExitStack() as stack:
-        providers, model = await commands.find_servers()
+        providers, model = await find_servers()
         found = ", ".join(providers)
         if not providers:
             providers, model = {"demo": {"url": await stack.enter_async_context(demo_provider())}}, MODEL

@@ -1,4 +1,4 @@
-"""The commands beside running: check, key, init, schema, usage, status; and the search for LLM servers here.
+"""The commands beside running: check, key, init, schema, usage, status.
 
 Each gives the process's exit code: 0 good, 1 the config or the check failed.
 """
@@ -15,21 +15,11 @@ from typing import Any, Final
 from llmgateway.access.keys import digest, mint
 from llmgateway.books.history import History, render, tabulate
 from llmgateway.cli import terminal
-from llmgateway.config.load import Loaded, build, load, schema
+from llmgateway.config.load import Loaded, load, schema
 from llmgateway.config.settings import Config
 from llmgateway.config.tree import ConfigError
-from llmgateway.fleet.fleet import Fleet, Probe, Provider, State
-from llmgateway.fleet.health import probe
-from llmgateway.fleet.upstream import Upstream
-
-WELL_KNOWN: Final[Mapping[str, int]] = {
-    "ollama": 11434,
-    "llama-cpp": 8080,
-    "llama-cpp-9931": 9931,  # the default of newer releases
-    "lm-studio": 1234,
-    "vllm": 8000,
-}
-_SEARCH_S: Final = 1.0
+from llmgateway.fleet.fleet import Probe, State
+from llmgateway.fleet.search import find_servers, look_at_all
 
 
 def say(text: str) -> None:
@@ -67,7 +57,7 @@ async def _show_providers(config: Config) -> int:
     seen = await look_at_all(config)
     for provider, result in seen:
         reason = f": {result.reason}" if result.reason else ""
-        print(f"{provider.name}  {provider.config.url}  {result.state.value}{reason}")
+        print(f"{provider.name}  {provider.config.url}  {result.state.value}{reason}{_kind(result)}")
         for name, model in sorted((result.models or {}).items()):
             context = f"  (context {model.context_length})" if model.context_length else ""
             print(f"    {name}{context}")
@@ -76,15 +66,8 @@ async def _show_providers(config: Config) -> int:
     return 0 if all(result.state is State.ONLINE for _, result in seen) else 1
 
 
-async def look_at_all(config: Config) -> list[tuple[Provider, Probe]]:
-    """Probe every provider of a configuration once, all at the same time."""
-    upstream = Upstream()
-    providers = list(Fleet(config).providers.values())
-    try:
-        results = await asyncio.gather(*(probe(upstream, provider) for provider in providers))
-    finally:
-        upstream.close()
-    return list(zip(providers, results, strict=True))
+def _kind(seen: Probe) -> str:
+    return f"  ({seen.kind.title}: {', '.join(sorted(seen.kind.speaks))})" if seen.kind else ""
 
 
 def show_key(user: str) -> int:
@@ -198,14 +181,3 @@ def show_status(
         say(str(problem))
         return 1
     return 0
-
-
-async def find_servers() -> tuple[dict[str, Any], str]:
-    """Look for LLM servers on this machine's well-known ports.
-
-    Gives the `providers` of a config, and the id of a model that one of them serves ("" if there is none).
-    """
-    providers = {name: {"url": f"http://127.0.0.1:{port}/v1"} for name, port in WELL_KNOWN.items()}
-    seen = await look_at_all(build({"providers": providers, "health": {"timeout": _SEARCH_S}}))
-    found = {p.name: providers[p.name] for p, result in seen if result.state in (State.ONLINE, State.WARMING)}
-    return found, next((model for _, result in seen for model in result.models or ()), "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 import shutil
 import signal
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from llmgateway.fleet.search import WELL_KNOWN
 from tests.conftest import ProgramFor
 from tests.exchange import Script
 from tests.fake_provider import FakeProvider
@@ -21,8 +23,6 @@ from tests.journey import eventually, settings
 from tests.program import Finished, Program, run, running
 from tests.raw_client import Ending, RawClient, Response, chat, request
 from tests.script import done, head, play, raw, sse, stall, wait, word
-
-WELL_KNOWN_PORTS = (11434, 8080, 1234, 8000)
 
 
 async def ask(port: int, message: bytes) -> Response:
@@ -251,7 +251,7 @@ async def test_check_says_what_is_good_and_with_probe_what_is_served(
     assert not provider.probes
     probed = await run("check", "--probe", cwd=tmp_path)
     assert probed.code == 0
-    assert "rig" in probed.out and " m" in probed.out
+    assert re.search(r"^rig  \S+  online  \(OpenAI-compatible: openai\)\n    m$", probed.out, re.MULTILINE)
     await provider.refuse()
     unreachable = await run("check", "--probe", cwd=tmp_path)
     assert unreachable.code == 1
@@ -291,7 +291,7 @@ def curl_of(program: Program) -> str | None:
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
 async def test_with_no_config_file_the_printed_curl_works_when_pasted(tmp_path: Path) -> None:
-    if any(map(somebody_listens, WELL_KNOWN_PORTS)):
+    if any(map(somebody_listens, WELL_KNOWN.values())):
         pytest.skip("an LLM server may be running on a well-known port of this machine")
     async with running("--port", "0", cwd=tmp_path) as program:
         url = await program.url()

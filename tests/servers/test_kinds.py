@@ -19,7 +19,7 @@ from llmgateway.config.load import build
 from llmgateway.fleet.fleet import Fleet, Probe, Provider, State
 from llmgateway.fleet.health import probe
 from llmgateway.fleet.upstream import Upstream
-from llmgateway.http.exchange import DEFAULT_IDLE_S
+from llmgateway.http.connection import DEFAULT_IDLE_S
 from llmgateway.servers import generic, known
 from llmgateway.servers.kind import Details, Facts, Kind, read_details
 from llmgateway.servers.known import KINDS, is_loading, who_wrote

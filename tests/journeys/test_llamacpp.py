@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 
+from llmgateway.servers import llamacpp
 from tests.conftest import GatewayFor
 from tests.journey import KEY, eventually
 from tests.llamacpp.fixtures import LlamaModels, LlamaServer, llama
@@ -79,6 +80,11 @@ async def test_models_tell_the_context_of_a_slot(gateway: Gateway, http: aiohttp
         (model,) = (await answer.json())["data"]
     assert (model["id"], model["object"], model["owned_by"]) == ("tiny", "model", "llama")
     assert model["context_length"] == 2048
+
+
+async def test_it_is_known_for_what_it_is_and_so_are_its_slots(gateway: Gateway) -> None:
+    provider = gateway.fleet.providers["llama"]
+    assert (provider.kind, provider.capacity) == (llamacpp.KIND, 4)
 
 
 async def test_the_providers_key_is_the_gateways_business(

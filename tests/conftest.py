@@ -20,7 +20,7 @@ from tests.llamacpp.fixtures import llama_embeddings, llama_endless, llama_keyed
 from tests.program import Program, running
 
 if TYPE_CHECKING:
-    from gateway import Gateway
+    from llmgateway.service.gateway import Gateway
 
 __all__ = ["llama_embeddings", "llama_endless", "llama_keyed", "llama_models", "llama_server"]
 
@@ -74,8 +74,8 @@ async def gateway_for(nothing_leaks: None) -> AsyncIterator[GatewayFor]:
 
     At the end they close, and must have closed every connection to the providers.
     """
-    from gateway import Gateway
     from llmgateway.config.load import build
+    from llmgateway.service.gateway import Gateway
 
     known: list[FakeProvider] = []
     async with AsyncExitStack() as stack:

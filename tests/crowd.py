@@ -14,7 +14,7 @@ from tests.raw_client import RawClient, Response, chat
 from tests.script import answer, polite
 
 if TYPE_CHECKING:
-    from gateway import Gateway
+    from llmgateway.service.gateway import Gateway
 
 BOB = "sk-bob-0123456789abcdefghijklmnopqrstuvwxyz"
 FAMILY = {"alice": {"keys": [KEY]}, "bob": {"keys": [BOB]}}

@@ -18,9 +18,9 @@ import aiohttp
 import pytest
 import yaml
 
-from gateway import LAST_WORDS_S
 from llmgateway.config.settings import ServerConfig
 from llmgateway.config.values import duration
+from llmgateway.service.gateway import LAST_WORDS_S
 from tests.conftest import GatewayFor
 from tests.fake_provider import FakeProvider
 from tests.journey import ASK, KEY, settings
@@ -28,7 +28,7 @@ from tests.program import run, running
 from tests.tools import tool
 
 if TYPE_CHECKING:
-    from gateway import Gateway
+    from llmgateway.service.gateway import Gateway
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTRIB = ROOT / "contrib"

@@ -5,7 +5,6 @@ Each gives the process's exit code: 0 good, 1 the config or the check failed.
 
 import asyncio
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence, Sized
@@ -95,8 +94,8 @@ def init(path: Path) -> int:
     key = mint()
     text = _FIRST_CONFIG.format(providers=_first_providers(servers), key=digest(key).hex())
     try:
-        with open(path, "x", opener=_private) as opened:
-            opened.write(text)
+        path.touch(mode=0o600, exist_ok=False)  # there may be secrets in it one day
+        path.write_text(text, "utf-8")
     except OSError as exc:
         say(f"{path} cannot be written: {exc.strerror}.")
         return 1
@@ -132,10 +131,6 @@ def _first_providers(servers: Mapping[str, Any]) -> str:
     if not servers:
         return "  # home-rig:\n  #   url: http://192.168.1.10:8080/v1\n"
     return "".join(f"  {name}:\n    url: {entry['url']}\n" for name, entry in servers.items())
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)  # there may be secrets in it one day
 
 
 def show_usage(path: Path, environ: Mapping[str, str], *, since_s: float, by: Sequence[str]) -> int:

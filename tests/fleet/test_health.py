@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from gateway import Gateway
 from llmgateway.config.load import build
 from llmgateway.fleet.fleet import Fleet, Provider, State
 from llmgateway.fleet.health import Watch
 from llmgateway.fleet.upstream import Upstream
+from llmgateway.service.gateway import Gateway
 from tests.conftest import GatewayFor, ProgramFor, ProviderFor
 from tests.exchange import Exchange, Script
 from tests.fake_provider import FakeProvider, redirect

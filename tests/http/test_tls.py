@@ -17,11 +17,11 @@ import aiohttp
 import pytest
 import yaml
 
-from gateway import CannotListen, Gateway
 from llmgateway.config.load import build
 from llmgateway.config.settings import TlsConfig
 from llmgateway.http.client import Patience
 from llmgateway.http.tls import BadCertificate, Certificate
+from llmgateway.service.gateway import CannotListen, Gateway
 from tests.conftest import GatewayFor
 from tests.exchange import Script
 from tests.fake_provider import FakeProvider

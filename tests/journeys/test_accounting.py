@@ -40,7 +40,7 @@ from tests.script import (
 )
 
 if TYPE_CHECKING:
-    from gateway import Gateway
+    from llmgateway.service.gateway import Gateway
 
 OWN_FIRST = {"alice": {"keys": [KEY], "route": "prefer_own"}}
 SOON = {"keepalive": "40ms"}

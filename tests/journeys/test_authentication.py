@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from gateway import Gateway
 from llmgateway.config.load import build
+from llmgateway.service.gateway import Gateway
 from tests.conftest import GatewayFor, ProviderFor
 from tests.fake_provider import FakeProvider
 from tests.journey import KEY, settings

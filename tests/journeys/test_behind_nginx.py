@@ -27,7 +27,7 @@ from tests.test_contrib import CONTRIB
 from tests.tools import tool
 
 if TYPE_CHECKING:
-    from gateway import Gateway
+    from llmgateway.service.gateway import Gateway
 
 HOST = "llm.example.org"
 

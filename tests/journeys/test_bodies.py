@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway import Gateway
 from llmgateway.config.load import build
+from llmgateway.service.gateway import Gateway
 from tests.conftest import GatewayFor, ProgramFor
 from tests.fake_provider import FakeProvider
 from tests.journey import KEY, settings

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from gateway import Gateway
 from llmgateway.config.load import build
+from llmgateway.service.gateway import Gateway
 from tests.conftest import GatewayFor, ProgramFor, ProviderFor
 from tests.exchange import Exchange, Script
 from tests.fake_provider import FakeProvider

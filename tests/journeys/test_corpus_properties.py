@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
-from gateway import Gateway
+from llmgateway.service.gateway import Gateway
 from tests.conftest import GatewayFor
 from tests.corpus import ANY_TYPE, CHUNKED, EVENT_TYPE, EVENTS, LOOKALIKES, Answer, Kind, Part, head
 from tests.fake_provider import FakeProvider

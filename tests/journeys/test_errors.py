@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from gateway import Gateway
 from llmgateway.access.keys import Caller
 from llmgateway.config.load import build
 from llmgateway.fleet.breaker import RetryBudget
 from llmgateway.http.client import Client, Patience
 from llmgateway.http.headers import AnswerHead
 from llmgateway.http.server import ClientServer
+from llmgateway.service.gateway import Gateway
 from llmgateway.traffic.call import Call
 from llmgateway.traffic.proxy import Proxy
 from llmgateway.web.app import App

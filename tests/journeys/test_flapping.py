@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from gateway import Gateway
 from llmgateway.fleet.breaker import FAILURES_IN_A_ROW, FIRST_PAUSE_S, RETRY_RESERVE, RETRY_SHARE
+from llmgateway.service.gateway import Gateway
 from tests.conftest import GatewayFor, ProviderFor
 from tests.crowd import ask, crowd, waiting
 from tests.exchange import Script

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 import httptools
 import pytest
 
-from gateway import Gateway
 from llmgateway.api.endpoints import ENDPOINTS
+from llmgateway.service.gateway import Gateway
 from tests.conftest import GatewayFor
 from tests.fake_provider import FakeProvider
 from tests.journey import KEY

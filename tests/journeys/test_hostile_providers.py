@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from gateway import Gateway
+from llmgateway.service.gateway import Gateway
 from tests.conftest import GatewayFor
 from tests.exchange import Exchange, Script
 from tests.fake_provider import FakeProvider

@@ -18,7 +18,7 @@ from tests.llamacpp.fixtures import LlamaModels, LlamaServer, llama
 from tests.raw_client import Ending, RawClient, events, request
 
 if TYPE_CHECKING:
-    from gateway import Gateway
+    from llmgateway.service.gateway import Gateway
 
 HELLO: dict[str, Any] = {
     "model": "tiny",

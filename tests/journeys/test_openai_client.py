@@ -21,7 +21,7 @@ from tests.script import answer, cut, error, play, reset, sse, wait, word
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-    from gateway import Gateway
+    from llmgateway.service.gateway import Gateway
 
 LIMITED_KEY = "sk-limited-0123456789abcdefghijklmnopqrstuvw"
 USERS = {"alice": {"keys": [KEY, {"name": "limited", "key": LIMITED_KEY, "models": ["other-*"]}]}}

@@ -43,7 +43,7 @@ from tests.script import (
 )
 
 if TYPE_CHECKING:
-    from gateway import Gateway
+    from llmgateway.service.gateway import Gateway
 
 
 async def in_flight(gateway: Gateway, count: int) -> None:
@@ -431,7 +431,7 @@ async def test_waiters_are_served_while_the_gateway_drains(
 
 
 async def test_waiters_that_are_left_when_it_ends_are_told(provider_for: ProviderFor) -> None:
-    from gateway import Gateway
+    from llmgateway.service.gateway import Gateway
 
     rig = await provider_for(slots=1)
     rig.script = stall()

@@ -21,7 +21,7 @@ from tests.raw_client import RawClient, Response, chat, request
 from tests.script import answer, cut, error, head, play, polite, raw, sse, stall, stream, word
 
 if TYPE_CHECKING:
-    from gateway import Gateway
+    from llmgateway.service.gateway import Gateway
 
 ADMIN = Caller("alice", admin=True)
 PHONE = "sk-phone-0123456789abcdefghijklmnopqrstuvwxyz"

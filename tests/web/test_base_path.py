@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from gateway import Gateway
 from llmgateway.config.load import build
+from llmgateway.service.gateway import Gateway
 from tests.conftest import GatewayFor
 from tests.fake_provider import FakeProvider
 from tests.journey import ASK, KEY, settings

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gateway import Gateway
 from llmgateway.config.load import build
+from llmgateway.service.gateway import Gateway
 from tests.conftest import GatewayFor
 from tests.fake_provider import FakeProvider
 from tests.journey import KEY, settings

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import pytest
 
-from gateway import Gateway
+from llmgateway.service.gateway import Gateway
 from tests.conftest import GatewayFor, ProviderFor
 from tests.fake_provider import FakeProvider
 from tests.journey import eventually

@@ -1,0 +1,201 @@
+"""A gateway, wired by hand: it listens, serves, takes over another config, and ends step by step.
+
+Whoever makes it gives it a config; where that comes from, and what a signal means, is `serve`'s to know.
+"""
+
+import asyncio
+import os
+import time
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+from llmgateway import __version__
+from llmgateway.access.limits import Limits
+from llmgateway.access.sessions import Sessions
+from llmgateway.books.journal import Journal
+from llmgateway.books.ledger import Ledger
+from llmgateway.books.metrics import Metrics
+from llmgateway.books.totals import used_today
+from llmgateway.config.settings import Config, TlsConfig
+from llmgateway.fleet.breaker import RetryBudget
+from llmgateway.fleet.fleet import Fleet
+from llmgateway.fleet.health import Watch
+from llmgateway.fleet.upstream import Upstream
+from llmgateway.fleet.wake import Alarm
+from llmgateway.http.client import Patience
+from llmgateway.http.server import ClientServer
+from llmgateway.http.tls import BadCertificate, Certificate
+from llmgateway.log import Events
+from llmgateway.traffic.affinity import Affinity
+from llmgateway.traffic.proxy import Proxy
+from llmgateway.traffic.slots import Slots
+from llmgateway.web.app import App
+from llmgateway.web.pages import Pages
+from llmgateway.web.status import Condition, Status
+
+events = Events("gateway")
+
+BACKLOG: Final = 1024
+BOOKING_PAUSE_S: Final = 0.05
+LAST_WORDS_S: Final = 1.0  # for handlers that were cut off to write what they have to say
+
+
+class CannotListen(Exception):
+    """The address to listen on can't be had; the text says why."""
+
+
+class Gateway:
+    """A running gateway: `async with Gateway(config) as gateway`.
+
+    Leaving stops it at once; `drain` first to be kind. `adopt` another config at any time.
+    """
+
+    def __init__(self, config: Config, patience: Patience | None = None) -> None:
+        """Wire everything up; nothing runs yet. Raises CannotListen if the certificate cannot be used."""
+        self.config = config
+        self.fleet = Fleet(config)
+        self.port = 0
+        self.condition = Condition()
+        self.metrics = Metrics(__version__)
+        self.limits = Limits(time.time)
+        self.journal = Journal(**_journal(config))
+        self.ledger = Ledger(
+            self.metrics,
+            self.journal.write,
+            self.fleet.advertises,
+            partial(asyncio.get_running_loop().call_later, BOOKING_PAUSE_S),
+        )
+        self.metrics.before_scrape(self.ledger.book)
+        self._certificate = None if config.server.tls is None else _certificate(config.server.tls)
+        self._upstream = Upstream()
+        clock = asyncio.get_running_loop().time  # the one that slots, providers and their breakers go by
+        self._watch = Watch(self.fleet, self._upstream, Random(), clock)
+        self.slots = Slots(self.fleet, Affinity(), config.queue, Random(), wake=Alarm().ring, clock=clock)
+        proxy = Proxy(
+            self.slots, self._upstream, self._watch, RetryBudget(), self.limits, self.metrics, clock
+        )
+        self.status = Status(
+            self.condition, self._watch, self.fleet, self.slots, self.ledger, self.limits, time.monotonic
+        )
+        self.metrics.observe_now(self.status.gauges)
+        self.metrics.observe_dropped(lambda: self.journal.dropped)
+        self._recalling = asyncio.Lock()
+        self._recalled = False
+        self._pages = Pages(
+            self.fleet, self._watch, self.status, self.metrics, Sessions(time.time), self.recall
+        )
+        self._app = App(config, self._pages, proxy, self.ledger)
+        self._patience = patience or Patience()
+        self._server = ClientServer(self._app.handle, self._patience)
+        self._stack = AsyncExitStack()
+
+    @property
+    def ready(self) -> asyncio.Event:
+        """Set once every provider has been looked at."""
+        return self._watch.first_round
+
+    @property
+    def url(self) -> str:
+        """Where it listens, as a URL, with the base path."""
+        server = self.config.server
+        host = f"[{server.host}]" if ":" in server.host else server.host
+        scheme = "http" if self._certificate is None else "https"
+        return f"{scheme}://{host}:{self.port}{server.base_path}"
+
+    async def __aenter__(self) -> "Gateway":
+        """Listen and start to look at the providers. Raises CannotListen if the address can't be had."""
+        server = self.config.server
+        try:
+            listener = await asyncio.get_running_loop().create_server(
+                self._server,
+                server.host,
+                server.port,
+                backlog=BACKLOG,
+                ssl=None if self._certificate is None else self._certificate.context,
+                ssl_handshake_timeout=None if self._certificate is None else self._patience.head_s,
+            )
+        except (OSError, UnicodeError) as exc:
+            raise CannotListen(f"cannot listen on {server.host}:{server.port}: {_words(exc)}.") from exc
+        self.port = listener.sockets[0].getsockname()[1]
+        # Steps of the end, the last one first: cut what is in flight, close its connections, write down what
+        # became of it, stop looking, stop listening.
+        self._stack.callback(listener.close)
+        self._stack.callback(self._upstream.close)
+        await self._stack.enter_async_context(self._watch)
+        await self._stack.enter_async_context(self.journal)
+        self._stack.callback(self.ledger.book)
+        self._stack.push_async_callback(self._server.shutdown, LAST_WORDS_S)
+        self._stack.callback(self._app.cut_off)
+        events.info(f"listening on {self.url}", version=__version__, providers=len(self.fleet.providers))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    def adopt(self, config: Config) -> None:
+        """Go on with another config: it holds for all that comes from now on; what is in flight goes on.
+
+        What cannot change while the gateway runs (address, port, whose certificate) stays as it was.
+        """
+        self.config = config
+        adopted = self.fleet.adopt(config)
+        self._upstream.retire(adopted.gone)
+        self._watch.adopt()
+        self.slots.adopt(config.queue)
+        self._app.adopt(config)
+        self.journal.adopt(**_journal(config))
+
+    def renew_certificate(self) -> None:
+        """Take in a certificate that has changed on disk. Raises BadCertificate; then the old one stays."""
+        if self._certificate is not None:
+            self._certificate.renew()
+
+    async def recall(self) -> None:
+        """Add up what the request log tells of today, before this start; once, when somebody asks."""
+        requests, before = self.config.log.requests, self.condition.started_at
+        async with self._recalling:
+            if requests is None or self._recalled:
+                return
+            try:
+                self.ledger.totals.merge(await asyncio.to_thread(used_today, Path(requests), before))
+            except FileNotFoundError:
+                pass  # the first start
+            except OSError as exc:
+                events.warning("cannot read the request log", file=requests, why=exc.strerror)
+            self._recalled = True
+
+    async def drain(self) -> bool:
+        """Take no new calls; wait for those in flight, within `drain_timeout`; tell whether all ended."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self.config.server.drain_timeout
+        self._app.drain()
+        in_time = await self._app.quiet(self.config.server.drain_timeout)
+        return in_time and await self._server.delivered(max(0.0, end - loop.time()))
+
+
+def _journal(config: Config) -> dict[str, Any]:
+    log = config.log
+    path = None if log.requests is None else Path(log.requests)
+    return {"path": path, "size_bytes": log.requests_size, "keep": log.requests_keep}
+
+
+def _certificate(config: TlsConfig) -> Certificate:
+    try:
+        return Certificate(config.cert, config.key)
+    except BadCertificate as exc:
+        raise CannotListen(str(exc)) from exc
+
+
+def _words(exc: OSError | UnicodeError) -> str:
+    match exc:
+        case OSError(errno=98 | 48):
+            return "another program listens there; stop it, or choose another port with --port"
+        case PermissionError():
+            return "the system does not allow it; ports below 1024 need privileges"
+        case OSError(errno=int(number)) if number > 0:
+            return os.strerror(number).lower()
+        case _:
+            return "there is no such address on this machine"

@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 import yaml
 
-from llmgateway.http.client import Patience
+from llmgateway.http.body import Patience
 from tests.fake_provider import FakeProvider
 from tests.journey import KEY, eventually, settings
 from tests.llamacpp.fixtures import llama_embeddings, llama_endless, llama_keyed, llama_models, llama_server

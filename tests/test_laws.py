@@ -40,7 +40,7 @@ PURE_MODULES: Final = frozenset(
     | {"traffic.affinity", "traffic.estimate", "traffic.fairness", "traffic.router"}
 )
 OUTSIDE_PURE: Final = frozenset({"asyncio", "aiohttp", "socket", "ssl", "uvloop"})
-WITH_AIOHTTP: Final = frozenset({"http.server", "http.client", "cli.terminal", "service.demo"})
+WITH_AIOHTTP: Final = frozenset({"http.server", "http.client", "http.body", "cli.terminal", "service.demo"})
 
 MUTABLE_LITERALS: Final = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)
 MUTABLE_CALLS: Final = frozenset(

@@ -10,20 +10,17 @@ import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, field
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Final, Literal, Protocol
 
 from aiohttp import StreamReader, web
 from aiohttp.http import RawRequestMessage
-from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.streams import EMPTY_PAYLOAD
-from aiohttp.web_protocol import RequestPayloadError
 
 from llmgateway.api.dialect import Dialect, at_event_boundary, error_body, error_event
-from llmgateway.api.endpoints import Body
-from llmgateway.errors import INVALID_REQUEST, REQUEST_TIMEOUT, REQUEST_TOO_LARGE, GatewayError
+from llmgateway.errors import GatewayError
+from llmgateway.http.body import RequestBody
 from llmgateway.http.headers import AnswerHead, Field, RequestHead
 
 _REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
@@ -39,24 +36,6 @@ _FAMILIES: Final[Mapping[Family, re.Pattern[bytes]]] = {
 _PING: Final = b'event: ping\ndata: {"type": "ping"}\n\n'
 
 
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long a client may take, in seconds."""
-
-    head_s: float = 10.0
-    """For a request's head, from its first byte."""
-    keep_alive_s: float = 75.0
-    """For the next request on a connection."""
-    pause_s: float = 30.0
-    """Between two pieces of a request's body."""
-    body_s: float = 600.0
-    """For a request's body."""
-    stall_s: float = 600.0
-    """For reading anything of what waits for it."""
-    deaf_s: float = 5.0
-    """For a request that keeps others waiting behind it, once there are so many that no more are read."""
-
-
 class Flow(Protocol):
     """What can be held back while a client does not read."""
 
@@ -70,7 +49,8 @@ class Flow(Protocol):
 class Carrier(Protocol):
     """What a client needs of its connection."""
 
-    patience: Patience
+    transport: asyncio.Transport | None
+    now: Callable[[], float]
     flow: Flow | None
     """What is held back while the client does not read."""
     date_line: Callable[[], bytes]
@@ -87,12 +67,6 @@ class Carrier(Protocol):
     def request_of(self, message: RawRequestMessage, content: StreamReader) -> web.BaseRequest:
         """Make aiohttp's own request of one of its messages."""
 
-    def all_of(self, content: StreamReader) -> bytes:
-        """Give a body that is here to its end."""
-
-    def check_framing(self) -> None:
-        """Break a body off that stopped making sense."""
-
     def cancel(self) -> None:
         """Cancel whoever serves the request."""
 
@@ -102,16 +76,17 @@ class Client:
     """One request of a client and the one answer it gets. It is the sink of an exchange's bytes."""
 
     _connection: Carrier
-    _message: RawRequestMessage | None
-    _content: StreamReader
-    _transport: asyncio.Transport | None
-    _now: Callable[[], float]
-    method: str
-    raw_path: str
-    version: tuple[int, int]
-    fields: tuple[Field, ...]
+    message: InitVar[RawRequestMessage]
+    body: RequestBody
     head: RequestHead
-    _keep_alive: bool
+    method: str = field(init=False)
+    raw_path: str = field(init=False)
+    version: tuple[int, int] = field(init=False)
+    fields: tuple[Field, ...] = field(init=False)
+    _message: RawRequestMessage | None = field(init=False)
+    _transport: asyncio.Transport | None = field(init=False)
+    _now: Callable[[], float] = field(init=False)
+    _keep_alive: bool = field(init=False)
     request_id: str = ""
     dialect: Dialect = "openai"
     status: int = 0
@@ -135,6 +110,14 @@ class Client:
     _own_lines: bytes = b""
     _families: frozenset[Family] = frozenset()
 
+    def __post_init__(self, message: RawRequestMessage) -> None:
+        self.method, self.raw_path, self.version = message.method, message.path, message.version
+        self.fields = message.raw_headers
+        self._message = message
+        self._transport, self._now = self._connection.transport, self._connection.now
+        # aiohttp's parser takes the trailers of a chunked body for fields of the next request.
+        self._keep_alive = not (message.should_close or message.chunked)
+
     @property
     def head_size(self) -> int:
         """How many bytes the request's head takes."""
@@ -148,7 +131,7 @@ class Client:
         """
         if self._request is None:
             assert self._message is not None
-            self._request = self._connection.request_of(self._message, self._content)
+            self._request = self._connection.request_of(self._message, self.body.content)
         return self._request
 
     @property
@@ -163,76 +146,6 @@ class Client:
         own = self._transport.get_extra_info("sockname") if self._transport is not None else None
         return str(own[0]) if isinstance(own, tuple) and own else ""
 
-    # -- the request
-
-    async def read_body(self, limit_bytes: int) -> Body:
-        """Read the request's body whole, up to a size and within limits of time.
-
-        Raises GatewayError (400, 408, 413).
-        """
-        for name, value in self.fields:
-            if name.lower() == b"content-length" and int(value.lstrip(b"0") or 0) > limit_bytes:
-                raise _too_large(limit_bytes)
-        if not self._content.is_eof():
-            self._invite_body()
-            self._connection.check_framing()
-        try:
-            return await self._gather(limit_bytes)
-        except TimeoutError:
-            raise GatewayError(
-                REQUEST_TIMEOUT, "The client took too long to send the request's body."
-            ) from None
-        except (RequestPayloadError, HttpProcessingError):
-            self._keep_alive = False
-            raise GatewayError(
-                INVALID_REQUEST, "The request's body is not framed as HTTP wants it."
-            ) from None
-
-    def body_at_hand(self, limit_bytes: int) -> Body | None:
-        """Give the body if all of it is here, as almost always, and nothing is wrong with it."""
-        content = self._content
-        if content is EMPTY_PAYLOAD:
-            return b""
-        if not content.is_eof() or content.exception() is not None or content.total_bytes > limit_bytes:
-            return None
-        self._content = EMPTY_PAYLOAD
-        return self._connection.all_of(content)
-
-    async def _gather(self, limit_bytes: int) -> Body:
-        content, patience = self._content, self._connection.patience
-        body = bytearray()
-        end = self._now() + patience.body_s
-        async with asyncio.timeout(None) as limit:
-            while True:
-                if content.is_eof():
-                    piece = content.read_nowait()
-                else:
-                    limit.reschedule(min(self._now() + patience.pause_s, end))
-                    piece = await content.readany()
-                broken = content.exception()  # a piece may have come before the break, in one packet
-                if broken is not None:
-                    raise broken
-                if not body and content.at_eof():
-                    return self._within(piece, limit_bytes)
-                body += piece
-                self._within(body, limit_bytes)
-                if content.at_eof():
-                    return body
-
-    def _within(self, body: Body, limit_bytes: int) -> Body:
-        if len(body) > limit_bytes:
-            raise _too_large(limit_bytes)
-        return body
-
-    def _invite_body(self) -> None:
-        """Answer `Expect: 100-continue`: the key is good, the body is wanted."""
-        if self._expects() and self._transport is not None:
-            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-    def _expects(self) -> bool:
-        expected = self.head.named.get(b"expect")
-        return expected is not None and expected.lower() == b"100-continue" and self.version >= (1, 1)
-
     # -- the answer
 
     def tell(self, headers: Iterable[tuple[str, str]], *, instead_of: Family | None = None) -> None:
@@ -243,7 +156,7 @@ class Client:
 
     def respond(self, status: int, body: bytes, lines: bytes = _JSON) -> None:
         """Send a whole answer of the gateway's own."""
-        if not self._content.is_eof():
+        if self.body.broken or not self.body.is_here:
             # the rest of the body is not wanted; it would be taken for the next request
             self._keep_alive = False
         self.begin(status, b"", AnswerHead(lines, len(body)), own=True)
@@ -407,26 +320,9 @@ class Client:
 
     def finish(self) -> bool:
         """End the request; tells whether its connection may be used again."""
-        if not self.body_is_here and self._expects() and self._transport is not None:
+        if not self.body.is_here and self.body.on_invitation and self._transport is not None:
             self._transport.close()  # it was told not to send the body: nothing will come to wait for
         return self._keep_alive and self.ended
-
-    @property
-    def body_is_here(self) -> bool:
-        """True once the end of the request's body, if it has one, has come."""
-        return self._content is EMPTY_PAYLOAD or self._content.is_eof()
-
-    async def skip_some(self) -> None:
-        """Read some of the rest of the request's body, which nobody wants."""
-        await self._content.readany()
-
-    def break_off(self, exc: BaseException) -> None:
-        """Let whoever reads the request's body learn that there will be no more of it."""
-        self._content.set_exception(exc)
-        self._content.feed_eof()  # or somebody would linger for the rest
-
-    _cancel = break_off
-    """What aiohttp calls it, of the request that a connection is about when it is lost."""
 
 
 class Heartbeat:
@@ -456,7 +352,3 @@ class Heartbeat:
 @lru_cache(64)
 def _status_line(status: int, reason: bytes) -> bytes:
     return b"HTTP/1.1 %d %b\r\n" % (status, reason or _REASONS.get(status, b""))
-
-
-def _too_large(limit_bytes: int) -> GatewayError:
-    return GatewayError(REQUEST_TOO_LARGE, f"The request's body is over the limit of {limit_bytes} bytes.")

@@ -1,6 +1,6 @@
 """The clients' connections, and the loop over the requests of each.
 
-This module, and a little `client`, touch what aiohttp does not promise: `web.Server` makes plain
+This module, and a little `body`, touch what aiohttp does not promise: `web.Server` makes plain
 `RequestHandler`s, so a subclass of both is needed to render malformed requests in our envelope, to limit how
 long a head may take, and to learn when a client reads too slowly. aiohttp parses, keeps and closes the
 connections; the loop over their requests is ours, as its own makes a request, a writer, a response and a task
@@ -24,7 +24,8 @@ from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
 from llmgateway.api.dialect import error_body
 from llmgateway.errors import INVALID_REQUEST, REQUEST_TIMEOUT, GatewayError
-from llmgateway.http.client import Client, Flow, Patience
+from llmgateway.http.body import Patience, RequestBody
+from llmgateway.http.client import Client, Flow
 from llmgateway.http.headers import HeadReader
 from llmgateway.log import Events
 
@@ -93,7 +94,7 @@ class ClientConnection(RequestHandler):
                 client = self._client_of(message, content)
                 del message, content  # an answer may take an hour
                 kept = await self._serve(client)
-                if not client.body_is_here:
+                if not client.body.is_here:
                     await self._linger(client)
                 if not kept or self._close or self._force_close:
                     break
@@ -114,25 +115,14 @@ class ClientConnection(RequestHandler):
                 self.transport.close()
 
     def _client_of(self, message: RawRequestMessage, content: StreamReader) -> Client:
-        return Client(
-            self,
-            message,
-            content,
-            self.transport,
-            self.now,
-            message.method,
-            message.path,
-            message.version,
-            message.raw_headers,
-            self._heads.read(message.raw_headers),
-            # aiohttp's parser takes the trailers of a chunked body for fields of the next request.
-            not (message.should_close or message.chunked),
-        )
+        head = self._heads.read(message.raw_headers)
+        body = RequestBody(self, content, message.raw_headers, head, message.version)
+        return Client(self, message, body, head)
 
     async def _serve(self, client: Client) -> bool:
         """Have a request answered; tells whether the connection may be used again."""
         self.serving = client
-        self._current_request = client  # type: ignore[assignment]  # of which it wants `_cancel` only
+        self._current_request = client.body  # type: ignore[assignment]  # of which it wants `_cancel` only
         try:
             response = await self.server.answer(client)
             self._current_request = self.serving = None
@@ -151,9 +141,9 @@ class ClientConnection(RequestHandler):
         """Read the rest of a body for a while: closing at once could cut off the answer (RFC 9112 9.6)."""
         with suppress(TimeoutError, RequestPayloadError, HttpProcessingError):
             async with asyncio.timeout(self._lingering_time):
-                while not client.body_is_here and not self._force_close:
-                    await client.skip_some()
-        self._close = self._close or not client.body_is_here
+                while not client.body.is_here and not self._force_close:
+                    await client.body.skip_some()
+        self._close = self._close or not client.body.is_here
 
     @property
     def in_another_protocol(self) -> bool:
@@ -200,7 +190,7 @@ class ClientConnection(RequestHandler):
         client = self.serving
         if client is None or self._deaf_timer is not None:
             return
-        if self._deaf and client.body_is_here:
+        if self._deaf and client.body.is_here:
             self._deaf_timer = self._loop.call_later(self.patience.deaf_s, self._been_deaf, client)
 
     @property
@@ -234,8 +224,8 @@ class ClientConnection(RequestHandler):
 
         Nothing can be parsed behind an unfinished body but an error.
         """
-        if self._messages and self.serving is not None and not self.serving.body_is_here:
-            self.serving.break_off(RequestPayloadError("broken framing"))
+        if self._messages and self.serving is not None and not self.serving.body.is_here:
+            self.serving.body.break_off(RequestPayloadError("broken framing"))
 
     def _head_took_too_long(self) -> None:
         if self.transport is not None:

@@ -25,7 +25,7 @@ from llmgateway.fleet.fleet import Fleet
 from llmgateway.fleet.health import Watch
 from llmgateway.fleet.upstream import Upstream
 from llmgateway.fleet.wake import Alarm
-from llmgateway.http.client import Patience
+from llmgateway.http.body import Patience
 from llmgateway.http.server import ClientServer
 from llmgateway.http.tls import BadCertificate, Certificate
 from llmgateway.log import Events

@@ -157,7 +157,7 @@ class App:
             else:
                 if b"content-encoding" in client.head.named:
                     refuse_compressed(client.head.named)
-                body = client.body_at_hand(self._config.server.max_body)
+                body = client.body.at_hand(self._config.server.max_body)
                 if body is None:
                     body = await self._late_body(client, entry)
                 call = self._calls.read(client, endpoint, caller, entry, body, from_page)
@@ -206,7 +206,7 @@ class App:
     async def _late_body(self, client: Client, entry: Entry) -> Body:
         """Wait for the rest of a body. Raises GatewayError."""
         asked_at = time.monotonic()
-        body = await client.read_body(self._config.server.max_body)
+        body = await client.body.read(self._config.server.max_body)
         entry.body_s = time.monotonic() - asked_at
         return body
 

@@ -232,7 +232,7 @@ class Pages:
             self._sessions.close(request.cookies.get(COOKIE, ""))
             client.respond(204, b"", f"{self._cookie(request, client, '', 0)}{_FRESH}".encode())
             return
-        key = _key_in(await client.read_body(_SIGN_IN_BYTES))
+        key = _key_in(await client.body.read(_SIGN_IN_BYTES))
         try:
             caller = self._keys.recognise([key], now=time.time())
         except GatewayError:

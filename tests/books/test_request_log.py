@@ -19,7 +19,7 @@ import pytest
 from llmgateway.books.journal import MOST_LINES, Journal, numbered
 from llmgateway.books.ledger import STRANGERS_A_MINUTE
 from llmgateway.config.load import build
-from llmgateway.http.client import Patience
+from llmgateway.http.body import Patience
 from tests.conftest import GatewayFor, ProgramFor, ProviderFor
 from tests.crowd import ask, ask_for, crowd, waiting
 from tests.fake_provider import FakeProvider

@@ -15,7 +15,8 @@ from aiohttp import web
 from msgspec.structs import replace
 
 from llmgateway.errors import UPSTREAM_ERROR, GatewayError
-from llmgateway.http.client import Client, Patience
+from llmgateway.http.body import Patience
+from llmgateway.http.client import Client
 from llmgateway.http.headers import AnswerHead, answer_head
 from llmgateway.http.server import ClientConnection, ClientServer
 from tests.journey import KEY, eventually
@@ -85,7 +86,7 @@ async def greet(client: Client, _: web.BaseRequest) -> None:
 
 
 async def echo(client: Client, _: web.BaseRequest) -> None:
-    client.respond(200, bytes(await client.read_body(1_000_000)))
+    client.respond(200, bytes(await client.body.read(1_000_000)))
 
 
 # --- what aiohttp does not promise ---------------------------------------------------------------------
@@ -107,7 +108,7 @@ async def test_a_busy_connection_has_a_request_no_waiter_and_queues_what_follows
 
     async def work(client: Client, request: web.BaseRequest) -> None:
         connection: Any = request.protocol
-        assert connection._current_request is client
+        assert connection._current_request is client.body
         assert connection._waiter is None
         busy.set()
         await gate.wait()

@@ -19,7 +19,7 @@ import yaml
 
 from llmgateway.config.load import build
 from llmgateway.config.settings import TlsConfig
-from llmgateway.http.client import Patience
+from llmgateway.http.body import Patience
 from llmgateway.http.tls import BadCertificate, Certificate
 from llmgateway.service.gateway import CannotListen, Gateway
 from tests.conftest import GatewayFor

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from llmgateway.http.client import Patience
+from llmgateway.http.body import Patience
 from tests.conftest import GatewayFor, ProgramFor
 from tests.fake_provider import FakeProvider
 from tests.journey import eventually

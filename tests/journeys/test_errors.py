@@ -14,7 +14,8 @@ import pytest
 from llmgateway.access.keys import Caller
 from llmgateway.config.load import build
 from llmgateway.fleet.breaker import RetryBudget
-from llmgateway.http.client import Client, Patience
+from llmgateway.http.body import Patience
+from llmgateway.http.client import Client
 from llmgateway.http.headers import AnswerHead
 from llmgateway.http.server import ClientServer
 from llmgateway.service.gateway import Gateway

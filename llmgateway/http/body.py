@@ -1,0 +1,159 @@
+"""A request's body: at hand, as it almost always is when its head is read, or read within limits.
+
+A body is bounded in size and in time, as a whole and from one piece to the next. It is asked for only once
+somebody wants it: until then a client that waits to be invited (`Expect: 100-continue`) sends nothing. What
+nobody wants is skipped, so that it is not taken for the next request.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+from aiohttp import StreamReader
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.web_protocol import RequestPayloadError
+
+from llmgateway.api.endpoints import Body
+from llmgateway.errors import INVALID_REQUEST, REQUEST_TIMEOUT, REQUEST_TOO_LARGE, GatewayError
+from llmgateway.http.headers import Field, RequestHead
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a client may take, in seconds."""
+
+    head_s: float = 10.0
+    """For a request's head, from its first byte."""
+    keep_alive_s: float = 75.0
+    """For the next request on a connection."""
+    pause_s: float = 30.0
+    """Between two pieces of a request's body."""
+    body_s: float = 600.0
+    """For a request's body."""
+    stall_s: float = 600.0
+    """For reading anything of what waits for it."""
+    deaf_s: float = 5.0
+    """For a request that keeps others waiting behind it, once there are so many that no more are read."""
+
+
+class Intake(Protocol):
+    """What a body needs of the connection that it comes by."""
+
+    patience: Patience
+    transport: asyncio.Transport | None
+    now: Callable[[], float]
+
+    def all_of(self, content: StreamReader) -> bytes:
+        """Give a body that is here to its end."""
+
+    def check_framing(self) -> None:
+        """Break a body off that stopped making sense."""
+
+
+class RequestBody(msgspec.Struct, eq=False):
+    """The body of one request, which may be empty."""
+
+    _connection: Intake
+    content: StreamReader
+    """What aiohttp's parser feeds; the empty one once a body that was at hand has been given."""
+    _fields: tuple[Field, ...]
+    _head: RequestHead
+    _version: tuple[int, int]
+    broken: bool = False
+    """True if it turned out not to be framed as HTTP wants it: nothing can be understood behind it."""
+
+    def at_hand(self, limit_bytes: int) -> Body | None:
+        """Give the body if all of it is here, as almost always, and nothing is wrong with it."""
+        content = self.content
+        if content is EMPTY_PAYLOAD:
+            return b""
+        if not content.is_eof() or content.exception() is not None or content.total_bytes > limit_bytes:
+            return None
+        self.content = EMPTY_PAYLOAD
+        return self._connection.all_of(content)
+
+    async def read(self, limit_bytes: int) -> Body:
+        """Read the body whole, up to a size and within limits of time.
+
+        Raises GatewayError (400, 408, 413).
+        """
+        for name, value in self._fields:
+            if name.lower() == b"content-length" and int(value.lstrip(b"0") or 0) > limit_bytes:
+                raise _too_large(limit_bytes)
+        if not self.content.is_eof():
+            self._invite()
+            self._connection.check_framing()
+        try:
+            return await self._gather(limit_bytes)
+        except TimeoutError:
+            raise GatewayError(
+                REQUEST_TIMEOUT, "The client took too long to send the request's body."
+            ) from None
+        except (RequestPayloadError, HttpProcessingError):
+            self.broken = True
+            raise GatewayError(
+                INVALID_REQUEST, "The request's body is not framed as HTTP wants it."
+            ) from None
+
+    async def _gather(self, limit_bytes: int) -> Body:
+        content, patience, now = self.content, self._connection.patience, self._connection.now
+        body = bytearray()
+        end = now() + patience.body_s
+        async with asyncio.timeout(None) as limit:
+            while True:
+                if content.is_eof():
+                    piece = content.read_nowait()
+                else:
+                    limit.reschedule(min(now() + patience.pause_s, end))
+                    piece = await content.readany()
+                broken = content.exception()  # a piece may have come before the break, in one packet
+                if broken is not None:
+                    raise broken
+                if not body and content.at_eof():
+                    return _within(piece, limit_bytes)
+                body += piece
+                _within(body, limit_bytes)
+                if content.at_eof():
+                    return body
+
+    def _invite(self) -> None:
+        """Answer `Expect: 100-continue`: the key is good, the body is wanted."""
+        transport = self._connection.transport
+        if self.on_invitation and transport is not None:
+            transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    @property
+    def on_invitation(self) -> bool:
+        """True if its client sends it only when it is told to."""
+        expected = self._head.named.get(b"expect")
+        return expected is not None and expected.lower() == b"100-continue" and self._version >= (1, 1)
+
+    @property
+    def is_here(self) -> bool:
+        """True once its end, if it has one, has come."""
+        return self.content is EMPTY_PAYLOAD or self.content.is_eof()
+
+    async def skip_some(self) -> None:
+        """Read some of the rest of it, which nobody wants."""
+        await self.content.readany()
+
+    def break_off(self, exc: BaseException) -> None:
+        """Let whoever reads it learn that there will be no more of it."""
+        self.content.set_exception(exc)
+        self.content.feed_eof()  # or somebody would linger for the rest
+
+    _cancel = break_off
+    """What aiohttp calls it, of the request that a connection is about when it is lost."""
+
+
+def _within(body: Body, limit_bytes: int) -> Body:
+    if len(body) > limit_bytes:
+        raise _too_large(limit_bytes)
+    return body
+
+
+def _too_large(limit_bytes: int) -> GatewayError:
+    return GatewayError(REQUEST_TOO_LARGE, f"The request's body is over the limit of {limit_bytes} bytes.")

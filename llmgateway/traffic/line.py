@@ -88,21 +88,20 @@ class Order(msgspec.Struct, eq=False):
         return Lease(self)
 
 
-class Lease:
+class Lease(msgspec.Struct):
     """A slot that is taken, at once or after a wait, and surely given back."""
 
-    __slots__ = ("_order", "_provider")
-
-    def __init__(self, order: Order) -> None:
-        self._order = order
+    order: Order
+    provider: Provider | None = None
 
     async def __aenter__(self) -> Provider:
-        order = self._order
-        self._provider = order.desk.take(order) or await order.desk.wait(order)
-        return self._provider
+        desk = self.order.desk
+        provider = self.provider = desk.take(self.order) or await desk.wait(self.order)
+        return provider
 
     async def __aexit__(self, *_: object) -> None:
-        self._order.desk.give_back(self._order, self._provider)
+        assert self.provider is not None
+        self.order.desk.give_back(self.order, self.provider)
 
 
 @dataclass(slots=True)

@@ -35,6 +35,7 @@ WINGS: Final = {
 PURE_WINGS: Final = frozenset({"errors", "log", "api", "servers", "config", "access"})
 PURE_MODULES: Final = frozenset(
     {"books.entry", "books.history", "books.ledger", "books.line", "books.metrics"}
+    | {"cli.arguments", "cli.table", "cli.usage"}
     | {"books.speed", "books.totals", "fleet.breaker", "fleet.fleet"}
     | {"http.headers", "http.peers"}
     | {"traffic.affinity", "traffic.estimate", "traffic.fairness", "traffic.router"}

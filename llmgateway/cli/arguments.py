@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llmgateway import __version__
-from llmgateway.books.history import COLUMNS
+from llmgateway.cli.usage import COLUMNS
 from llmgateway.config import addresses, values
 
 DEFAULT_CONFIG: Final = Path("config.yaml")

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from llmgateway.access.keys import digest, mint
-from llmgateway.books.history import History, render, tabulate
-from llmgateway.cli import terminal
+from llmgateway.books.history import History
+from llmgateway.cli import terminal, usage
 from llmgateway.config.load import Loaded, load, schema
 from llmgateway.config.settings import Config
 from llmgateway.config.tree import ConfigError
@@ -144,7 +144,7 @@ def show_usage(path: Path, environ: Mapping[str, str], *, since_s: float, by: Se
         return 1
     log = History(Path(requests))
     try:
-        table = tabulate(log.read(time.time() - since_s), by)
+        used = usage.add_up(log.read(time.time() - since_s), by)
     except ValueError as exc:
         say(f"--by: {exc}.")
         return 2
@@ -154,7 +154,7 @@ def show_usage(path: Path, environ: Mapping[str, str], *, since_s: float, by: Se
     except OSError as exc:
         say(f"{requests} cannot be read: {exc.strerror}.")
         return 1
-    print(render(table))
+    print(usage.render(used))
     if log.skipped:
         say(f"{log.skipped:,} damaged lines were left out.")
     return 0
@@ -171,7 +171,7 @@ def show_status(
             return 1
         config = loaded.config
     try:
-        asyncio.run(terminal.show(terminal.source_for(config, url, key), as_json=as_json))
+        asyncio.run(terminal.show(terminal.find_gateway(config, url, key), as_json=as_json))
     except terminal.NoStatus as problem:
         say(str(problem))
         return 1

@@ -16,6 +16,7 @@ from typing import Any, Final
 import aiohttp
 
 from llmgateway.access.keys import KeyRing
+from llmgateway.cli.table import align, printable
 from llmgateway.config.settings import Config
 
 PERIOD_S: Final = 1.0
@@ -30,7 +31,7 @@ class NoStatus(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class RunningGateway:
     """Where a gateway is, and what to show it. `certificate` is the file of its own, if it has one."""
 
     url: str
@@ -38,7 +39,7 @@ class Source:
     certificate: str | None = None
 
 
-def source_for(config: Config, url: str | None, key: str | None) -> Source:
+def find_gateway(config: Config, url: str | None, key: str | None) -> RunningGateway:
     """Find the gateway of a config. Raises NoStatus."""
     server = config.server
     if url is not None:
@@ -46,7 +47,7 @@ def source_for(config: Config, url: str | None, key: str | None) -> Source:
             raise NoStatus(
                 "Give an API key with --key; what the config file shows is for its own gateway only."
             )
-        return Source(url.rstrip("/"), key)
+        return RunningGateway(url.rstrip("/"), key)
     key = key or KeyRing(config.users, config.groups).local_credentials
     if key is None:
         raise NoStatus("The config has no keys, so the gateway would tell nothing; give a user a key.")
@@ -56,31 +57,31 @@ def source_for(config: Config, url: str | None, key: str | None) -> Source:
     scheme = "http" if server.tls is None else "https"
     place = f"[{host}]" if ":" in host else host
     certificate = None if server.tls is None else server.tls.cert
-    return Source(f"{scheme}://{place}:{server.port}{server.base_path}", key, certificate)
+    return RunningGateway(f"{scheme}://{place}:{server.port}{server.base_path}", key, certificate)
 
 
-async def show(source: Source, *, as_json: bool) -> None:
+async def show(gateway: RunningGateway, *, as_json: bool) -> None:
     """Print the status: once, or again and again where somebody watches. Raises NoStatus."""
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_LIMIT_S)) as session:
-        snapshot = await _fetch(session, source)
+        snapshot = await _fetch(session, gateway)
         if as_json:
             print(json.dumps(snapshot, indent=2))
             return
         while sys.stdout.isatty():
             print(_REDRAW + render(snapshot, columns=shutil.get_terminal_size().columns), flush=True)
             await asyncio.sleep(PERIOD_S)
-            snapshot = await _fetch(session, source)
+            snapshot = await _fetch(session, gateway)
         print(render(snapshot))
 
 
-async def _fetch(session: aiohttp.ClientSession, source: Source) -> dict[str, Any]:
-    headers = {"Authorization": f"Bearer {source.key}"}
-    url = f"{source.url}/gateway/status"
+async def _fetch(session: aiohttp.ClientSession, gateway: RunningGateway) -> dict[str, Any]:
+    headers = {"Authorization": f"Bearer {gateway.key}"}
+    url = f"{gateway.url}/gateway/status"
     try:
-        async with session.get(url, headers=headers, ssl=_trust(source)) as answer:
+        async with session.get(url, headers=headers, ssl=_trust(gateway)) as answer:
             if answer.status == 401:
                 raise NoStatus(
-                    f"The gateway at {source.url} does not know these credentials. It may run with another "
+                    f"The gateway at {gateway.url} does not know these credentials. It may run with another "
                     "config, or be on another machine: give an API key with --key."
                 )
             if answer.status != 200:
@@ -91,14 +92,14 @@ async def _fetch(session: aiohttp.ClientSession, source: Source) -> dict[str, An
         why = (
             "it does not answer in time" if isinstance(exc, TimeoutError) else str(exc) or type(exc).__name__
         )
-        raise NoStatus(f"No gateway answers at {source.url} ({why}). Is it running?") from exc
+        raise NoStatus(f"No gateway answers at {gateway.url} ({why}). Is it running?") from exc
 
 
-def _trust(source: Source) -> ssl.SSLContext | bool:
+def _trust(gateway: RunningGateway) -> ssl.SSLContext | bool:
     """Trust the gateway's own certificate, whatever name it is for: the connection stays on this machine."""
-    if source.certificate is None:
+    if gateway.certificate is None:
         return True
-    context = ssl.create_default_context(cafile=source.certificate)
+    context = ssl.create_default_context(cafile=gateway.certificate)
     context.check_hostname = False
     return context
 
@@ -114,11 +115,11 @@ def render(snapshot: Mapping[str, Any], columns: int = 120) -> str:
     lines += [f"config problem: {problem}" for problem in config["problems"]]
     if config["restart_needed"]:
         lines.append(f"needs a restart: {', '.join(config['restart_needed'])}")
-    lines += ["", *_table(_PROVIDERS, map(_provider, snapshot["providers"]))]
-    lines += ["", *_table(_REQUESTS, map(_request, snapshot["requests"]))]
+    lines += ["", *_table(_PROVIDERS, map(_provider, snapshot["providers"]), columns)]
+    lines += ["", *_table(_REQUESTS, map(_request, snapshot["requests"]), columns)]
     usage = snapshot["usage"]
-    lines += ["", f"Usage on {usage['day']} (UTC)", *_table(_USAGE, map(_usage, usage["rows"]))]
-    return "\n".join(_plain(line)[:columns].rstrip() for line in lines)
+    lines += ["", f"Usage on {usage['day']} (UTC)", *_table(_USAGE, map(_usage, usage["rows"]), columns)]
+    return "\n".join(printable(line, columns) for line in lines)
 
 
 _PROVIDERS: Final = ("PROVIDER", "STATE", "SLOTS", "WAITING", "TOKENS/S", "MODELS", "REASON")
@@ -159,12 +160,10 @@ def _usage(row: Mapping[str, Any]) -> Sequence[str]:
     )
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Align columns; a table without rows says so."""
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], columns: int) -> list[str]:
+    """Draw a part of the snapshot; one without rows says so."""
     body = list(rows)
-    shown = [head, *body[:_MOST_ROWS]]
-    widths = [max(len(row[column]) for row in shown) for column in range(len(head))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in shown]
+    lines = align([head, *body[:_MOST_ROWS]], widest=columns)
     if not body:
         lines.append("(none)")
     if len(body) > _MOST_ROWS:
@@ -177,8 +176,3 @@ def _length(seconds: float) -> str:
     hours, m = divmod(minutes, 60)
     days, h = divmod(hours, 24)
     return f"{days}d {h}h" if days else f"{h}h {m}m" if h else f"{m}m {s}s" if m else f"{s}s"
-
-
-def _plain(line: str) -> str:
-    """Let nothing that a server said steer the terminal."""
-    return line if line.isprintable() else "".join(c if c.isprintable() else "?" for c in line)

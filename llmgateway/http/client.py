@@ -92,10 +92,11 @@ class Client:
     status: int = 0
     """What was answered; 0 before that."""
     started: bool = False
-    """True once bytes of an answer are on their way, so that the status cannot change any more."""
+    """True once an answer has begun, be it a keepalive's, so that the status cannot change any more."""
     answered: bool = False
-    """True once bytes of a provider's answer are on their way: too late to try elsewhere."""
+    """True once a provider's answer has begun: too late to try elsewhere."""
     ended: bool = False
+    """True once the last bytes of an answer are on their way."""
     bytes_out: int = 0
     last_write: float = 0.0
     """When something was last written, on the loop's clock; 0 before that."""
@@ -159,7 +160,7 @@ class Client:
         if self.body.broken or not self.body.is_here:
             # the rest of the body is not wanted; it would be taken for the next request
             self._keep_alive = False
-        self.begin(status, b"", AnswerHead(lines, len(body)), own=True)
+        self._start(status, b"", AnswerHead(lines, len(body)), lines)
         self._send(body if self.method != "HEAD" else b"", final=True)
 
     def fail(self, error: GatewayError) -> None:
@@ -182,42 +183,41 @@ class Client:
     def say(self, words: str) -> None:
         """Put a comment into a silent stream; before the answer is there this commits it to be a stream."""
         if not self.started:
-            self.begin(200, b"", AnswerHead(_EVENT_STREAM, None, is_sse=True))
-            self.answered = False
+            self._start(200, b"", AnswerHead(_EVENT_STREAM, None, is_sse=True), _EVENT_STREAM)
         if self._sse and not self.ended and not self.full and at_event_boundary(self._tail):
             self._send(_PING if self.dialect == "anthropic" else f": {words}\n\n".encode(), final=False)
-
-    def resume_stream(self) -> None:
-        """Go on with the answer of a provider where a keepalive has begun the stream."""
-        self.answered = True
 
     @property
     def full(self) -> bool:
         """True while the client reads too slowly for more."""
         return self._connection.writing_paused
 
-    def begin(
-        self, status: int, reason: bytes, head: AnswerHead, more: bytes = b"", *, own: bool = False
-    ) -> None:
-        """Prepare the head of an answer, with `more` lines of our own; it leaves with the first bytes fed.
+    def begin(self, status: int, reason: bytes, head: AnswerHead, more: bytes = b"") -> None:
+        """Begin the answer of a provider, with `more` lines of our own; its head leaves with the first bytes.
 
-        `own` says that the answer is not a provider's.
+        Where a keepalive has begun the stream, the answer goes on with it.
         """
-        connection, passed = self._connection, head.lines
-        if not own:
-            self._message = None  # an answer may take an hour
-            for family in self._families:
-                passed = _FAMILIES[family].sub(b"", passed)
+        self.answered = True
+        self._message = None  # an answer may take an hour
+        if self.started:
+            return
+        lines = head.lines
+        for family in self._families:
+            lines = _FAMILIES[family].sub(b"", lines)
+        self._start(status, reason, head, lines + more)
+
+    def _start(self, status: int, reason: bytes, head: AnswerHead, lines: bytes) -> None:
+        """Prepare the head of an answer, in which these lines stand before our own."""
+        connection = self._connection
         self.status = status
-        self.started = self.answered = True
+        self.started = True
         self._sse = head.is_sse
         if connection.in_another_protocol:
             self._keep_alive = False
         self._head = b"".join(
             (
                 _status_line(status, reason),
-                passed,
-                more,
+                lines,
                 self._own_lines,
                 b"" if head.dated else connection.date_line(),
                 b"x-request-id: ",

@@ -289,6 +289,23 @@ class ClientConnection(RequestHandler):
         super().connection_lost(exc)
 
 
+def check_head(client: Client) -> None:
+    """Refuse, and close after, what aiohttp's parser accepts though it should not. Raises GatewayError."""
+    coding = client.head.named.get(b"transfer-encoding")
+    trouble = ""
+    if client.version not in ((1, 0), (1, 1)):
+        trouble = "Only HTTP/1.0 and HTTP/1.1 are spoken here."
+    elif coding is not None and client.version == (1, 0):
+        trouble = "HTTP/1.0 has no Transfer-Encoding."
+    elif coding is not None and coding.lower() != b"chunked":
+        trouble = "No transfer coding but chunked is understood."
+    elif client.head_size > MAX_HEAD_BYTES:
+        trouble = f"The request's head is over {MAX_HEAD_BYTES} bytes."
+    if trouble:
+        client.close_after()
+        raise GatewayError(INVALID_REQUEST, trouble)
+
+
 def _plain_error(error: GatewayError) -> bytes:
     """Render an error for a connection on which no request was understood."""
     request_id = secrets.token_hex(12)

@@ -242,7 +242,9 @@ class Proxy:
                 body, _ = await exchange.read(_QUOTED_BYTES, _QUOTED_S)
                 meter.feed(body)
                 raise _too_late(provider, exchange.status, head, body)
-            _begin(call, client, exchange, _own_lines(provider.name, order.affinity, order.waited_s))
+            own_lines = _own_lines(provider.name, order.affinity, order.waited_s)
+            client.begin(exchange.status, exchange.reason, head, own_lines)
+            call.entry.first_byte_at = monotonic()
             client.watch = meter.feed
             if exchange.complete:
                 client.feed(exchange.whole(), final=True)
@@ -300,15 +302,6 @@ class _Heart:
 
     def __exit__(self, *_: object) -> None:
         self._heartbeat.stop()
-
-
-def _begin(call: Call, client: Client, exchange: Exchange, own_lines: bytes) -> None:
-    """Begin the client's answer, or go on with the stream that a keepalive has begun."""
-    if client.started:
-        client.resume_stream()
-    else:
-        client.begin(exchange.status, exchange.reason, exchange.head, own_lines)
-    call.entry.first_byte_at = monotonic()
 
 
 @lru_cache(256)  # most have not waited at all

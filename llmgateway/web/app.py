@@ -25,14 +25,13 @@ from llmgateway.errors import (
     DRAINING,
     INTERNAL_ERROR,
     INVALID_API_KEY,
-    INVALID_REQUEST,
     METHOD_NOT_ALLOWED,
     NOT_FOUND,
     GatewayError,
     draining,
 )
 from llmgateway.http.client import Client
-from llmgateway.http.server import MAX_HEAD_BYTES
+from llmgateway.http.server import check_head
 from llmgateway.log import Events, request_id
 from llmgateway.traffic.call import CallReader, refuse_compressed
 from llmgateway.traffic.proxy import Proxy
@@ -91,7 +90,7 @@ class App:
         if self.draining:
             client.close_after()
         try:
-            _check_head(client)
+            check_head(client)
             if endpoint is None and (page := self._pages.at(path, client.method)):
                 return await page(client.request, client)
             if not (self._origins and _is_of_the_api(path) and self._share(client)):
@@ -275,20 +274,3 @@ def _is_of_the_api(path: str) -> bool:
 
 def _not_allowed(allowed: str) -> GatewayError:
     return GatewayError(METHOD_NOT_ALLOWED, f"This endpoint takes {allowed}.", (("Allow", allowed),))
-
-
-def _check_head(client: Client) -> None:
-    """Refuse, and close after, what aiohttp's parser accepts though it should not."""
-    coding = client.head.named.get(b"transfer-encoding")
-    trouble = ""
-    if client.version not in ((1, 0), (1, 1)):
-        trouble = "Only HTTP/1.0 and HTTP/1.1 are spoken here."
-    elif coding is not None and client.version == (1, 0):
-        trouble = "HTTP/1.0 has no Transfer-Encoding."
-    elif coding is not None and coding.lower() != b"chunked":
-        trouble = "No transfer coding but chunked is understood."
-    elif client.head_size > MAX_HEAD_BYTES:
-        trouble = f"The request's head is over {MAX_HEAD_BYTES} bytes."
-    if trouble:
-        client.close_after()
-        raise GatewayError(INVALID_REQUEST, trouble)

@@ -249,18 +249,6 @@ class Provider:
         self.state, self.reason = state, reason
 
 
-@dataclass(frozen=True, slots=True)
-class Adopted:
-    """What a new config has done to the providers, by name."""
-
-    added: tuple[str, ...] = ()
-    removed: tuple[str, ...] = ()
-    replaced: tuple[str, ...] = ()
-    changed: tuple[str, ...] = ()
-    gone: tuple[Provider, ...] = ()
-    """Those removed and those replaced."""
-
-
 class Fleet:
     """All providers of the gateway, in the order of the config file."""
 
@@ -270,10 +258,10 @@ class Fleet:
         self.providers: dict[str, Provider] = {}
         self.adopt(config)
 
-    def adopt(self, config: Config) -> Adopted:
-        """Have the providers of this config, and no others, in its order.
+    def adopt(self, config: Config) -> tuple[Provider, ...]:
+        """Have the providers of this config, and no others, in its order; gives those that are gone.
 
-        Those that are gone are for the caller to retire; what they work on ends untouched.
+        They are for the caller to retire; what they work on ends untouched.
         """
         before = self.providers
         kept = {
@@ -281,7 +269,6 @@ class Fleet:
             for name, provider in before.items()
             if name in config.providers and provider.reached_as(config.providers[name])
         }
-        changed = tuple(name for name, p in kept.items() if p.config != config.providers[name])
         for name, provider in kept.items():
             provider.adopt(config.providers[name], config.health)
         self.providers = {
@@ -292,13 +279,7 @@ class Fleet:
         for provider in gone:
             provider.gone = True
         self._changed()
-        return Adopted(
-            added=tuple(name for name in self.providers if name not in before),
-            removed=tuple(name for name in before if name not in self.providers),
-            replaced=tuple(p.name for p in gone if p.name in self.providers),
-            changed=changed,
-            gone=gone,
-        )
+        return gone
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Have a function called whenever a provider's state, models or capacity change, or who is there."""

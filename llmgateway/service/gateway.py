@@ -141,8 +141,7 @@ class Gateway:
         What cannot change while the gateway runs (address, port, whose certificate) stays as it was.
         """
         self.config = config
-        adopted = self.fleet.adopt(config)
-        self._upstream.retire(adopted.gone)
+        self._upstream.retire(self.fleet.adopt(config))
         self._watch.adopt()
         self.slots.adopt(config.queue)
         self._app.adopt(config)

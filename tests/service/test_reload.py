@@ -484,7 +484,7 @@ async def connected(*providers: FakeProvider) -> AsyncIterator[tuple[Fleet, Upst
 
 
 def replace_all(fleet: Fleet, upstream: Upstream, *providers: FakeProvider) -> None:
-    upstream.retire(fleet.adopt(build(settings(*providers))).gone)
+    upstream.retire(fleet.adopt(build(settings(*providers))))
 
 
 async def test_idle_connections_to_a_provider_that_is_gone_are_closed_at_once(

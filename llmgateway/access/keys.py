@@ -51,6 +51,10 @@ class Caller:
     limited: bool = False
     """True if any limit is set for the user or the key."""
 
+    def has_expired(self, now: float) -> bool:
+        """Tell whether the key is in force no more; `now` is in epoch seconds."""
+        return self.expires_at is not None and now >= self.expires_at
+
     def may_use(self, model: str) -> bool:
         """Tell whether this key is good for the model, whoever serves it."""
         return not self.models or any(pattern.match(model) for pattern in self.models)
@@ -82,7 +86,7 @@ class KeyRing:
             caller = self.find(digest(key))
             if caller is None:
                 continue
-            if caller.expires_at is None or now < caller.expires_at:
+            if not caller.has_expired(now):
                 return caller
             problem = "This API key has expired."
         raise GatewayError(INVALID_API_KEY, problem, (("WWW-Authenticate", "Bearer"),))

@@ -5,17 +5,20 @@ opened it, not the key, and not what the key is good for: that is asked anew at 
 is removed, or expires, ends its sessions at once.
 """
 
+import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from llmgateway.access.keys import digest
 
+COOKIE: Final = "llmgateway"
 MOST: Final = 1_000
 MOST_OF_A_KEY: Final = 50
 """So that nobody signs others out by signing in again and again."""
 LIFE_S: Final = 30 * 86_400.0
+_TOKEN: Final = re.compile(rb"(?:^|[;,])\s*%b=([\w-]+)" % COOKIE.encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +58,12 @@ class Sessions:
     def close(self, token: str) -> None:
         """End a session."""
         self._sessions.pop(digest(token), None)
+
+
+def token_in(named: Mapping[bytes, bytes]) -> str:
+    """Give the token of the session whose cookie a request shows; empty if it shows none.
+
+    `named` are its header fields by lower-case name.
+    """
+    shown = _TOKEN.findall(named.get(b"cookie", b""))
+    return shown[-1].decode() if shown else ""

@@ -147,6 +147,11 @@ class Client:
         own = self._transport.get_extra_info("sockname") if self._transport is not None else None
         return str(own[0]) if isinstance(own, tuple) and own else ""
 
+    @property
+    def over_tls(self) -> bool:
+        """True if the connection is encrypted, be it the client's or a proxy's."""
+        return self._transport is not None and self._transport.get_extra_info("sslcontext") is not None
+
     # -- the answer
 
     def tell(self, headers: Iterable[tuple[str, str]], *, instead_of: Family | None = None) -> None:

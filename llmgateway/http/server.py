@@ -124,11 +124,8 @@ class ClientConnection(RequestHandler):
         self.serving = client
         self._current_request = client.body  # type: ignore[assignment]  # of which it wants `_cancel` only
         try:
-            response = await self.server.answer(client)
+            await self.server.answer(client)
             self._current_request = self.serving = None
-            if response is not None:
-                _, gone = await self.finish_response(client.request, response, None)
-                return bool(response.keep_alive) and not gone
             if self._paused:  # the next request of a client that does not read has to wait
                 await self.drained()
         except ConnectionError:
@@ -319,8 +316,8 @@ def _plain_error(error: GatewayError) -> bytes:
     return head.encode() + body
 
 
-Answer = Callable[[Client], Awaitable[web.StreamResponse | None]]
-"""Answers a request through the client, or gives a response of aiohttp's. It must not raise."""
+Answer = Callable[[Client], Awaitable[None]]
+"""Answers a request through the client. It must not raise."""
 
 
 class ClientServer(web.Server):

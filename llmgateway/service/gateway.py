@@ -13,6 +13,7 @@ from random import Random
 from typing import Any, Final
 
 from llmgateway import __version__
+from llmgateway.access.doorkeeper import Doorkeeper
 from llmgateway.access.limits import Limits
 from llmgateway.access.sessions import Sessions
 from llmgateway.books.journal import Journal
@@ -33,8 +34,11 @@ from llmgateway.traffic.affinity import Affinity
 from llmgateway.traffic.proxy import Proxy
 from llmgateway.traffic.slots import Slots
 from llmgateway.web.app import App
+from llmgateway.web.gauges import gauges
+from llmgateway.web.live import Live
 from llmgateway.web.pages import Pages
 from llmgateway.web.status import Condition, Status
+from llmgateway.web.visitors import Visitors
 
 events = Events("gateway")
 
@@ -77,17 +81,25 @@ class Gateway:
         proxy = Proxy(
             self.slots, self._upstream, self._watch, RetryBudget(), self.limits, self.metrics, clock
         )
+        self._doorkeeper = Doorkeeper(config, Sessions(time.time))
         self.status = Status(
-            self.condition, self._watch, self.fleet, self.slots, self.ledger, self.limits, time.monotonic
+            self.condition,
+            self._watch,
+            self.fleet,
+            self.slots,
+            self.ledger,
+            self.limits,
+            self._doorkeeper,
+            time.monotonic,
         )
-        self.metrics.observe_now(self.status.gauges)
+        self.metrics.observe_now(partial(gauges, self.condition, self.fleet, self.slots))
         self.metrics.observe_dropped(lambda: self.journal.dropped)
         self._recalling = asyncio.Lock()
         self._recalled = False
-        self._pages = Pages(
-            self.fleet, self._watch, self.status, self.metrics, Sessions(time.time), self.recall
-        )
-        self._app = App(config, self._pages, proxy, self.ledger)
+        self._visitors = Visitors(config, self._doorkeeper)
+        self._pages = Pages(config, self.condition, self._watch, self.fleet, self.metrics, self._visitors)
+        self._live = Live(self.status, self._visitors, self.recall)
+        self._app = App(config, self.condition, self._visitors, self._pages, self._live, proxy, self.ledger)
         self._patience = patience or Patience()
         self._server = ClientServer(self._app.handle, self._patience)
         self._stack = AsyncExitStack()
@@ -144,6 +156,9 @@ class Gateway:
         self._upstream.retire(self.fleet.adopt(config))
         self._watch.adopt()
         self.slots.adopt(config.queue)
+        self._doorkeeper.adopt(config)
+        self._visitors.adopt(config)
+        self._pages.adopt(config)
         self._app.adopt(config)
         self.journal.adopt(**_journal(config))
 

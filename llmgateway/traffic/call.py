@@ -9,6 +9,7 @@ Rules:
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -44,6 +45,14 @@ class Call(msgspec.Struct):
     """Silence after which its stream gets a comment; 0 if it must not have one."""
 
 
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """The way of a request to a provider: its endpoint, and whether the live page asks, with its session."""
+
+    endpoint: Endpoint
+    from_page: bool = False
+
+
 class CallReader:
     """Makes calls of requests, as one config wants it."""
 
@@ -51,13 +60,9 @@ class CallReader:
         self._session_fields = dict.fromkeys(name.lower().encode() for name in config.affinity.headers)
         self._keepalive_s = config.streams.keepalive
 
-    def read(
-        self, client: Client, endpoint: Endpoint, caller: Caller, entry: Entry, body: Body, from_page: bool
-    ) -> Call:
-        """Read from a request what routing needs to know. Raises GatewayError (400).
-
-        `from_page` says that the live page has sent it.
-        """
+    def read(self, client: Client, route: Forward, caller: Caller, entry: Entry, body: Body) -> Call:
+        """Read from a request what routing needs to know. Raises GatewayError (400)."""
+        endpoint = route.endpoint
         entry.bytes_in = size = len(body)
         named = client.head.named
         if endpoint.body == "json":
@@ -67,7 +72,7 @@ class CallReader:
         model, streams = seen.model, seen.streams
         entry.model, entry.streams = model[:_MODEL_CHARACTERS], streams
         fields, lines = client.fields, client.head.lines
-        if from_page:
+        if route.from_page:
             fields = tuple(field for field in fields if field[0].lower() not in _OF_THE_PAGE)
             lines = request_head(fields).lines
         query = _query(client.raw_path) if "?" in client.raw_path else ""

@@ -1,7 +1,6 @@
 """The face: the route table, authentication, the request id, and the one place where errors are rendered.
 
-Paths are compared as they came, undecoded, so that no spelling of a path reaches what is not in the table. A
-key is checked before a byte of the body is read. Every request to a forwarded endpoint has its entry in the
+A key is checked before a byte of the body is read. Every request to a forwarded endpoint has its entry in the
 ledger, whatever becomes of it.
 """
 
@@ -9,13 +8,11 @@ import asyncio
 import re
 import secrets
 import time
-from dataclasses import replace
 from itertools import count
 from typing import Final, NamedTuple
+from urllib.parse import unquote
 
-from aiohttp import web
-
-from llmgateway.access.keys import Caller, KeyRing, offered_keys
+from llmgateway.access.keys import Caller
 from llmgateway.api.endpoints import ENDPOINTS, Body, Endpoint, dialect_of
 from llmgateway.books.entry import Entry
 from llmgateway.books.ledger import Ledger
@@ -25,7 +22,6 @@ from llmgateway.errors import (
     DRAINING,
     INTERNAL_ERROR,
     INVALID_API_KEY,
-    METHOD_NOT_ALLOWED,
     NOT_FOUND,
     GatewayError,
     draining,
@@ -33,36 +29,50 @@ from llmgateway.errors import (
 from llmgateway.http.client import Client
 from llmgateway.http.server import check_head
 from llmgateway.log import Events, request_id
-from llmgateway.traffic.call import CallReader, refuse_compressed
+from llmgateway.traffic.call import CallReader, Forward, refuse_compressed
 from llmgateway.traffic.proxy import Proxy
-from llmgateway.web.pages import CHAT, MODELS, PAGE, Pages
+from llmgateway.web.cors import is_of_the_api, share
+from llmgateway.web.live import Live
+from llmgateway.web.pages import Pages
+from llmgateway.web.routes import CHAT, MODELS, ModelList, Page, Route, below, not_allowed, path_of
+from llmgateway.web.status import Condition
+from llmgateway.web.visitors import Visitors
 
 events = Events("app")
 
 _SANE_ID: Final = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
-_SANE_FIELD_LIST: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~, -]{0,2048}")
 _CLIENT_GONE: Final = 499  # as nginx logs it; it is never sent
-_PREFLIGHT_S: Final = 86_400
 
 
 class _Recognised(NamedTuple):
-    """Whose key a head shows."""
+    """Whose key a head shows, by the config that was in force."""
 
-    by: KeyRing
+    by: Config
     caller: Caller
 
 
 class App:
-    """Answers every request: the gateway's own pages by `Pages`, the rest through the proxy."""
+    """Answers every request: the gateway's own pages by themselves, the rest through the proxy."""
 
-    def __init__(self, config: Config, pages: Pages, proxy: Proxy, ledger: Ledger) -> None:
-        self.draining = False
+    def __init__(
+        self,
+        config: Config,
+        condition: Condition,
+        visitors: Visitors,
+        pages: Pages,
+        live: Live,
+        proxy: Proxy,
+        ledger: Ledger,
+    ) -> None:
+        self._condition = condition
+        self._visitors = visitors
+        self._pages = pages
+        self._live = live
+        self._proxy = proxy
+        self._ledger = ledger
         self._ids = count(1)
         self._id_prefix = secrets.token_hex(8)
         self._cutting = False
-        self._pages = pages
-        self._proxy = proxy
-        self._ledger = ledger
         self._running: set[Client] = set()
         self._none_running: asyncio.Event | None = None
         self.adopt(config)
@@ -70,37 +80,49 @@ class App:
     def adopt(self, config: Config) -> None:
         """Take in a config: it holds for every request that comes from now on."""
         self._config = config
-        self._keys = KeyRing(config.users, config.groups)
-        self._pages.adopt(config, self._keys)
-        extra = (Endpoint(path, dialect=dialect_of(path)) for path in config.server.extra_paths)
-        self._endpoints = {endpoint.path: endpoint for endpoint in (*ENDPOINTS, *extra)}
-        base = config.server.base_path
-        self._targets = {base + path: endpoint for path, endpoint in self._endpoints.items()}
-        self._chat = replace(self._endpoints["/v1/chat/completions"])  # the page's, to be told from the API's
         self._origins = frozenset(config.server.cors)
         self._calls = CallReader(config)
+        extra = (Endpoint(path, dialect=dialect_of(path)) for path in config.server.extra_paths)
+        endpoints = {endpoint.path: endpoint for endpoint in (*ENDPOINTS, *extra)}
+        self._routes: dict[str, Route] = {
+            **self._pages.pages,
+            **self._live.pages,
+            **self._visitors.pages,
+            MODELS: ModelList(),
+            CHAT: Forward(endpoints["/v1/chat/completions"], from_page=True),
+            **{path: Forward(endpoint) for path, endpoint in endpoints.items()},
+        }
+        base = config.server.base_path
+        self._targets = {base + path: (path, route) for path, route in self._routes.items()}
 
-    async def handle(self, client: Client) -> web.StreamResponse | None:
+    async def handle(self, client: Client) -> None:
         """Answer one request; whatever happens inside, it ends here, and the process goes on."""
-        endpoint = self._targets.get(client.raw_path)  # as almost always: the rest is for the other spellings
-        path = endpoint.path if endpoint else _below(self._config.server.base_path, _path(client.raw_path))
-        client.dialect = endpoint.dialect if endpoint else dialect_of(path)
+        path, route = self._targets.get(client.raw_path) or self._find(client.raw_path)
+        client.dialect = route.endpoint.dialect if isinstance(route, Forward) else dialect_of(path)
         client.request_id = self._id_of(client.head.named.get(b"x-request-id"))
         request_id.set(client.request_id)
-        if self.draining:
+        if self._condition.draining:
             client.close_after()
         try:
             check_head(client)
-            if endpoint is None and (page := self._pages.at(path, client.method)):
-                return await page(client.request, client)
-            if not (self._origins and _is_of_the_api(path) and self._share(client)):
-                await self._follow(path, client)
+            if isinstance(route, Page):
+                route.require(client.method)
+                await route.answer(client)
+            elif not (self._origins and is_of_the_api(path) and share(client, self._origins)):
+                await self._follow(path, route, client)
         except GatewayError as error:
             client.fail(error)
         except Exception:
             events.exception("unexpected error")
             client.fail(GatewayError(INTERNAL_ERROR, "The gateway failed; its log says why."))
-        return None
+
+    def _find(self, raw_path: str) -> tuple[str, Route | None]:
+        """Give path and route of a target that is not in the table as it stands; None leads nowhere."""
+        path = below(self._config.server.base_path, path_of(raw_path))
+        route = self._routes.get(path)
+        if route is None and path.startswith(MODELS + "/"):
+            route = ModelList(unquote(path.removeprefix(MODELS + "/")))
+        return path, route
 
     def _id_of(self, given: bytes | None) -> str:
         """Give the id that a client gave its request, if it is a sane one, else one of our own.
@@ -111,55 +133,23 @@ class App:
             return given.decode()
         return f"{self._id_prefix}{next(self._ids)}"
 
-    def _share(self, client: Client) -> bool:
-        """Let pages of the origins in `server.cors` use the API; tells whether that was all that was asked.
-
-        The Fetch standard's CORS protocol, without credentials: a page sends its key by itself.
-        """
-        named = client.head.named
-        origin = named[b"origin"].decode("latin-1") if b"origin" in named else None
-        anybody = "*" in self._origins
-        # Vary also where there is no origin: caches must not mix the answers up
-        client.tell([] if anybody else [("Vary", "Origin")], instead_of="access-control-")
-        if origin is None or not (anybody or origin.lower() in self._origins):
-            return False
-        client.tell(
-            [
-                ("Access-Control-Allow-Origin", "*" if anybody else origin),
-                ("Access-Control-Expose-Headers", "*"),
-            ]
-        )
-        if client.method != "OPTIONS" or b"access-control-request-method" not in named:
-            return False
-        wanted = named.get(b"access-control-request-headers", b"").decode("latin-1")
-        client.tell(
-            [
-                ("Access-Control-Allow-Methods", "GET, POST"),
-                ("Access-Control-Max-Age", str(_PREFLIGHT_S)),
-                *([("Access-Control-Allow-Headers", wanted)] if _SANE_FIELD_LIST.fullmatch(wanted) else []),
-            ]
-        )
-        client.respond(204, b"", b"")
-        return True
-
-    async def _follow(self, path: str, client: Client) -> None:
+    async def _follow(self, path: str, route: Forward | ModelList | None, client: Client) -> None:
         """Serve a request of the API, and write down what became of it."""
         entry = Entry(client.request_id, path, time.monotonic())
         self._running.add(client)
         try:
-            endpoint = self._open(path, client, entry)
-            from_page = endpoint is self._chat
-            caller = self._admit(client, from_page=from_page)
+            route = self._open(route, client, entry)
+            caller = self._admit(route, client)
             entry.user, entry.key = caller.user, caller.key_name
-            if endpoint is None:
-                await self._pages.models(path, caller, client)
+            if isinstance(route, ModelList):
+                await self._pages.models(route.wanted, caller, client)
             else:
                 if b"content-encoding" in client.head.named:
                     refuse_compressed(client.head.named)
                 body = client.body.at_hand(self._config.server.max_body)
                 if body is None:
                     body = await self._late_body(client, entry)
-                call = self._calls.read(client, endpoint, caller, entry, body, from_page)
+                call = self._calls.read(client, route, caller, entry, body)
                 await self._proxy.forward(call, caller, client)
             entry.outcome = "ok"
         except GatewayError as error:
@@ -181,26 +171,24 @@ class App:
         entry.status = client.status or (500 if entry.outcome == INTERNAL_ERROR.type else _CLIENT_GONE)
         entry.bytes_out = client.bytes_out
         if entry.outcome == INVALID_API_KEY.type:
-            entry.address = self._pages.caller_address(client.request, client)
+            entry.address = self._visitors.address(client)
         if entry in self._ledger.in_flight:
             self._ledger.close(entry, now=time.monotonic(), wall=time.time())
         else:
             log_all([(entry, time.monotonic(), time.time())])
 
-    def _open(self, path: str, client: Client, entry: Entry) -> Endpoint | None:
-        """Find the endpoint, None for the list of models, and open the books. Raises GatewayError."""
-        endpoint = self._chat if path == CHAT else self._endpoints.get(path)
-        if endpoint is not None:
+    def _open(self, route: Forward | ModelList | None, client: Client, entry: Entry) -> Forward | ModelList:
+        """Open the books for what is forwarded. Raises GatewayError if it leads nowhere, or not so."""
+        if isinstance(route, Forward):
             if client.method != "POST":
-                raise _not_allowed("POST")
-            entry.endpoint = endpoint.path
+                raise not_allowed("endpoint", "POST")
+            entry.endpoint = route.endpoint.path
             self._ledger.open(entry)
-            return endpoint
-        if path != MODELS and not path.startswith(MODELS + "/"):
+        elif route is None:
             raise GatewayError(NOT_FOUND, "There is no such endpoint here.")
-        if client.method not in ("GET", "HEAD"):
-            raise _not_allowed("GET, HEAD")
-        return None
+        elif client.method not in ("GET", "HEAD"):
+            raise not_allowed("endpoint", "GET", "HEAD")
+        return route
 
     async def _late_body(self, client: Client, entry: Entry) -> Body:
         """Wait for the rest of a body. Raises GatewayError."""
@@ -209,27 +197,27 @@ class App:
         entry.body_s = time.monotonic() - asked_at
         return body
 
-    def _admit(self, client: Client, *, from_page: bool) -> Caller:
+    def _admit(self, route: Forward | ModelList, client: Client) -> Caller:
         """Name the caller. Raises GatewayError."""
-        if self.draining:
+        if self._condition.draining:
             raise draining()
-        if from_page:
-            self._pages.require_same_origin(client.request)
-            return self._pages.viewer(client.request)
+        if isinstance(route, Forward) and route.from_page:
+            self._visitors.require_same_origin(client)
+            return self._visitors.who(client, by_session=True)
         known = client.head.sender
-        if isinstance(known, _Recognised) and known.by is self._keys:
+        if isinstance(known, _Recognised) and known.by is self._config:
             return known.caller
-        caller = self._keys.recognise(offered_keys(client.head.named), now=time.time())
+        caller = self._visitors.who(client)
         if caller.expires_at is None:
-            client.head.sender = _Recognised(self._keys, caller)
+            client.head.sender = _Recognised(self._config, caller)
         return caller
 
     # -- the end
 
     def drain(self) -> None:
         """Take nothing new from now on."""
-        self.draining = True
-        self._pages.drain()
+        self._condition.draining = True
+        self._live.drain()
 
     async def quiet(self, limit_s: float) -> bool:
         """Wait until nothing is in flight, for `limit_s` seconds at most; tells whether that was enough."""
@@ -249,28 +237,3 @@ class App:
         for client in list(self._running):
             client.fail(draining())
             client.cancel()
-
-
-def _path(raw_path: str) -> str:
-    """Give the path of a request target as it was sent; the absolute form is as good (RFC 9112 3.2.2)."""
-    path = raw_path.partition("?")[0]
-    scheme, separator, rest = path.partition("://")
-    if separator and scheme.lower() in ("http", "https"):
-        return "/" + rest.partition("/")[2]
-    return path
-
-
-def _below(base: str, path: str) -> str:
-    """Take the base path off; what is not below it is no path of ours."""
-    if not base:
-        return path
-    return path.removeprefix(base) if path == base or path.startswith(base + "/") else ""
-
-
-def _is_of_the_api(path: str) -> bool:
-    """Tell what pages of other sites may be let in to: not what is above the base path, nor the live page."""
-    return bool(path) and not path.startswith(PAGE)
-
-
-def _not_allowed(allowed: str) -> GatewayError:
-    return GatewayError(METHOD_NOT_ALLOWED, f"This endpoint takes {allowed}.", (("Allow", allowed),))

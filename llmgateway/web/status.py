@@ -5,22 +5,19 @@ see all; others see what is theirs, and the providers that they may use.
 """
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any, Final
 
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.metrics_core import CounterMetricFamily, Metric
-
 from llmgateway import __version__
-from llmgateway.access.keys import Caller, KeyRing
+from llmgateway.access.doorkeeper import Doorkeeper
+from llmgateway.access.keys import Caller
 from llmgateway.access.limits import Limits, LimitState
 from llmgateway.books.entry import Entry
 from llmgateway.books.ledger import Ledger
 from llmgateway.books.totals import Totals
-from llmgateway.fleet.fleet import Fleet, Provider, State
+from llmgateway.fleet.fleet import Fleet, Provider
 from llmgateway.fleet.health import Watch
 from llmgateway.traffic.slots import Slots
 
@@ -41,7 +38,7 @@ class Condition:
 
 
 class Status:
-    """Makes snapshots and gauges."""
+    """Makes snapshots."""
 
     def __init__(
         self,
@@ -51,21 +48,18 @@ class Status:
         slots: Slots,
         ledger: Ledger,
         limits: Limits,
+        doorkeeper: Doorkeeper,
         clock: Callable[[], float],
     ) -> None:
         """Read from these; `clock` is the loop's."""
-        self._keys = KeyRing({}, {})
-        self.condition = condition
+        self._condition = condition
         self._watch = watch
         self._fleet = fleet
         self._slots = slots
         self._ledger = ledger
         self._limits = limits
+        self._doorkeeper = doorkeeper
         self._clock = clock
-
-    def adopt(self, keys: KeyRing) -> None:
-        """Take in whose limits there are."""
-        self._keys = keys
 
     def snapshot(self, viewer: Caller, *, wall: float) -> dict[str, Any]:
         """Give what this viewer may see; `wall` is epoch seconds."""
@@ -84,18 +78,18 @@ class Status:
             "usage": self._usage(viewer, wall),
             "recent": list(islice(self._recent(viewer), MOST_RECENT)),
             "limits": self._limits_of(
-                [caller for caller in self._keys.callers if _sees(viewer, caller.user)]
+                caller for caller in self._doorkeeper.keys.callers if _sees(viewer, caller.user)
             ),
         }
 
     @property
     def _state(self) -> str:
-        if self.condition.draining:
+        if self._condition.draining:
             return "draining"
         return "ready" if self._watch.first_round.is_set() else "starting"
 
     def _gateway(self, viewer: Caller, wall: float) -> dict[str, Any]:
-        condition = self.condition
+        condition = self._condition
         return {
             "version": __version__,
             "state": self._state,
@@ -159,47 +153,6 @@ class Status:
                 caller.user, caller.key_limits, key_id=caller.key_id, key_name=caller.key_name
             )
         return [asdict(state) | {"resets_in_s": round(state.resets_in_s, 1)} for state in states]
-
-    # -- for Prometheus
-
-    def gauges(self) -> Iterable[Metric]:
-        """Give what describes the present."""
-        condition = self.condition
-        in_flight = GaugeMetricFamily(
-            "gateway_requests_in_flight", "Requests that a provider works on.", labels=["provider"]
-        )
-        capacity = GaugeMetricFamily(
-            "gateway_slots",
-            "Requests that a provider takes at once, where that is known.",
-            labels=["provider"],
-        )
-        state = GaugeMetricFamily(
-            "gateway_provider_state", "1 for the state a provider is in.", labels=["provider", "state"]
-        )
-        for provider in self._fleet.providers.values():
-            in_flight.add_metric([provider.name], provider.in_flight)
-            if provider.capacity is not None:
-                capacity.add_metric([provider.name], provider.capacity)
-            for each in State:
-                state.add_metric([provider.name, each.value], each is provider.state)
-        queue = GaugeMetricFamily("gateway_queue_depth", "Requests that wait for a slot.", labels=["model"])
-        depths = Counter(order.model for order in self._slots.line.orders)
-        for model in {model for provider in self._fleet.providers.values() for model in provider.models}:
-            queue.add_metric([model], depths[model])
-        affinity = CounterMetricFamily(
-            "gateway_affinity", "Placements of requests of a conversation.", labels=["result"]
-        )
-        for result, count in self._slots.affinity_results.items():
-            affinity.add_metric([result or "none"], count)
-        valid = GaugeMetricFamily(
-            "gateway_config_valid", "1 if the config file is good and in force.", not condition.problems
-        )
-        loaded = GaugeMetricFamily(
-            "gateway_config_loaded_timestamp_seconds",
-            "When the config in force was read.",
-            condition.loaded_at,
-        )
-        return in_flight, capacity, state, queue, affinity, valid, loaded
 
 
 def _sees(viewer: Caller, user: str | None) -> bool:

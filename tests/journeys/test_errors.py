@@ -232,7 +232,7 @@ class FaultyGateway(Gateway):
         proxy = FaultyProxy(
             self.slots, self._upstream, self._watch, RetryBudget(), self.limits, self.metrics, time.monotonic
         )
-        self._app = App(config, self._pages, proxy, self.ledger)
+        self._app = App(config, self.condition, self._visitors, self._pages, self._live, proxy, self.ledger)
         self._server = ClientServer(self._app.handle, Patience())
 
 

@@ -16,7 +16,7 @@ import pytest
 from llmgateway.access.keys import KeyRing
 from llmgateway.config.load import build
 from llmgateway.service.gateway import Gateway
-from llmgateway.web.pages import MOST_VIEWERS_OF_A_USER
+from llmgateway.web.live import MOST_VIEWERS_OF_A_USER
 from tests.conftest import GatewayFor, ProviderFor
 from tests.crowd import Turns, ask_for, crowd, waiting
 from tests.fake_provider import FakeProvider

@@ -1,0 +1,74 @@
+"""Who asks? The one place that tells whom a request comes from, by what its head shows.
+
+Rules:
+
+- A key is good everywhere, and comes first: who shows one is not asked for anything else.
+- The cookie of a session stands for the key that opened it, and only where the caller lets it: for what the
+  live page sends. It is as good as that key is now, so a key that is removed or expires ends its sessions.
+- What proves that somebody has read the config file makes an admin who is no user, and only where the caller
+  lets it: on this machine, to look.
+- Nobody is remembered here but by a session: the answer is the config's in force.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from llmgateway.access.keys import Caller, KeyRing, digest, offered_keys
+from llmgateway.access.sessions import LIFE_S, Sessions, token_in
+from llmgateway.config.settings import Config
+from llmgateway.errors import INVALID_API_KEY, GatewayError
+
+_READER: Final = Caller("", admin=True)
+
+
+class Doorkeeper:
+    """Tells who asks, by the keys of the config in force, the sessions that are open, and the config file."""
+
+    def __init__(self, config: Config, sessions: Sessions) -> None:
+        self._sessions = sessions
+        self.adopt(config)
+
+    def adopt(self, config: Config) -> None:
+        """Take in a config: its keys are those that are known from now on."""
+        self.keys = KeyRing(config.users, config.groups)
+
+    def who(
+        self, named: Mapping[bytes, bytes], *, now: float, by_session: bool = False, by_config: bool = False
+    ) -> Caller:
+        """Name who asks, from the header fields by lower-case name. Raises GatewayError (401).
+
+        `now` is in epoch seconds. `by_session` lets a session's cookie do where no key is shown, `by_config`
+        what only somebody can show who has read the config file.
+        """
+        offered = offered_keys(named)
+        if by_config and self._shows_the_config(offered):
+            return _READER
+        if by_session and not offered:
+            key_digest = self._sessions.key_digest(token_in(named))
+            if key_digest is not None:
+                return self._owner(key_digest, now)
+        return self.keys.recognise(offered, now=now)
+
+    def sign_in(self, key: str, *, now: float) -> tuple[str, float]:
+        """Begin a session; gives its token, and its life in seconds. Raises GatewayError (401)."""
+        caller = self.keys.recognise([key], now=now)
+        life_s = LIFE_S if caller.expires_at is None else min(LIFE_S, caller.expires_at - now)
+        return self._sessions.open(digest(key)), life_s
+
+    def sign_out(self, named: Mapping[bytes, bytes]) -> None:
+        """End the session whose cookie a request shows, if there is one."""
+        self._sessions.close(token_in(named))
+
+    def _owner(self, key_digest: bytes, now: float) -> Caller:
+        caller = self.keys.find(key_digest)
+        if caller is None or caller.has_expired(now):
+            words = "The API key of this session is no longer valid; sign in again."
+            raise GatewayError(INVALID_API_KEY, words, (("WWW-Authenticate", "Bearer"),))
+        return caller
+
+    def _shows_the_config(self, offered: Sequence[bytes]) -> bool:
+        credentials = self.keys.local_credentials
+        if credentials is None:
+            return False
+        shown = digest(credentials)
+        return any(digest(key) == shown for key in offered)

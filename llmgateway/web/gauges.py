@@ -1,0 +1,68 @@
+"""The gauges: what the gateway is doing now, for Prometheus.
+
+They are read when somebody scrapes, from state that is kept anyway. A label is a provider, a model that one
+advertises, or a word of ours, so there are few.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
+
+from llmgateway.fleet.fleet import Fleet, State
+from llmgateway.traffic.slots import Slots
+from llmgateway.web.status import Condition
+
+
+def gauges(condition: Condition, fleet: Fleet, slots: Slots) -> Iterator[Metric]:
+    """Give what describes the present."""
+    yield from _of_providers(fleet)
+    yield _queue_depth(fleet, slots)
+    yield _affinity(slots)
+    yield from _of_config(condition)
+
+
+def _of_providers(fleet: Fleet) -> Iterator[Metric]:
+    in_flight = GaugeMetricFamily(
+        "gateway_requests_in_flight", "Requests that a provider works on.", labels=["provider"]
+    )
+    capacity = GaugeMetricFamily(
+        "gateway_slots", "Requests that a provider takes at once, where that is known.", labels=["provider"]
+    )
+    state = GaugeMetricFamily(
+        "gateway_provider_state", "1 for the state a provider is in.", labels=["provider", "state"]
+    )
+    for provider in fleet.providers.values():
+        in_flight.add_metric([provider.name], provider.in_flight)
+        if provider.capacity is not None:
+            capacity.add_metric([provider.name], provider.capacity)
+        for each in State:
+            state.add_metric([provider.name, each.value], each is provider.state)
+    yield from (in_flight, capacity, state)
+
+
+def _queue_depth(fleet: Fleet, slots: Slots) -> Metric:
+    queue = GaugeMetricFamily("gateway_queue_depth", "Requests that wait for a slot.", labels=["model"])
+    depths = Counter(order.model for order in slots.line.orders)
+    for model in {model for provider in fleet.providers.values() for model in provider.models}:
+        queue.add_metric([model], depths[model])
+    return queue
+
+
+def _affinity(slots: Slots) -> Metric:
+    affinity = CounterMetricFamily(
+        "gateway_affinity", "Placements of requests of a conversation.", labels=["result"]
+    )
+    for result, count in slots.affinity_results.items():
+        affinity.add_metric([result or "none"], count)
+    return affinity
+
+
+def _of_config(condition: Condition) -> Iterator[Metric]:
+    yield GaugeMetricFamily(
+        "gateway_config_valid", "1 if the config file is good and in force.", not condition.problems
+    )
+    yield GaugeMetricFamily(
+        "gateway_config_loaded_timestamp_seconds", "When the config in force was read.", condition.loaded_at
+    )

@@ -1,0 +1,63 @@
+"""Where the path of a request leads, and how a path may be spelled.
+
+Paths are compared as they came, undecoded, so that no spelling of a path reaches what is not in the table.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from llmgateway.errors import METHOD_NOT_ALLOWED, GatewayError
+from llmgateway.http.client import Client
+from llmgateway.traffic.call import Forward
+
+MODELS: Final = "/v1/models"
+PAGE: Final = "/gateway/"
+CHAT: Final = PAGE + "chat"
+NO_STORE: Final = "Cache-Control: no-store\r\n"
+"""What pages say with all that is not for keeping."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """To one of the gateway's own pages, and the methods that it takes. It answers through the client."""
+
+    answer: Callable[[Client], Awaitable[None]]
+    methods: tuple[str, ...] = ("GET", "HEAD")
+
+    def require(self, method: str) -> None:
+        """Raise GatewayError (405) if the page does not take this method."""
+        if method not in self.methods:
+            raise not_allowed("page", *self.methods)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelList:
+    """To the models that the caller can use now, or to the one that is `wanted`."""
+
+    wanted: str = ""
+
+
+Route = Forward | ModelList | Page
+
+
+def not_allowed(place: str, *allowed: str) -> GatewayError:
+    """Say which methods a place takes."""
+    methods = ", ".join(allowed)
+    return GatewayError(METHOD_NOT_ALLOWED, f"This {place} takes {methods}.", (("Allow", methods),))
+
+
+def path_of(raw_path: str) -> str:
+    """Give the path of a request target as it was sent; the absolute form is as good (RFC 9112 3.2.2)."""
+    path = raw_path.partition("?")[0]
+    scheme, separator, rest = path.partition("://")
+    if separator and scheme.lower() in ("http", "https"):
+        return "/" + rest.partition("/")[2]
+    return path
+
+
+def below(base: str, path: str) -> str:
+    """Take the base path off; what is not below it is no path of ours."""
+    if not base:
+        return path
+    return path.removeprefix(base) if path == base or path.startswith(base + "/") else ""

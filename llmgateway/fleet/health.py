@@ -37,6 +37,8 @@ async def probe(upstream: Upstream, provider: Provider) -> Probe:
         async with asyncio.timeout(limit_s):
             return await _look(upstream, provider)
     except TimeoutError:
+        if upstream.seeks(provider):
+            return Probe(State.OFFLINE, f"its host name cannot be looked up in {limit_s:g} s")
         return Probe(State.OFFLINE, f"no answer to a probe within {limit_s:g} s")
     except ProviderFailed as failure:
         return Probe(State.OFFLINE, failure.message)

@@ -24,6 +24,7 @@ from llmgateway.config.settings import Config, TlsConfig
 from llmgateway.fleet.breaker import RetryBudget
 from llmgateway.fleet.fleet import Fleet
 from llmgateway.fleet.health import Watch
+from llmgateway.fleet.names import LookUp, look_up
 from llmgateway.fleet.upstream import Upstream
 from llmgateway.fleet.wake import Alarm
 from llmgateway.http.body import Patience
@@ -57,8 +58,11 @@ class Gateway:
     Leaving stops it at once; `drain` first to be kind. `adopt` another config at any time.
     """
 
-    def __init__(self, config: Config, patience: Patience | None = None) -> None:
-        """Wire everything up; nothing runs yet. Raises CannotListen if the certificate cannot be used."""
+    def __init__(self, config: Config, patience: Patience | None = None, look_up: LookUp = look_up) -> None:
+        """Wire everything up; nothing runs yet. `look_up` finds the hosts of providers, and may block.
+
+        Raises CannotListen if the certificate cannot be used.
+        """
         self.config = config
         self.fleet = Fleet(config)
         self.port = 0
@@ -74,7 +78,7 @@ class Gateway:
         )
         self.metrics.before_scrape(self.ledger.book)
         self._certificate = None if config.server.tls is None else _certificate(config.server.tls)
-        self._upstream = Upstream()
+        self._upstream = Upstream(look_up)
         clock = asyncio.get_running_loop().time  # the one that slots, providers and their breakers go by
         self._watch = Watch(self.fleet, self._upstream, Random(), clock)
         self.slots = Slots(self.fleet, Affinity(), config.queue, Random(), wake=Alarm().ring, clock=clock)

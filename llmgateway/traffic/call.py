@@ -21,7 +21,7 @@ from llmgateway.api.peek import peek_json
 from llmgateway.books.entry import Entry
 from llmgateway.config.settings import Config
 from llmgateway.errors import INVALID_REQUEST, GatewayError
-from llmgateway.fleet.upstream import Outgoing
+from llmgateway.fleet.address import Outgoing
 from llmgateway.http.client import Client
 from llmgateway.http.headers import request_head
 from llmgateway.traffic.affinity import Thread, thread_of

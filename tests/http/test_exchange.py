@@ -16,8 +16,11 @@ import pytest
 
 from llmgateway.config.load import build
 from llmgateway.errors import ProviderBroke, ProviderFailed, ProviderTimedOut
+from llmgateway.fleet.address import Address
+from llmgateway.fleet.dialing import Dialer
 from llmgateway.fleet.fleet import Provider
-from llmgateway.fleet.upstream import Address, Pool
+from llmgateway.fleet.names import look_up
+from llmgateway.fleet.upstream import Pool
 from llmgateway.http.connection import MAX_INTERIM_ANSWERS, Connection, _judge_again, _size_line
 from llmgateway.http.exchange import BUFFER_BYTES, Deadlines, Exchange
 from tests.exchange import Script
@@ -509,7 +512,8 @@ async def test_an_exchange_that_is_cut_ends_its_connection_at_once() -> None:
 async def pool_to(server: FakeProvider) -> AsyncIterator[Pool]:
     config = build({"providers": {"rig": {"url": server.url, "timeouts": {"first_byte": "5s"}}}})
     entry = config.providers["rig"]
-    pool = Pool(Provider("rig", entry, config.health), Address(entry), None)
+    rig, address = Provider("rig", entry, config.health), Address(entry)
+    pool = Pool(rig, address, Dialer(rig, address, None, look_up))
     try:
         yield pool
     finally:

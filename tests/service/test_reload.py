@@ -19,8 +19,9 @@ import yaml
 from llmgateway.books.metrics import Metrics
 from llmgateway.config.load import build, load
 from llmgateway.config.settings import Config
+from llmgateway.fleet.address import Outgoing
 from llmgateway.fleet.fleet import Fleet, Provider
-from llmgateway.fleet.upstream import Outgoing, Upstream
+from llmgateway.fleet.upstream import Upstream
 from llmgateway.http.tls import BadCertificate
 from llmgateway.log import TextLines
 from llmgateway.service.reload import MOST_PROBLEMS, Changes, Reloader, compare

@@ -1,0 +1,67 @@
+"""Where a provider is, and how requests to it are written: below the prefix of its own URL.
+
+What never changes about requests to it is written once.
+"""
+
+from urllib.parse import urlsplit
+
+import msgspec
+
+from llmgateway.api.endpoints import Body
+from llmgateway.config.settings import ProviderConfig
+from llmgateway.http.headers import Field, request_head
+
+
+class Outgoing(msgspec.Struct, gc=False):
+    """A request on its way to whichever provider takes it.
+
+    `path` is the gateway's own (from the endpoint table), `query` what followed `?`, `fields` what the client
+    sent, `lines` what passes on of it. `body` is dropped once an answer is relayed: it may be large, and the
+    answer may take an hour.
+    """
+
+    path: str
+    query: str
+    fields: tuple[Field, ...]
+    lines: bytes
+    request_id: str
+    body: Body
+
+
+class Address:
+    """Where a provider is, and what never changes about requests to it."""
+
+    def __init__(self, config: ProviderConfig) -> None:
+        parts = urlsplit(config.url)
+        assert parts.hostname is not None
+        self.host = parts.hostname
+        self.secure = parts.scheme == "https"
+        self.port = parts.port or (443 if self.secure else 80)
+        self._base = parts.path
+        self.replaced = frozenset(name.lower().encode() for name in config.headers)
+        lines = [f"Host: {parts.netloc}"] if b"host" not in self.replaced else []
+        if config.api_key is not None:
+            lines.append(f"Authorization: Bearer {config.api_key}")
+        lines += [f"{name}: {value}" for name, value in config.headers.items()]
+        self.lines = "".join(f"{line}\r\n" for line in lines).encode()
+
+        self._openings: dict[str, bytes] = {}
+
+    def target(self, path: str) -> str:
+        """Place an endpoint below the provider's base URL if it is one of `/v1`, else below its origin."""
+        return self._base + path.removeprefix("/v1") if path.startswith("/v1/") else path
+
+    def head(self, request: Outgoing) -> bytes:
+        """Write the head of a request as it goes to this provider."""
+        opening = self._openings.get(request.path) if not request.query else self._opening(request)
+        if opening is None:
+            opening = self._openings[request.path] = self._opening(request)
+        lines = request.lines
+        if self.replaced:
+            lines = request_head(request.fields, replaced=self.replaced).lines
+        own = f"X-Request-Id: {request.request_id}\r\nContent-Length: {len(request.body)}\r\n\r\n"
+        return opening + lines + own.encode()
+
+    def _opening(self, request: Outgoing) -> bytes:
+        query = f"?{request.query}" if request.query else ""
+        return f"POST {self.target(request.path)}{query} HTTP/1.1\r\n".encode() + self.lines

@@ -1,0 +1,129 @@
+"""Making connections to a provider, and saying in words why none came about.
+
+Foreign exceptions of the way there are translated here, and only here. The name and the connection each have
+the provider's `connect` timeout, and the message tells which of them ran out.
+"""
+
+import asyncio
+import os
+import socket
+import ssl
+from collections.abc import Callable
+
+from llmgateway.errors import ProviderTimedOut, ProviderUnreachable
+from llmgateway.fleet.address import Address
+from llmgateway.fleet.fleet import Provider
+from llmgateway.fleet.names import Found, HostName, LookUp, NameFailed, SocketAddress
+from llmgateway.http.connection import Connection
+
+Make = Callable[[], Connection]
+
+
+class Dialer:
+    """Makes the connections to one provider."""
+
+    def __init__(
+        self, provider: Provider, address: Address, tls: ssl.SSLContext | None, look_up: LookUp
+    ) -> None:
+        self.name = HostName(address.host, address.port, look_up)
+        self._provider = provider
+        self._address = address
+        self._tls = tls
+        self._loop = asyncio.get_running_loop()
+
+    async def dial(self, make: Make) -> Connection:
+        """Make a new connection, trying the host's addresses one after the other. Raises ProviderFailed."""
+        limit_s = self._provider.config.timeouts.connect
+        name = self._provider.name
+        try:
+            return await self._dial(make, limit_s)
+        except NameFailed as failure:
+            raise ProviderUnreachable(name, f"is unreachable: {failure}.") from None
+        except TimeoutError:
+            raise ProviderTimedOut(name, "connect", limit_s) from None
+        except (OSError, UnicodeError) as exc:
+            raise ProviderUnreachable(name, f"is unreachable: {_words(exc)}.") from exc
+
+    async def _dial(self, make: Make, limit_s: float) -> Connection:
+        began_at = self._loop.time()
+        found = await self.name.addresses(limit_s)
+        try:
+            return await self._any_of(found, make, limit_s)
+        except (OSError, TimeoutError):
+            left_s = began_at + limit_s - self._loop.time()
+            others = await self.name.others_than(found, left_s)  # it may have moved
+            if not others:
+                raise
+        return await self._any_of(others, make, limit_s)
+
+    async def _any_of(self, found: Found, make: Make, limit_s: float) -> Connection:
+        """Connect to the first address that can be had, all within `limit_s`."""
+        *others, last = found
+        async with asyncio.timeout(limit_s):
+            for address in others:  # each may take its share of the time: the next one may be the good one
+                try:
+                    async with asyncio.timeout(limit_s / len(found)):
+                        return await self._to(address, make)
+                except (OSError, TimeoutError):
+                    continue
+            return await self._to(last, make)
+
+    async def _to(self, address: SocketAddress, make: Make) -> Connection:
+        server_hostname = self._address.host.partition("%")[0] if self._tls else None
+        if len(address) == 4 and address[3]:
+            _, connection = await self._loop.create_connection(
+                make,
+                sock=await _connected(address, self._loop),
+                ssl=self._tls,
+                server_hostname=server_hostname,
+            )
+        else:
+            _, connection = await self._loop.create_connection(
+                make, address[0], address[1], ssl=self._tls, server_hostname=server_hostname
+            )
+        return connection
+
+
+async def _connected(address: SocketAddress, loop: asyncio.AbstractEventLoop) -> socket.socket:
+    """Connect to an IPv6 address with a zone, which uvloop would lose on the way. Raises OSError."""
+    sock = socket.socket(socket.AF_INET6)
+    try:
+        sock.setblocking(False)
+        try:
+            sock.connect(address)
+        except BlockingIOError:
+            await _writable(sock, loop)
+        if number := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            raise OSError(number, os.strerror(number))
+    except BaseException:  # cancelled as well
+        sock.close()
+        raise
+    return sock
+
+
+async def _writable(sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+    ready = asyncio.Event()
+    loop.add_writer(sock, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_writer(sock)
+
+
+def _words(exc: Exception) -> str:
+    """Say in words why no connection came about."""
+    match exc:
+        case ssl.SSLCertVerificationError():
+            return f"its TLS certificate is not accepted ({exc.verify_message})"
+        case ssl.SSLError():
+            return f"TLS failed ({exc.reason or 'no details'})"
+        case socket.gaierror() | UnicodeError():
+            return "its host name cannot be resolved"
+        case ConnectionRefusedError():
+            return "connection refused"
+        case OSError(errno=int(number)):
+            return os.strerror(number).lower()
+        case _ if "refused" in str(exc) or "Errno 111" in str(exc):
+            return "connection refused"  # several addresses were tried, each refused
+        case _:
+            return "no connection"

@@ -198,12 +198,17 @@ def _opening(envelope: _Envelope, turns: Sequence[Buffer]) -> int:
 
 
 def _is_system(message: Buffer) -> bool:
+    return role_of(message) in ("system", "developer")
+
+
+def role_of(message: Buffer) -> str:
+    """Tell who says a message, as it stands; empty if that cannot be told."""
     if role := _ROLE_FIRST.match(message):
-        return role[1] in (b"system", b"developer")
+        return role[1].decode()
     try:
-        return _SPOKEN.decode(message).role in ("system", "developer")
+        return _SPOKEN.decode(message).role
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return False
+        return ""
 
 
 def _is_marked(body: Body) -> bool:

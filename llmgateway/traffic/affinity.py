@@ -5,11 +5,16 @@ turn begins with the messages of the last one, so the longest known chain that r
 the provider that holds its KV cache. System messages alone are no match, and whole messages are hashed, never
 the first N bytes: either mistake puts everybody who shares a system prompt on one machine.
 
+Some clients decorate the user's last message, and only that: the next turn has it without. So the chain up to
+that message, the eve of the turn, is known too. But eves are what strangers may share, if all begin with the
+same examples: an eve says nothing to a request that has said no more than that, and one that leads to several
+providers leads to none.
+
 Pure: time is an argument, nothing waits. Two bounds hold always: the number of chains, and their age.
 """
 
 from collections import OrderedDict
-from collections.abc import Container, Hashable
+from collections.abc import Container, Hashable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Final
@@ -17,7 +22,7 @@ from typing import Final
 import msgspec
 
 from llmgateway.api.endpoints import Buffer
-from llmgateway.api.peek import Peek
+from llmgateway.api.peek import Peek, role_of
 
 DIGEST_BYTES: Final = 16
 MAX_CHAINS: Final = 20_000
@@ -30,18 +35,21 @@ MAX_SYSTEM_PROMPTS: Final = 1_000
 _COPIED_BYTES: Final = 1 << 20
 SYSTEM_PROMPT_BYTES: Final = 512
 BLOCK_BYTES: Final = 256
+_LAST_MESSAGES: Final = 16  # among which that of the user is looked for: the others are calls of tools
 
 
 class Thread(msgspec.Struct, frozen=True, gc=False):
     """What a request tells of the conversation it belongs to.
 
     `links` run from the shortest chain to the whole. `opening` says that nothing was said before this
-    request, so that another conversation may open in just the same way.
+    request, so that another conversation may open in just the same way. `eve` is the chain up to the user's
+    last message, if that is more than an opening.
     """
 
     links: tuple[Hashable, ...] = ()
     system: Hashable | None = None
     opening: bool = False
+    eve: Hashable | None = None
 
     @property
     def known(self) -> bool:
@@ -67,7 +75,16 @@ def thread_of(peek: Peek, *, user: str, session: bytes | None) -> Thread:
     if len(said) == 1:
         return Thread((hash((chain, _print(said[0]))),), system, not peek.text)
     links = [chain := hash((chain, _print(content))) for content in said]
-    return Thread(tuple(links[-MAX_LINKS:]), system)
+    eve = _eve(said, links) if len(said) > 2 and not peek.text else None
+    return Thread(tuple(links[-MAX_LINKS:]), system, eve=eve)
+
+
+def _eve(said: Sequence[Buffer], links: Sequence[Hashable]) -> Hashable | None:
+    """Give the chain up to the user's last message, if that is more than an opening."""
+    for at in range(len(said) - 1, max(1, len(said) - 1 - _LAST_MESSAGES), -1):
+        if role_of(said[at]) == "user":
+            return links[at - 1]
+    return None
 
 
 def _print(content: Buffer) -> int:
@@ -90,9 +107,11 @@ def _blocks(text: Buffer) -> list[Buffer]:
 class Conversation:
     """Where a conversation lives, when it last had a turn, and the chain that it had reached by then."""
 
-    home: Hashable
+    home: Hashable | None
+    """None for what stands for several that live apart."""
     last_turn: float
     tip: Hashable
+    eve: Hashable | None = None
 
 
 @dataclass(slots=True)
@@ -106,6 +125,7 @@ class _House:
 Match = tuple[Hashable, Conversation | None]
 """The longest known link of a thread, and the conversation that it belongs to."""
 NO_MATCH: Final[Match] = (0, None)
+_EVE: Final = "eve"
 
 
 class Affinity:
@@ -127,11 +147,22 @@ class Affinity:
 
     def match(self, thread: Thread, *, now: float) -> Match:
         """Give the conversation that this request goes on, and where it leaves it."""
+        before_eve = False
         for link in reversed(thread.links):
             conversation = self._chains.get(link)
-            if conversation is not None and now - conversation.last_turn <= self._max_age_s:
+            if conversation is None and before_eve:
+                conversation = self._chains.get((_EVE, link))
+            if (
+                conversation is not None
+                and conversation.home is not None
+                and self._is_fresh(conversation, now)
+            ):
                 return link, conversation
+            before_eve = before_eve or link == thread.eve
         return NO_MATCH
+
+    def _is_fresh(self, conversation: Conversation, now: float) -> bool:
+        return now - conversation.last_turn <= self._max_age_s
 
     def remember(self, thread: Thread, home: Hashable, *, now: float, match: Match | None = None) -> None:
         """Remember that this turn of a conversation was given to a provider. `match` is what it matches now.
@@ -143,7 +174,11 @@ class Affinity:
             return
         tip = thread.links[-1]
         link, conversation = match or self.match(thread, now=now)
-        if conversation is None or link != conversation.tip or (thread.opening and conversation.home != home):
+        if (
+            conversation is None
+            or (link != conversation.tip and link != conversation.eve)
+            or (thread.opening and conversation.home != home)
+        ):
             conversation = Conversation(home, now, tip)
         else:
             if conversation.home != home:
@@ -155,8 +190,20 @@ class Affinity:
         chains[tip] = live[key] = conversation
         chains.move_to_end(tip)
         live.move_to_end(key)
+        if thread.eve is not None:
+            self._remember_eve(thread.eve, conversation, now)
         if now - self._trimmed_at > TRIM_S or len(chains) > self._max_chains or len(live) > MAX_LIVE:
             self._trim(house, now)
+
+    def _remember_eve(self, eve: Hashable, conversation: Conversation, now: float) -> None:
+        conversation.eve = eve
+        key, chains = (_EVE, eve), self._chains
+        known = chains.get(key)
+        if known is None or known.home == conversation.home or not self._is_fresh(known, now):
+            chains[key] = conversation
+        else:
+            chains[key] = Conversation(None, now, eve)
+        chains.move_to_end(key)
 
     def computed(self, thread: Thread, home: Hashable, *, now: float) -> None:
         """Remember that a provider has begun to answer, so that it holds the system prompt from now on."""

@@ -169,6 +169,56 @@ def test_of_a_request_with_absurdly_many_messages_the_longest_chains_are_kept() 
     assert home(thread, chat(*messages, ANSWER, MORE)) == "rig"
 
 
+# --- the eve of a turn -------------------------------------------------------------------------------
+
+
+def reminded(number: int, who: str = "", *before: Message) -> list[Message]:
+    """Turn `number` of a client that ends the last message, and only that, with a reminder."""
+    messages = [SYSTEM, *before]
+    for turn in range(number + 1):
+        messages += [says("user", f"{who} question {turn}"), says("assistant", f"answer {turn}")]
+    return [*messages[:-2], says("user", messages[-2]["content"] + " Answer in JSON.")]
+
+
+def test_a_turn_is_known_by_what_came_before_the_last_message_of_its_user() -> None:
+    assert home(chat(*reminded(0)), chat(*reminded(1))) is None, "they share no more than a system prompt"
+    for turn in range(1, 20):
+        assert home(chat(*reminded(turn)), chat(*reminded(turn + 1))) == "rig"
+
+
+def test_what_strangers_open_with_is_no_match_for_another_opening() -> None:
+    examples = [HELLO, ANSWER]
+    assert home(chat(*reminded(0, "ann", *examples)), chat(*reminded(0, "bob", *examples))) is None
+
+
+def test_an_eve_that_leads_to_several_providers_leads_to_none() -> None:
+    affinity, examples = Affinity(), [HELLO, ANSWER]
+    affinity.remember(chat(*reminded(0, "ann", *examples)), "a", now=0)
+    ann = affinity.find(chat(*reminded(1, "ann", *examples)), now=1)
+    assert ann is not None and ann.home == "a"
+    affinity.remember(chat(*reminded(0, "bob", *examples)), "b", now=1)
+    for who in ("ann", "bob"):
+        assert affinity.find(chat(*reminded(1, who, *examples)), now=2) is None
+    affinity.remember(chat(*reminded(0, "cat", *examples)), "b", now=MAX_AGE_S + 2)
+    cat = affinity.find(chat(*reminded(1, "cat", *examples)), now=MAX_AGE_S + 3)
+    assert cat is not None and cat.home == "b"
+
+
+def test_a_reminded_conversation_is_one_and_moves_as_one() -> None:
+    affinity = Affinity()
+    for turn in range(1, 9):
+        affinity.remember(chat(*reminded(turn)), "a" if turn < 6 else "b", now=turn)
+    assert (affinity.live("a", now=9), affinity.live("b", now=9)) == (0, 1)
+
+
+def test_eves_count_among_the_chains() -> None:
+    affinity = Affinity(max_chains=10)
+    for turn in range(1, 30):
+        affinity.remember(chat(*reminded(turn)), "a", now=turn)
+        assert len(affinity) <= 10
+    assert affinity.find(chat(*reminded(30)), now=30) is not None
+
+
 # --- other ways to be known --------------------------------------------------------------------------
 
 

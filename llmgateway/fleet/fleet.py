@@ -246,6 +246,8 @@ class Provider:
             self._streak = 0
             report = events.info if state in (State.ONLINE, State.WARMING) else events.warning
             report(f"provider is {state.value}", provider=self.name, reason=reason, models=len(self.models))
+        elif state is State.ONLINE and reason and reason != self.reason:
+            events.warning("provider is online, with a fault", provider=self.name, reason=reason)
         self.state, self.reason = state, reason
 
 

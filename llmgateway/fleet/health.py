@@ -61,8 +61,8 @@ async def _look(upstream: Upstream, provider: Provider) -> Probe:
     try:
         listing = read_listing(body)
     except NotAnLLMServer as exc:
-        return Probe(State.MISCONFIGURED, f"not an LLM API: {exc}")
-    return await _with_details(upstream, provider, who_wrote(listing), listing.models)
+        return Probe(State.MISCONFIGURED, f"not an LLM API: {quote(str(exc).encode(), provider.secrets)}")
+    return await _with_details(upstream, provider, who_wrote(listing), listing.models, listing.trouble)
 
 
 def _refused(provider: Provider, status: int) -> Probe:
@@ -80,11 +80,11 @@ async def _configured(upstream: Upstream, provider: Provider, status: int, body:
     except NotAnLLMServer:
         listing = Listing({})
     models = {name: listing.models.get(name, Model(name)) for name in provider.config.models or ()}
-    return await _with_details(upstream, provider, who_wrote(listing), models)
+    return await _with_details(upstream, provider, who_wrote(listing), models, listing.trouble)
 
 
 async def _with_details(
-    upstream: Upstream, provider: Provider, kind: Kind, models: dict[str, Model]
+    upstream: Upstream, provider: Provider, kind: Kind, models: dict[str, Model], trouble: str
 ) -> Probe:
     """Ask for what only this kind of server tells.
 
@@ -102,7 +102,8 @@ async def _with_details(
                     facts = read_details(details, facts, body)
     except (ProviderFailed, TimeoutError):
         pass  # what was told before stays true
-    return Probe(State.ONLINE, "", facts.models, facts.slots, kind=kind)
+    trouble = quote(trouble.encode(), provider.secrets)
+    return Probe(State.ONLINE, trouble, facts.models, facts.slots, kind=kind)
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import orjson
 
-from llmgateway.servers.models import Listing, Model
+from llmgateway.servers.models import Listing, Model, model_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +75,20 @@ def with_context(models: dict[str, Model], lengths: Mapping[str, int | None]) ->
     }
 
 
-def series(value: Any) -> list[Any]:
-    """Insist on a list: a text or a mapping could be walked as well. Raises TypeError."""
-    if not isinstance(value, list):
+def by_name(entries: Any, field: str) -> dict[str, Mapping[str, Any]]:
+    """Give the entries of a list by the name that each has in a field, less those that have none.
+
+    Raises TypeError where it is no list, or one of nothing but such.
+    """
+    if not isinstance(entries, list):  # a text or a mapping could be walked as well
         raise TypeError("not a list")
-    return value
+    named: dict[str, Mapping[str, Any]] = {}
+    for entry in entries:
+        if isinstance(entry, dict) and (name := model_name(entry.get(field))) is not None:
+            named[name] = entry
+    if entries and not named:
+        raise TypeError("not a list of models")
+    return named
 
 
 # --- what it says when it fails ------------------------------------------------------------

@@ -6,12 +6,12 @@ A request for a model that is not in memory waits until it is; nothing is said m
 from dataclasses import replace
 from typing import Any, Final
 
-from llmgateway.servers.kind import Details, Facts, Kind, series, with_context
+from llmgateway.servers.kind import Details, Facts, Kind, by_name, with_context
 from llmgateway.servers.models import context_length, loaded
 
 
 def _own_listing(facts: Facts, listing: Any) -> Facts:
-    entries = {entry["id"]: entry for entry in series(listing["data"])}
+    entries = by_name(listing["data"], "id")
     told = with_context(facts.models, {name: context_length(entry) for name, entry in entries.items()})
     models = {name: replace(model, loaded=loaded(entries.get(name, {}))) for name, model in told.items()}
     return replace(facts, models=models)

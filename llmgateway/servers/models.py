@@ -1,9 +1,12 @@
 """A listing becomes Models: what a server answers to `GET /v1/models`.
 
 Whoever wrote it, it is read in one way: servers, and programs that stand before them, take over each other's
-names for the same fact. A fact of an odd type is left out; a listing that is none says what it is instead.
+names for the same fact. A fact of an odd type is left out, and so is an entry that names no model; a listing
+that is none says what it is instead.
 """
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -28,6 +31,8 @@ class Listing:
 
     models: dict[str, Model]
     owners: frozenset[str] = frozenset()
+    trouble: str = ""
+    """What in it could not be taken in, in words; the rest of it holds."""
 
 
 class NotAnLLMServer(ValueError):
@@ -36,6 +41,9 @@ class NotAnLLMServer(ValueError):
 
 _NAME_CHARACTERS: Final = 1_000
 _MODELS_LIMIT: Final = 10_000
+_SHOWN_CHARACTERS: Final = 60
+_LENIENT_BYTES: Final = 1 << 20  # the reader that forgives is slow
+_HALVES: Final = re.compile("[\ud800-\udfff]")
 _CONTEXT_KEYS: Final = (
     "context_length",
     "max_model_len",  # vLLM
@@ -50,29 +58,78 @@ def read_listing(body: bytes) -> Listing:
 
     Raises NotAnLLMServer: any 200 is not enough, another program may answer on the port.
     """
-    entries = _entries(body)[:_MODELS_LIMIT]
-    models = {}
-    for entry in entries:
-        name = entry.get("id") if isinstance(entry, dict) else None
-        if not isinstance(name, str) or not 0 < len(name) <= _NAME_CHARACTERS:
-            raise NotAnLLMServer("a model in the list has no 'id'")
-        models[name] = Model(name, positive(entry.get("created")), context_length(entry), loaded(entry))
-    owners = (entry.get("owned_by") for entry in entries)
-    return Listing(models, frozenset(owner for owner in owners if isinstance(owner, str)))
+    entries = _entries(body)
+    models: dict[str, Model] = {}
+    owners: set[str] = set()
+    unnamed: list[str] = []
+    twice = 0
+    for entry in entries[:_MODELS_LIMIT]:
+        if not isinstance(entry, dict) or (name := model_name(entry.get("id"))) is None:
+            unnamed.append(_shown(entry))
+        elif name in models:
+            twice += 1
+        else:
+            models[name] = Model(name, positive(entry.get("created")), context_length(entry), loaded(entry))
+            if isinstance(owner := entry.get("owned_by"), str):
+                owners.add(owner)
+    if unnamed and not models:
+        raise NotAnLLMServer(f"its answer is not a list of models: no entry has a usable 'id' ({unnamed[0]})")
+    return Listing(models, frozenset(owners), _trouble(unnamed, twice, len(entries)))
+
+
+def model_name(value: Any) -> str | None:
+    """Give a name that a model can be asked for by; no request can say half a character."""
+    if not isinstance(value, str) or not 0 < len(value) <= _NAME_CHARACTERS:
+        return None
+    return value if value.isascii() or not _HALVES.search(value) else None
+
+
+def _trouble(unnamed: list[str], twice: int, length: int) -> str:
+    told = []
+    if unnamed:
+        told.append(f"{_counted(len(unnamed), 'entry has', 'entries have')} no usable 'id' ({unnamed[0]})")
+    if twice:
+        told.append(f"{_counted(twice, 'entry repeats', 'entries repeat')} an earlier one")
+    if length > _MODELS_LIMIT:
+        told.append(f"only the first {_MODELS_LIMIT:,} of {length:,} entries are read")
+    return f"in its list of models {', and '.join(told)}" if told else ""
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"
+
+
+def _shown(entry: Any) -> str:
+    """Show what stands where a name should, cut to what a person needs to find it."""
+    if isinstance(entry, dict) and "id" not in entry:
+        return "none"
+    text = ascii(entry["id"] if isinstance(entry, dict) else entry)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
 
 
 def _entries(body: bytes) -> list[Any]:
-    try:
-        listing = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        is_page = body.lstrip()[:1] == b"<"
-        raise NotAnLLMServer("it answers with a web page" if is_page else "its answer is not JSON") from None
+    listing = _json(body)
     entries = listing.get("data", False) if isinstance(listing, dict) else False
     if entries is None:
         return []
     if not isinstance(entries, list):
         raise NotAnLLMServer("its answer is not a list of models")
     return entries
+
+
+def _json(body: bytes) -> Any:
+    """Read JSON, and what nearly is: a byte order mark, NaN, a name of broken characters."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        pass
+    if len(body) <= _LENIENT_BYTES:
+        try:
+            return json.loads(body.decode("utf-8-sig", "surrogateescape"))
+        except (ValueError, RecursionError):
+            pass
+    is_page = body.lstrip()[:1] == b"<"
+    raise NotAnLLMServer("it answers with a web page" if is_page else "its answer is not JSON")
 
 
 def positive(value: Any) -> int | None:

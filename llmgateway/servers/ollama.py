@@ -6,12 +6,13 @@ A request for a model that is not in memory waits until it is; nothing is said m
 from dataclasses import replace
 from typing import Any, Final
 
-from llmgateway.servers.kind import Details, Facts, Kind, series, with_context
+from llmgateway.servers.kind import Details, Facts, Kind, by_name, with_context
 from llmgateway.servers.models import positive
 
 
 def _running(facts: Facts, running: Any) -> Facts:
-    lengths = {entry["model"]: positive(entry.get("context_length")) for entry in series(running["models"])}
+    entries = by_name(running["models"], "model")
+    lengths = {name: positive(entry.get("context_length")) for name, entry in entries.items()}
     told = with_context(facts.models, lengths)
     return replace(facts, models={name: replace(m, loaded=name in lengths) for name, m in told.items()})
 

@@ -75,6 +75,8 @@ def test_ollama_tells_what_it_runs() -> None:
     running = {"models": [{"name": "llama3.2:3b", "model": "llama3.2:3b"}]}
     assert in_memory(ollama.KIND, names, running) == [False, True]
     assert in_memory(ollama.KIND, names, {"models": [{"model": "deleted:1b"}]}) == [False, False]
+    with_bad_ones = {"models": [None, {"model": 3}, {}, {"model": "llama3.2:3b"}]}
+    assert in_memory(ollama.KIND, names, with_bad_ones) == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +84,8 @@ def test_ollama_tells_what_it_runs() -> None:
     [("loaded", True), ("not-loaded", False), ("loading", False), ("new", None), (3, None)],
 )
 def test_lm_studio_tells_the_state_of_each_model(state: Any, loaded: bool | None) -> None:
-    assert in_memory(lmstudio.KIND, "a b", {"data": [{"id": "b", "state": state}]}) == [None, loaded]
+    entries = [{"id": None}, "a", {"id": "b", "state": state}]
+    assert in_memory(lmstudio.KIND, "a b", {"data": entries}) == [None, loaded]
 
 
 # --- its errors --------------------------------------------------------------------------------

@@ -33,23 +33,72 @@ def test_a_server_without_models_is_an_llm_server_all_the_same(empty: Any) -> No
         (b"", "not JSON"),
         (b"ok", "not JSON"),
         (b"[" * 200_000, "not JSON"),
-        (b'{"data": [{"id": "\\ud800"}]}', "not JSON"),
+        (b'{"data": [' + b'{"id": "m"}, ' * 100_000 + b"]}", "not JSON"),
         (b"[]", "not a list of models"),
         (b"{}", "not a list of models"),
         (b'{"models": [{"name": "m"}]}', "not a list of models"),
         (b'{"data": {"id": "m"}}', "not a list of models"),
         (b'{"data": false}', "not a list of models"),
-        (b'{"data": ["m"]}', "no 'id'"),
-        (b'{"data": [{"id": 3}]}', "no 'id'"),
-        (b'{"data": [{"id": ""}]}', "no 'id'"),
-        (b'{"data": [{"id": "ok"}, {"name": "m"}]}', "no 'id'"),
-        (b'{"data": [{"id": "%b"}]}' % (b"m" * 1_001), "no 'id'"),
     ],
     ids=lambda value: repr(value[:30]) if isinstance(value, bytes) else "",
 )
 def test_what_is_no_list_of_models_says_what_it_is_instead(body: bytes, words: str) -> None:
     with pytest.raises(NotAnLLMServer, match=words):
         read_listing(body)
+
+
+BAD_ENTRIES = [
+    (b'"m"', "('m')"),
+    (b"null", "(None)"),
+    (b"7", "(7)"),
+    (b"[]", "([])"),
+    (b"{}", "(none)"),
+    (b'{"name": "m"}', "(none)"),
+    (b'{"id": null}', "(None)"),
+    (b'{"id": 3}', "(3)"),
+    (b'{"id": true}', "(True)"),
+    (b'{"id": ""}', "('')"),
+    (b'{"id": ["m"]}', "(['m'])"),
+    (b'{"id": {"m": 1}, "owned_by": []}', "({'m': 1})"),
+    (b'{"id": "%b"}' % (b"m" * 1_001), "('%s...)" % ("m" * 59)),
+    (b'{"id": "\\ud800"}', "('\\ud800')"),
+    (b'{"id": "\xff"}', "('\\udcff')"),
+    (b'{"id": NaN}', "(nan)"),
+]
+each_bad_entry = pytest.mark.parametrize(
+    ("entry", "shown"), BAD_ENTRIES, ids=[repr(entry[:30]) for entry, _ in BAD_ENTRIES]
+)
+
+
+@each_bad_entry
+def test_a_bad_entry_is_left_out_and_told_and_the_others_hold(entry: bytes, shown: str) -> None:
+    for entries in (b'{"id": "good"}, %b' % entry, b'%b, {"id": "good", "created": NaN}' % entry):
+        listing = read_listing(b'{"data": [%b]}' % entries)
+        assert listing.models == {"good": Model("good")}
+        assert listing.trouble == f"in its list of models 1 entry has no usable 'id' {shown}"
+
+
+@each_bad_entry
+def test_a_list_of_bad_entries_alone_is_no_list_of_models(entry: bytes, shown: str) -> None:
+    with pytest.raises(NotAnLLMServer, match="not a list of models") as told:
+        read_listing(b'{"data": [%b, %b]}' % (entry, entry))
+    assert shown in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "body", [b'\xef\xbb\xbf{"data": [{"id": "m"}]}', b'{"data": [{"id": "m", "x": NaN}]}']
+)
+def test_what_python_takes_for_json_is_taken(body: bytes) -> None:
+    assert read_listing(body) == Listing({"m": Model("m")})
+
+
+def test_of_models_of_one_name_the_first_holds_and_the_others_are_told() -> None:
+    one = {"id": "m", "created": 1, "max_model_len": 5}
+    listing = read_listing(json.dumps({"data": [one, {"id": "m", "created": 2}, {"id": "m"}, {}]}).encode())
+    assert listing.models == {"m": Model("m", 1, 5)}
+    assert listing.trouble == (
+        "in its list of models 1 entry has no usable 'id' (none), and 2 entries repeat an earlier one"
+    )
 
 
 @pytest.mark.parametrize("odd", [True, -1, 0, 1.5, "7", None, [], {}, 2**70])
@@ -70,7 +119,10 @@ def test_a_hostile_model_id_stays_one_json_string(name: str) -> None:
 
 
 def test_a_flood_of_models_is_bounded() -> None:
-    assert len(models_in({"data": [{"id": f"m{number}"} for number in range(20_000)]})) == 10_000
+    body = json.dumps({"data": [{"id": f"m{number}"} for number in range(20_000)]}).encode()
+    listing = read_listing(body)
+    assert len(listing.models) == 10_000
+    assert listing.trouble == "in its list of models only the first 10,000 of 20,000 entries are read"
 
 
 def test_the_owners_of_all_models_are_told() -> None:

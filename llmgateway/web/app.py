@@ -85,9 +85,9 @@ class App:
         extra = (Endpoint(path, dialect=dialect_of(path)) for path in config.server.extra_paths)
         endpoints = {endpoint.path: endpoint for endpoint in (*ENDPOINTS, *extra)}
         self._routes: dict[str, Route] = {
-            **self._pages.pages,
-            **self._live.pages,
-            **self._visitors.pages,
+            **self._pages.routes,
+            **self._live.routes,
+            **self._visitors.routes,
             MODELS: ModelList(),
             CHAT: Forward(endpoints["/v1/chat/completions"], from_page=True),
             **{path: Forward(endpoint) for path, endpoint in endpoints.items()},

@@ -41,7 +41,7 @@ class Live:
         self._recall = recall
         self._viewers: dict[Client, str] = {}
         self._closing = asyncio.Event()
-        self.pages: Mapping[str, Page] = {
+        self.routes: Mapping[str, Page] = {
             PAGE + "status": Page(self._snapshot),
             PAGE + "events": Page(self._events, ("GET",)),
         }

@@ -61,7 +61,7 @@ class Pages:
         self._visitors = visitors
         self._started_at = int(time.time())
         self.adopt(config)
-        self.pages: Mapping[str, Page] = {
+        self.routes: Mapping[str, Page] = {
             "/healthz": Page(self._healthz),
             "/readyz": Page(self._readyz),
             "/metrics": Page(self._scrape),

@@ -32,7 +32,7 @@ class Visitors:
     def __init__(self, config: Config, doorkeeper: Doorkeeper) -> None:
         self._doorkeeper = doorkeeper
         self.adopt(config)
-        self.pages: Mapping[str, Page] = {PAGE + "session": Page(self._session, ("POST", "DELETE"))}
+        self.routes: Mapping[str, Page] = {PAGE + "session": Page(self._session, ("POST", "DELETE"))}
 
     def adopt(self, config: Config) -> None:
         """Take in a config: which proxies it trusts, and below which path the page is."""

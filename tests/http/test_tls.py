@@ -29,7 +29,7 @@ from tests.journey import ASK, eventually, settings
 from tests.program import run, running
 from tests.raw_client import RawClient, chat, events, request
 from tests.script import chunk, cut, done, head, play, reset, sse, stall, wait, word
-from tests.web.test_live_page import signing_in
+from tests.web.visit import signing_in
 
 RSA, EC = ("rsa:2048",), ("ec", "-pkeyopt", "ec_paramgen_curve:prime256v1")
 

@@ -14,7 +14,8 @@ from tests.fake_provider import FakeProvider
 from tests.journey import ASK, KEY, settings
 from tests.journeys.test_errors import ANTHROPIC, OPENAI, ask, asking, refusal
 from tests.raw_client import Ending, request
-from tests.web.test_live_page import FILES, FROM_PAGE, HOUSE, signing_in, watching, with_cookie
+from tests.web.test_page_files import FILES
+from tests.web.visit import FROM_PAGE, HOUSE, signing_in, watching, with_cookie
 
 BASES = ["/llm", "/a/b-c/d.e", "/gateway", "/v1/gateway", "/gateway/gateway"]
 every_base = pytest.mark.parametrize("base", BASES)

@@ -53,8 +53,12 @@ NOT_RETURNED: Final = HOP_BY_HOP | {
 }
 
 
-class RequestHead(msgspec.Struct):
-    """What the header fields of a request say, read in one pass."""
+class RequestHead(msgspec.Struct, eq=False, weakref=True):
+    """What the header fields of a request say, read in one pass.
+
+    A HeadReader gives the very same one again, so it is equal to itself only, and can be the key to what
+    somebody has found out about it.
+    """
 
     named: dict[bytes, bytes]
     """The values by lower-case name; of a field that comes more than once, in one list (RFC 9110 5.2)."""
@@ -62,8 +66,6 @@ class RequestHead(msgspec.Struct):
     """What passes on to a provider, each line ended by CRLF."""
     size: int
     """How many bytes the fields take as they came."""
-    sender: object = None
-    """Who sends it, once somebody has found that out: the same head may come again."""
 
 
 def request_head(fields: Sequence[Field], *, replaced: frozenset[bytes] = frozenset()) -> RequestHead:

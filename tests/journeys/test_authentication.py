@@ -14,7 +14,7 @@ from llmgateway.config.load import build
 from llmgateway.service.gateway import Gateway
 from tests.conftest import GatewayFor, ProviderFor
 from tests.fake_provider import FakeProvider
-from tests.journey import KEY, settings
+from tests.journey import KEY, eventually, settings
 from tests.journeys.test_errors import ANTHROPIC, OPENAI, ask, asking, refusal
 from tests.raw_client import Ending, RawClient, chat, request
 
@@ -193,6 +193,14 @@ async def test_a_key_that_expires_is_good_no_longer_on_a_kept_connection(
         monkeypatch.setattr(time, "time", lambda: 40_000_000_000.0)
         await client.send(chat(key=LASTING))
         assert (await client.response()).status == 401
+
+
+async def test_whose_key_it_was_is_forgotten_with_the_connection(gateway: Gateway) -> None:
+    async with RawClient(gateway.port) as client:
+        await client.send(chat())
+        assert (await client.response()).status == 200
+        assert [caller.user for caller in gateway._app._callers.values()] == ["alice"]
+    await eventually(lambda: not gateway._app._callers)
 
 
 # A key is checked before the body is read.

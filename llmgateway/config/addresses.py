@@ -19,6 +19,7 @@ _HOST: Final = re.compile(r"(?!-)[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
 _URL_PATH: Final = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")
 _EXTRA_PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@-]+)+")
 _BASE_PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")  # it stands in cookies and HTML as well
+_ZONED: Final = re.compile(r"\[[0-9a-fA-F:.]+%(?:25)?(?!25\])[A-Za-z0-9._~-]+\]")
 _ORIGIN: Final = re.compile(
     r"([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[^:/?#@\[\]]+)(?::([0-9]+))?/?", re.IGNORECASE | re.ASCII
 )
@@ -107,7 +108,7 @@ def mac(text: str) -> str:
 
 
 def base_url(text: str) -> str:
-    """scheme://host[:port]/path without a slash at the end; a bare origin means /v1."""
+    """scheme://host[:port]/path without a slash at the end; a bare origin means /v1, and /. the root."""
     parts = _split(text)
     _check_origin(parts)
     if "?" in text or "#" in text:
@@ -115,7 +116,10 @@ def base_url(text: str) -> str:
             "has a part after ? or #; write the base URL only, such as http://192.168.1.10:8000/v1"
         )
     path = _path_of_url(parts.path)
-    return f"{parts.scheme}://{parts.netloc.lower()}{path}"
+    host_name, percent, zone = parts.netloc.partition("%")  # names of interfaces mind their case
+    if percent:
+        zone = f"%25{zone.removeprefix('25')}"
+    return f"{parts.scheme}://{host_name.lower()}{zone}{path}"
 
 
 def _split(text: str) -> SplitResult:
@@ -147,6 +151,10 @@ def _check_origin(parts: SplitResult) -> None:
         )
     if not found[1]:
         raise ValueError("has no host; write one, such as http://192.168.1.10:8000/v1")
+    if "%" in found[1] and not _ZONED.fullmatch(found[1]):
+        raise ValueError(
+            "has no valid zone; write the network interface after %25, such as http://[fe80::1%25eth0]:8000/v1"
+        )
     if not _is_host_of_url(found[1]):
         raise ValueError(
             "has no valid host; write a host name or an IP address, such as http://192.168.1.10:8000/v1"
@@ -163,6 +171,8 @@ def _is_port(digits: str) -> bool:
 
 def _path_of_url(written: str) -> str:
     path = written.rstrip("/")
+    if path == "/.":
+        return path
     if not _URL_PATH.fullmatch(path) or "//" in path or {".", ".."} & set(path.split("/")):
         raise ValueError(
             "has an unusual path; write the base URL without // . .. and odd characters, ending in /v1"

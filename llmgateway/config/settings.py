@@ -243,7 +243,7 @@ class WakeConfig(Section):
 class ProviderConfig(Section):
     """An LLM server."""
 
-    url: Url = Field(description="Base URL of its OpenAI API; without a path, /v1 is meant.")
+    url: Url = Field(description="Base URL of its OpenAI API; without a path, /v1 is meant; /. is the root.")
     owner: Reference | None = Field(
         None, description="The user whose server this is; unset: it belongs to everybody."
     )

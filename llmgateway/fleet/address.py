@@ -1,9 +1,10 @@
-"""Where a provider is, and how requests to it are written: below the prefix of its own URL.
+"""Where a provider is, and how requests to it are written.
 
-What never changes about requests to it is written once.
+Everything is asked below the prefix of the provider's own URL: what stands beside it on the same host may be
+another program, which must not get this one's key. What never changes about requests is written once.
 """
 
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 
@@ -34,12 +35,14 @@ class Address:
     def __init__(self, config: ProviderConfig) -> None:
         parts = urlsplit(config.url)
         assert parts.hostname is not None
-        self.host = parts.hostname
+        self.host = unquote(parts.hostname)
+        """A name, or an address; an IPv6 one may have a zone, as `fe80::1%eth0`."""
         self.secure = parts.scheme == "https"
         self.port = parts.port or (443 if self.secure else 80)
-        self._base = parts.path
+        self._base = parts.path.removesuffix("/.")  # which says that the base is the root
+        self._prefix = self._base.removesuffix("/v1")
         self.replaced = frozenset(name.lower().encode() for name in config.headers)
-        lines = [f"Host: {parts.netloc}"] if b"host" not in self.replaced else []
+        lines = [f"Host: {_without_zone(parts.netloc)}"] if b"host" not in self.replaced else []
         if config.api_key is not None:
             lines.append(f"Authorization: Bearer {config.api_key}")
         lines += [f"{name}: {value}" for name, value in config.headers.items()]
@@ -48,8 +51,8 @@ class Address:
         self._openings: dict[str, bytes] = {}
 
     def target(self, path: str) -> str:
-        """Place an endpoint below the provider's base URL if it is one of `/v1`, else below its origin."""
-        return self._base + path.removeprefix("/v1") if path.startswith("/v1/") else path
+        """Place a path below the provider's URL: of `/v1` below all of it, others beside its `/v1`."""
+        return self._base + path.removeprefix("/v1") if path.startswith("/v1/") else self._prefix + path
 
     def head(self, request: Outgoing) -> bytes:
         """Write the head of a request as it goes to this provider."""
@@ -65,3 +68,9 @@ class Address:
     def _opening(self, request: Outgoing) -> bytes:
         query = f"?{request.query}" if request.query else ""
         return f"POST {self.target(request.path)}{query} HTTP/1.1\r\n".encode() + self.lines
+
+
+def _without_zone(netloc: str) -> str:
+    """Leave out what means something on this machine only (RFC 6874 3)."""
+    host, percent, rest = netloc.partition("%")
+    return f"{host}{rest[rest.index(']') :]}" if percent else netloc

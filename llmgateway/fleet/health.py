@@ -24,6 +24,7 @@ events = Events("health")
 _LIST_BYTES: Final = 8 << 20
 _DETAILS_BYTES: Final = 1 << 20
 _JITTER: Final = 0.1
+_REFUSED: Final = (401, 403)
 _FAILED: Final = (State.OFFLINE, State.MISCONFIGURED)
 _PASSING: Final = (408, 425, 429)  # no way to answer, but no sign of another program on the port either
 _WARMING_S: Final = 2.0  # between probes of a provider that is loading its model
@@ -46,7 +47,7 @@ async def probe(upstream: Upstream, provider: Provider) -> Probe:
 
 async def _look(upstream: Upstream, provider: Provider) -> Probe:
     status, body = await upstream.get(provider, "/v1/models", _LIST_BYTES)
-    if status in (401, 403):
+    if status in _REFUSED:
         return _refused(provider, status)
     if is_loading(provider.kind, status, body):
         return Probe(State.WARMING, "it is loading its model")
@@ -55,9 +56,8 @@ async def _look(upstream: Upstream, provider: Provider) -> Probe:
     if provider.config.models is not None:
         return await _configured(upstream, provider, status, body)
     if status != 200:
-        return Probe(
-            State.MISCONFIGURED, f"not an LLM API: GET {provider.config.url}/models answers {status}"
-        )
+        where = f"not an LLM API: GET {provider.config.url.removesuffix('/.')}/models answers {status}"
+        return Probe(State.MISCONFIGURED, where + await _api_beside(upstream, provider, status))
     try:
         listing = read_listing(body)
     except NotAnLLMServer as exc:
@@ -71,6 +71,21 @@ def _refused(provider: Provider, status: int) -> Probe:
         "wants an api_key, and the config has none" if key is None else "refuses the api_key in the config"
     )
     return Probe(State.MISCONFIGURED, f"it {reason} ({status})", certain=True)
+
+
+async def _api_beside(upstream: Upstream, provider: Provider, status: int) -> str:
+    """Look whether the API has no `/v1`, as some have it; gives the end of a sentence that says so."""
+    root = provider.config.url.removesuffix("/v1")
+    if status != 404 or root == provider.config.url:
+        return ""
+    try:
+        status, body = await upstream.get(provider, "/models", _LIST_BYTES)
+        if status == 200 and read_listing(body):
+            is_origin = root.count("/") == 2
+            return f", but its API is above: write {root}{'/.' if is_origin else ''} as its url"
+    except (ProviderFailed, NotAnLLMServer):
+        pass
+    return ""
 
 
 async def _configured(upstream: Upstream, provider: Provider, status: int, body: bytes) -> Probe:
@@ -88,15 +103,15 @@ async def _with_details(
 ) -> Probe:
     """Ask for what only this kind of server tells.
 
-    A server may leave its model list open but not this: a key that is refused here would be refused for real
-    requests as well.
+    A server may leave its model list open but not this. That alone proves nothing, as a program in front of
+    it may keep such pages to itself; if an endpoint is refused as well, real requests would be.
     """
     facts = Facts(models)
     try:
         async with asyncio.timeout(provider.health.timeout / 2):
             for details in kind.details:
                 status, body = await upstream.get(provider, details.path, _DETAILS_BYTES)
-                if status in (401, 403):
+                if status in _REFUSED and await _refuses_work(upstream, provider):
                     return _refused(provider, status)
                 if status == 200:
                     facts = read_details(details, facts, body)
@@ -104,6 +119,12 @@ async def _with_details(
         pass  # what was told before stays true
     trouble = quote(trouble.encode(), provider.secrets)
     return Probe(State.ONLINE, trouble, facts.models, facts.slots, kind=kind)
+
+
+async def _refuses_work(upstream: Upstream, provider: Provider) -> bool:
+    """Ask an endpoint in a way that makes nobody work; whoever would take the key says 404 or 405."""
+    status, _ = await upstream.get(provider, "/v1/chat/completions", _DETAILS_BYTES)
+    return status in _REFUSED
 
 
 @dataclass(slots=True)

@@ -37,7 +37,7 @@ def look_up(host: str, port: int) -> Found:
 def written_out(host: str, port: int) -> Found:
     """Give the address of a host that is written as one, as `192.168.1.10` or `fe80::1%eth0`; else nothing.
 
-    Raises OSError if this machine has no such interface.
+    Raises NameFailed if this machine has no such interface.
     """
     try:
         ip = ip_address(host)
@@ -46,7 +46,10 @@ def written_out(host: str, port: int) -> Found:
     if not isinstance(ip, IPv6Address) or ip.scope_id is None:
         return ((host, port),)
     zone = ip.scope_id
-    index = int(zone) if zone.isascii() and zone.isdigit() else socket.if_nametoindex(zone)
+    try:
+        index = int(zone) if zone.isascii() and zone.isdigit() else socket.if_nametoindex(zone)
+    except OSError:
+        raise NameFailed(f"this machine has no network interface {zone}") from None
     return ((host.partition("%")[0], port, 0, index),)
 
 
@@ -71,7 +74,7 @@ class HostName:
     async def addresses(self, limit_s: float) -> Found:
         """Give the addresses: of a look-up, or those found last if that is slow or fails.
 
-        Waits for at most `limit_s`. Raises NameFailed, and OSError for a zone that is none.
+        Waits for at most `limit_s`. Raises NameFailed.
         """
         if found := written_out(self._host, self._port):
             return found

@@ -153,7 +153,8 @@ async def test_what_a_provider_answers_to_a_probe_tells_its_state_and_why(
         assert response.status == 200
     else:
         assert (response.status, response.json["error"]["type"]) == (404, "no_provider")
-    assert [probe.target for probe in provider.probes] == [MODELS], "one look, and no completion"
+    expected = [MODELS, "/models"] if "404" in reason else [MODELS]
+    assert [probe.target for probe in provider.probes] == expected, "one look, and no completion"
 
 
 async def test_a_provider_that_refuses_is_offline_and_comes_back_by_itself(
@@ -387,7 +388,8 @@ async def test_with_models_in_the_config_almost_any_answer_will_do(
 LLAMA: dict[str, Any] = {"id": "m", "object": "model", "owned_by": "llamacpp", "meta": {"n_ctx_train": 4096}}
 PROPS: dict[str, tuple[Script, State, int | None]] = {
     "its context": (answer(200, {"default_generation_settings": {"n_ctx": 512}}), State.ONLINE, 512),
-    "a key it wants": (error(401, "Invalid API Key"), State.MISCONFIGURED, None),
+    "a refusal": (error(401, "Invalid API Key"), State.ONLINE, None),
+    "a wall before it": (answer(403, b"<html>"), State.ONLINE, None),
     "none": (error(404), State.ONLINE, None),
     "an error": (error(500), State.ONLINE, None),
     "nonsense": (answer(200, [1]), State.ONLINE, None),
@@ -397,17 +399,24 @@ PROPS: dict[str, tuple[Script, State, int | None]] = {
 
 
 @pytest.mark.parametrize(("script", "state", "context"), PROPS.values(), ids=PROPS.keys())
-async def test_llama_cpps_props_tell_more_and_may_be_missing_but_not_refused(
+async def test_llama_cpps_props_tell_more_and_may_be_missing_or_refused(
     provider_for: ProviderFor, gateway_for: GatewayFor, script: Script, state: State, context: int | None
 ) -> None:
     provider = await provider_for(models=[LLAMA])
     provider.on["/props"] = script
     gateway = await gateway_for(provider, health={**SELDOM, "timeout": "400ms"})
     assert known(gateway).state is state, known(gateway).reason
-    if state is State.ONLINE:
-        assert known(gateway).models["m"].context_length == context
-    else:
-        assert "api_key" in known(gateway).reason
+    assert known(gateway).models["m"].context_length == context
+
+
+async def test_a_llama_cpp_that_refuses_its_props_and_its_endpoints_wants_another_key(
+    provider_for: ProviderFor, gateway_for: GatewayFor
+) -> None:
+    provider = await provider_for(models=[LLAMA])
+    provider.on["/props"] = provider.on["/v1/chat/completions"] = error(401, "Invalid API Key")
+    gateway = await gateway_for(provider, health=SELDOM)
+    assert known(gateway).state is State.MISCONFIGURED and "api_key" in known(gateway).reason
+    assert not provider.calls
 
 
 # Frugal, and bounded.

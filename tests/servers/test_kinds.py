@@ -268,4 +268,8 @@ async def test_a_kind_that_is_only_a_value_works_through_probing(
 
     refused = {**pages, "/toy/state": (403, {})}
     provider, _ = await looked_at(await serving(aiohttp_server, refused))
+    assert provider.state is State.ONLINE, "a page that is refused proves nothing"
+
+    refused["/v1/chat/completions"] = (403, {})
+    provider, _ = await looked_at(await serving(aiohttp_server, refused))
     assert provider.state is State.MISCONFIGURED

@@ -1,14 +1,18 @@
 """Which provider a conversation saw last, in bounded memory.
 
-A conversation is known by an explicit session id or else by a chain of hashes over its messages: the next
-turn begins with the messages of the last one, so the longest known chain that reaches a user message names
-the provider that holds its KV cache. System messages alone are no match, and whole messages are hashed, never
-the first N bytes: either mistake puts everybody who shares a system prompt on one machine.
+A conversation is known by a chain of hashes over its messages: the next turn begins with the messages of the
+last one, so the longest known chain that reaches a user message names the provider that holds its KV cache.
+System messages alone are no match, and whole messages are hashed, never the first N bytes: either mistake
+puts everybody who shares a system prompt on one machine.
 
 Some clients decorate the user's last message, and only that: the next turn has it without. So the chain up to
 that message, the eve of the turn, is known too. But eves are what strangers may share, if all begin with the
 same examples: an eve says nothing to a request that has said no more than that, and one that leads to several
 providers leads to none.
+
+Where the client sends a session id, a conversation is known by that and what it begins with, whatever becomes
+of the rest. Not by the id alone: clients have titles and tags made in the same session, and those share
+nothing with the conversation, but would take its slot.
 
 Pure: time is an argument, nothing waits. Two bounds hold always: the number of chains, and their age.
 """
@@ -43,13 +47,16 @@ class Thread(msgspec.Struct, frozen=True, gc=False):
 
     `links` run from the shortest chain to the whole. `opening` says that nothing was said before this
     request, so that another conversation may open in just the same way. `eve` is the chain up to the user's
-    last message, if that is more than an opening.
+    last message, if that is more than an opening. `session` is the client's own id of a session, and `length`
+    the number of messages in it.
     """
 
     links: tuple[Hashable, ...] = ()
     system: Hashable | None = None
     opening: bool = False
     eve: Hashable | None = None
+    session: Hashable | None = None
+    length: int = 0
 
     @property
     def known(self) -> bool:
@@ -58,20 +65,21 @@ class Thread(msgspec.Struct, frozen=True, gc=False):
 
 
 def thread_of(peek: Peek, *, user: str, session: bytes | None) -> Thread:
-    """Tell the conversation of a request: by its session id if the client sent one, else by what it says.
+    """Tell the conversation of a request: by what it says and, if the client sent one, by its session id.
 
     What different users say, and what is said to different models, is never taken for one conversation.
     """
-    chain = hash((user, peek.model))
+    chain = own = hash((user, peek.model) if session is None else (user, peek.model, session))
     system = None
     if peek.system:
         prints = tuple(map(_print, peek.system))
         chain = hash((chain, prints))
         if sum(map(len, peek.system)) >= SYSTEM_PROMPT_BYTES:  # a shorter one is not worth a thought
             system = hash((peek.model, prints))
-    if session is not None:
-        return Thread((hash((user, peek.model, session)),), system)
     said = peek.said if not peek.text else _blocks(peek.text)
+    if session is not None:
+        start = hash((chain, _print(said[0]))) if said else chain
+        return Thread((start,), system, session=own, length=len(said))
     if len(said) == 1:
         return Thread((hash((chain, _print(said[0]))),), system, not peek.text)
     links = [chain := hash((chain, _print(content))) for content in said]
@@ -112,6 +120,7 @@ class Conversation:
     last_turn: float
     tip: Hashable
     eve: Hashable | None = None
+    length: int = 0
 
 
 @dataclass(slots=True)
@@ -179,7 +188,7 @@ class Affinity:
             or (link != conversation.tip and link != conversation.eve)
             or (thread.opening and conversation.home != home)
         ):
-            conversation = Conversation(home, now, tip)
+            conversation = Conversation(home, now, tip, length=thread.length)
         else:
             if conversation.home != home:
                 self._house(conversation.home).live.pop(id(conversation), None)
@@ -192,6 +201,8 @@ class Affinity:
         live.move_to_end(key)
         if thread.eve is not None:
             self._remember_eve(thread.eve, conversation, now)
+        if thread.session is not None:
+            self._remember_session(thread.session, thread.length, conversation, now)
         if now - self._trimmed_at > TRIM_S or len(chains) > self._max_chains or len(live) > MAX_LIVE:
             self._trim(house, now)
 
@@ -204,6 +215,21 @@ class Affinity:
         else:
             chains[key] = Conversation(None, now, eve)
         chains.move_to_end(key)
+
+    def _remember_session(
+        self, session: Hashable, length: int, conversation: Conversation, now: float
+    ) -> None:
+        """Note which conversation a session is about: that which last grew. What is asked aside does not."""
+        subject = self._chains.get(session)
+        if subject is None or length > conversation.length or not self._is_fresh(subject, now):
+            self._chains[session] = conversation
+        self._chains.move_to_end(session)
+        conversation.length = length
+
+    def subject(self, thread: Thread, *, now: float) -> Conversation | None:
+        """Give the conversation that the session of a request is about, if there is one."""
+        subject = self._chains.get(thread.session) if thread.session is not None else None
+        return subject if subject is not None and self._is_fresh(subject, now) else None
 
     def computed(self, thread: Thread, home: Hashable, *, now: float) -> None:
         """Remember that a provider has begun to answer, so that it holds the system prompt from now on."""

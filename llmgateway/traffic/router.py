@@ -66,8 +66,8 @@ def place(
     """Pick the provider for a call, or None if all slots are taken.
 
     In this order: the caller's own if they prefer that; a free slot; the home of the conversation; the model
-    in memory; the system prompt in memory; the fewest live conversations per weight; the fewest in flight per
-    weight; chance.
+    in memory; for what is asked aside in a session, not the last slot of the conversation's home; the system
+    prompt in memory; the fewest live conversations per weight; the fewest in flight per weight; chance.
     """
     match = affinity.match(thread, now=now) if thread.links else NO_MATCH
     if len(among) != 1:
@@ -104,20 +104,27 @@ def _choose(
         if not _crowded(home, free):
             return Placement(home, "hit", match)
         free.remove(home)
+    subject = affinity.subject(thread, now=now) if conversation is None else None
     live = {p.name: affinity.live(p.name, now=now) for p in free}
     least = min(live.values())
 
-    def standing(p: Provider) -> tuple[bool, bool, float, float, float]:
+    def standing(p: Provider) -> tuple[bool, bool, bool, float, float, float]:
         loads = p.models[model].loaded is False or _crowded(p, free)
+        pushes_out = subject is not None and p.name == subject.home and not _has_room_beside(p)
         holds = affinity.holds_system(thread, p.name, now=now) and live[p.name] <= least + SYSTEM_PROMPT_SLACK
         weight = p.config.weight
         living = live[p.name] / weight if thread.known else 0.0
-        return loads, not holds, living, p.in_flight / weight, chance.random()
+        return loads, pushes_out, not holds, living, p.in_flight / weight, chance.random()
 
     best = min(free, key=standing)
     if not thread.known:
         return Placement(best)
     return Placement(best, "miss" if home is None else "spill", match)
+
+
+def _has_room_beside(provider: Provider) -> bool:
+    """Tell whether a provider surely has a free slot beside that in which a conversation rests."""
+    return provider.capacity is not None and provider.in_flight + 1 < provider.capacity
 
 
 def _least_busy(provider: Provider, among: Sequence[Provider]) -> bool:

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from tests.conftest import GatewayFor, ProviderFor
-from tests.crowd import ask
+from tests.crowd import ask, crowd
 from tests.fake_provider import FakeProvider
+from tests.journey import eventually
 from tests.raw_client import Response, chat, request
+from tests.script import stall
 
 Message = dict[str, Any]
 SYSTEM: Message = {"role": "system", "content": "Act as an expert software developer. " * 40}
@@ -178,3 +180,94 @@ async def test_a_conversation_that_forks_under_a_reminder_goes_on_twice(
     assert trunk.told[2:] == ["hit"] * 5
     assert fork.told == ["hit"] * 4
     assert len({*trunk.homes[2:], *fork.homes}) == 1, "nothing was full, so nobody had to leave"
+
+
+# --- asides in a session -----------------------------------------------------------------------------
+
+
+CHAT = "X-OpenWebUI-Chat-Id: 1"
+TASK = "### Task:\nGenerate a concise, 3-5 word title with an emoji summarizing the chat history.\n"
+ASIDES: dict[str, list[Message]] = {
+    "a task": [says("user", TASK)],
+    "a task under the system prompt of the conversation": [SYSTEM, says("user", TASK)],
+    "the same words under another system prompt": [says("system", TASK), says("user", "ann asks")],
+    "a task of several messages": [says("user", TASK), says("assistant", "Go on"), says("user", "ann asks")],
+    "another conversation": [says("user", "hi"), says("assistant", "hi"), says("user", "and then?")],
+}
+
+
+def providers_by(response: Response) -> tuple[str, str]:
+    return response.header("x-gateway-provider") or "", response.header("x-gateway-affinity") or ""
+
+
+@pytest.mark.parametrize("slots", [1, None], ids=["one slot", "slots unknown"])
+@pytest.mark.parametrize("aside", ASIDES.values(), ids=ASIDES.keys())
+async def test_what_is_asked_aside_in_a_session_leaves_the_conversation_its_slot(
+    provider_for: ProviderFor, gateway_for: GatewayFor, aside: list[Message], slots: int | None
+) -> None:
+    capacity = {} if slots is None else {"slots": slots}
+    gateway = await gateway_for(*[await provider_for(name, **capacity) for name in ("rig", "other")])
+    talk = [SYSTEM, says("user", "ann asks")]
+    home, _ = providers_by(await post(gateway.port, talk, CHAT))
+    for turn in range(4):
+        for _ in range(3):
+            at, _ = providers_by(await post(gateway.port, [*aside, says("user", str(turn))], CHAT))
+            assert at != home
+        at, _ = providers_by(await post(gateway.port, aside, CHAT))
+        assert at != home
+        talk += [says("assistant", f"answer {turn}"), says("user", f"question {turn}")]
+        assert providers_by(await post(gateway.port, talk, CHAT)) == (home, "hit")
+
+
+async def test_a_task_may_go_to_the_home_of_its_conversation_where_a_slot_beside_it_is_free(
+    provider_for: ProviderFor, gateway_for: GatewayFor
+) -> None:
+    rig, other = await provider_for("rig", slots=2), await provider_for("other", slots=2)
+    gateway = await gateway_for(rig, other)
+    home, _ = providers_by(await post(gateway.port, [says("user", "ann asks")], CHAT))
+    at_home, away = (rig, other) if home == "rig" else (other, rig)
+    away.script = stall()
+    async with crowd(gateway.port) as send:
+        busy = json.dumps({"model": "m", "messages": [says("user", "somebody else")]}).encode()
+        for number in range(2):
+            await send(chat(busy, "X-Session-Id: 2"))
+            await eventually(lambda number=number: len(away.calls) == number + 1)  # type: ignore[misc]
+        assert providers_by(await post(gateway.port, [says("user", TASK)], CHAT)) == (home, "miss")
+    assert len(at_home.calls) == 2
+
+
+async def test_a_task_waits_for_nobody_where_there_is_no_other_provider(
+    provider_for: ProviderFor, gateway_for: GatewayFor
+) -> None:
+    gateway = await gateway_for(await provider_for("rig", slots=1))
+    talk = [says("user", "ann asks")]
+    await post(gateway.port, talk, CHAT)
+    assert providers_by(await post(gateway.port, [says("user", TASK)], CHAT)) == ("rig", "miss")
+    talk += [says("assistant", "answer"), says("user", "and then?")]
+    assert providers_by(await post(gateway.port, talk, CHAT)) == ("rig", "hit")
+
+
+async def test_a_conversation_whose_middle_a_client_rewrites_is_known_by_its_session(
+    three: list[FakeProvider], gateway_for: GatewayFor
+) -> None:
+    gateway = await gateway_for(*three)
+    first = says("user", "ann asks")
+    home, _ = providers_by(await post(gateway.port, [SYSTEM, first], CHAT))
+    for turn in range(4):
+        await somebody_else(gateway.port, turn)
+        pruned = [SYSTEM, first, says("assistant", f"what was said until {turn}"), says("user", "and then?")]
+        assert providers_by(await post(gateway.port, pruned, CHAT)) == (home, "hit")
+
+
+async def test_a_conversation_that_was_compacted_stays_where_it_goes_on(
+    three: list[FakeProvider], gateway_for: GatewayFor
+) -> None:
+    gateway = await gateway_for(*three)
+    before, _ = providers_by(await post(gateway.port, [says("user", "ann asks")], CHAT))
+    talk = [says("user", "What was said: ann asked.")]
+    home, affinity = providers_by(await post(gateway.port, talk, CHAT))
+    assert affinity == "miss" and home != before
+    for turn in range(4):
+        talk += [says("assistant", f"answer {turn}"), says("user", f"question {turn}")]
+        assert providers_by(await post(gateway.port, talk, CHAT)) == (home, "hit")
+        assert providers_by(await post(gateway.port, [says("user", f"{TASK} {turn}")], CHAT))[0] != home

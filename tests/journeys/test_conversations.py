@@ -158,9 +158,10 @@ async def test_a_session_header_that_clients_send_names_the_conversation(
     three: list[FakeProvider], gateway_for: GatewayFor, header: str
 ) -> None:
     gateway = await gateway_for(*three)
-    home, _ = seen(await ask(gateway.port, turn([user("a")], f"{header}: one")))
+    long, pruned = [user("a"), assistant(), user("b")], [user("a"), assistant("pruned"), user("c")]
+    home, _ = seen(await ask(gateway.port, turn(long, f"{header}: one")))
     await ask(gateway.port, turn([user("somebody else")]))
-    assert seen(await ask(gateway.port, turn([user("compacted")], f"{header}: one"))) == (home, "hit")
+    assert seen(await ask(gateway.port, turn(pruned, f"{header}: one"))) == (home, "hit")
     away, affinity = seen(await ask(gateway.port, turn([user("a")], f"{header}: two")))
     assert affinity == "miss" and away != home
 
@@ -169,9 +170,10 @@ async def test_which_session_headers_count_is_configurable(
     three: list[FakeProvider], gateway_for: GatewayFor
 ) -> None:
     gateway = await gateway_for(*three, affinity={"headers": ["X-Thread"]})
-    home, _ = seen(await ask(gateway.port, turn([user("a")], "X-Thread: 1", "X-Session-Id: 1")))
-    assert seen(await ask(gateway.port, turn([user("b")], "X-Thread: 1"))) == (home, "hit")
-    assert seen(await ask(gateway.port, turn([user("c")], "X-Session-Id: 1")))[1] == "miss"
+    long, pruned = [user("a"), assistant(), user("b")], [user("a"), assistant("pruned"), user("c")]
+    home, _ = seen(await ask(gateway.port, turn(long, "X-Thread: 1", "X-Session-Id: 1")))
+    assert seen(await ask(gateway.port, turn(pruned, "X-Thread: 1"))) == (home, "hit")
+    assert seen(await ask(gateway.port, turn(pruned, "X-Session-Id: 1")))[1] == "miss"
 
 
 async def test_a_session_is_its_users_own(three: list[FakeProvider], gateway_for: GatewayFor) -> None:

@@ -222,11 +222,35 @@ def test_eves_count_among_the_chains() -> None:
 # --- other ways to be known --------------------------------------------------------------------------
 
 
-def test_a_session_id_is_enough_whatever_is_said() -> None:
-    assert home(chat(HELLO, session=b"s-1"), chat(MORE, session=b"s-1")) == "rig"
+def test_a_session_id_and_what_is_said_first_are_enough_whatever_becomes_of_the_rest() -> None:
+    long, pruned = (HELLO, ANSWER, MORE), (HELLO, says("assistant", "(pruned)"), says("user", "So?"))
+    for session in (b"s-1", b"s-\xff"):
+        assert home(chat(*long, session=session), chat(*pruned, session=session)) == "rig"
+        assert home(chat(*long, session=session), chat(MORE, session=session)) is None
+        assert home(chat(SYSTEM, *long, session=session), chat(SYSTEM, MORE, session=session)) is None
+    assert home(chat(*long), chat(*pruned)) is None
     assert home(chat(HELLO, session=b"s-1"), chat(HELLO, session=b"s-12")) is None
     assert home(chat(HELLO, session=b"s-1"), chat(HELLO)) is None
-    assert home(chat(HELLO, session=b"s-\xff"), chat(MORE, session=b"s-\xff")) == "rig"
+    assert home(request(session=b"s-1", prompt="Once"), request(session=b"s-1", prompt="Upon")) == "rig"
+
+
+def test_a_session_is_about_the_conversation_that_last_grew() -> None:
+    def subject(*messages: Message, home: str, now: float) -> str:
+        affinity.remember(thread := chat(*messages, session=b"s-1"), home, now=now)
+        found = affinity.subject(thread, now=now)
+        assert found is not None
+        return str(found.home)
+
+    affinity, task, compacted = Affinity(), says("user", "Make a title"), says("user", "What was said: hello")
+    assert affinity.subject(chat(HELLO, session=b"s-1"), now=0) is None
+    assert subject(HELLO, home="a", now=0) == "a"
+    assert subject(task, home="b", now=1) == "a"
+    assert subject(task, home="b", now=2) == "a"
+    assert subject(HELLO, ANSWER, MORE, home="a", now=3) == "a"
+    assert subject(compacted, home="b", now=4) == "a"
+    assert subject(compacted, ANSWER, MORE, home="b", now=5) == "b"
+    assert affinity.subject(chat(HELLO), now=5) is None
+    assert subject(task, home="c", now=MAX_AGE_S + 6) == "c"
 
 
 def test_a_request_with_a_session_id_tells_its_system_prompt_all_the_same() -> None:

@@ -6,7 +6,6 @@ from argparse import Namespace
 from pathlib import Path
 
 try:
-    from llmgateway import log
     from llmgateway.cli import commands
     from llmgateway.cli.arguments import DEFAULT_CONFIG, arguments
     from llmgateway.service import serve
@@ -61,7 +60,6 @@ def _run_without_config(host: str | None, port: int | None) -> int:
     if host is not None:
         commands.say("--host needs a config file: without one the gateway serves this machine only.")
         return 2
-    log.configure(level="info", form="text")
     return serve.run(serve.serve_without_config(port))
 
 
@@ -71,9 +69,7 @@ def _run_with_config(path: Path, host: str | None, port: int | None) -> int:
         return 1
     given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     file = serve.ConfigFile(path, loaded, given)
-    config = file.config
-    log.configure(level=config.log.level, form=config.log.format)
-    return serve.run(serve.serve(config, file=file))
+    return serve.run(serve.serve(file.config, file=file))
 
 
 if __name__ == "__main__":

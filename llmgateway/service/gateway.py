@@ -6,6 +6,7 @@ Whoever makes it gives it a config; where that comes from, and what a signal mea
 import asyncio
 import os
 import time
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -47,6 +48,9 @@ BACKLOG: Final = 1024
 BOOKING_PAUSE_S: Final = 0.05
 LAST_WORDS_S: Final = 1.0  # for handlers that were cut off to write what they have to say
 
+Adopter = Callable[[Config], None]
+"""Goes on with another config."""
+
 
 class CannotListen(Exception):
     """The address to listen on can't be had; the text says why."""
@@ -58,10 +62,17 @@ class Gateway:
     Leaving stops it at once; `drain` first to be kind. `adopt` another config at any time.
     """
 
-    def __init__(self, config: Config, patience: Patience | None = None, look_up: LookUp = look_up) -> None:
-        """Wire everything up; nothing runs yet. `look_up` finds the hosts of providers, and may block.
+    def __init__(
+        self,
+        config: Config,
+        patience: Patience | None = None,
+        look_up: LookUp = look_up,
+        *,
+        also: Sequence[Adopter] = (),
+    ) -> None:
+        """Wire everything up; nothing runs yet. Raises CannotListen if the certificate cannot be used.
 
-        Raises CannotListen if the certificate cannot be used.
+        `look_up` finds the hosts of providers, and may block; `also` are others who adopt each new config.
         """
         self.config = config
         self.fleet = Fleet(config)
@@ -70,13 +81,7 @@ class Gateway:
         self.metrics = Metrics(__version__)
         self.limits = Limits(time.time)
         self.journal = Journal(**_journal(config))
-        self.ledger = Ledger(
-            self.metrics,
-            self.journal.write,
-            self.fleet.advertises,
-            partial(asyncio.get_running_loop().call_later, BOOKING_PAUSE_S),
-        )
-        self.metrics.before_scrape(self.ledger.book)
+        self.ledger = _ledger(self.metrics, self.journal, self.fleet)
         self._certificate = None if config.server.tls is None else _certificate(config.server.tls)
         self._upstream = Upstream(look_up)
         clock = asyncio.get_running_loop().time  # the one that slots, providers and their breakers go by
@@ -97,7 +102,6 @@ class Gateway:
             time.monotonic,
         )
         self.metrics.observe_now(partial(gauges, self.condition, self.fleet, self.slots))
-        self.metrics.observe_dropped(lambda: self.journal.dropped)
         self._recalling = asyncio.Lock()
         self._recalled = False
         self._visitors = Visitors(config, self._doorkeeper)
@@ -107,6 +111,7 @@ class Gateway:
         self._patience = patience or Patience()
         self._server = ClientServer(self._app.handle, self._patience)
         self._stack = AsyncExitStack()
+        self._adopters = (*also, *self._who_adopts())
 
     @property
     def ready(self) -> asyncio.Event:
@@ -157,13 +162,26 @@ class Gateway:
         What cannot change while the gateway runs (address, port, whose certificate) stays as it was.
         """
         self.config = config
+        for adopt in self._adopters:
+            adopt(config)
+
+    def _who_adopts(self) -> tuple[Adopter, ...]:
+        """Give all who keep a config, or a part of it, in the order in which they get another one."""
+        return (
+            self._adopt_providers,  # before those that look at providers
+            self.slots.adopt,
+            self._doorkeeper.adopt,
+            self._visitors.adopt,
+            self._pages.adopt,
+            self._app.adopt,
+            self._adopt_journal,
+        )
+
+    def _adopt_providers(self, config: Config) -> None:
         self._upstream.retire(self.fleet.adopt(config))
         self._watch.adopt()
-        self.slots.adopt(config.queue)
-        self._doorkeeper.adopt(config)
-        self._visitors.adopt(config)
-        self._pages.adopt(config)
-        self._app.adopt(config)
+
+    def _adopt_journal(self, config: Config) -> None:
         self.journal.adopt(**_journal(config))
 
     def renew_certificate(self) -> None:
@@ -192,6 +210,15 @@ class Gateway:
         self._app.drain()
         in_time = await self._app.quiet(self.config.server.drain_timeout)
         return in_time and await self._server.delivered(max(0.0, end - loop.time()))
+
+
+def _ledger(metrics: Metrics, journal: Journal, fleet: Fleet) -> Ledger:
+    """Open the books, of which the metrics and the journal tell."""
+    book_later = partial(asyncio.get_running_loop().call_later, BOOKING_PAUSE_S)
+    ledger = Ledger(metrics, journal.write, fleet.advertises, book_later)
+    metrics.before_scrape(ledger.book)
+    metrics.observe_dropped(lambda: journal.dropped)
+    return ledger
 
 
 def _journal(config: Config) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class ConfigFile:
         return Reloader(
             self.path,
             gateway.config,
-            partial(_adopt, gateway),
+            gateway.adopt,
             condition=gateway.condition,
             metrics=gateway.metrics,
             environ=os.environ,
@@ -62,9 +62,8 @@ class ConfigFile:
         )
 
 
-def _adopt(gateway: Gateway, config: Config) -> None:
+def _set_log(config: Config) -> None:
     log.configure(level=config.log.level, form=config.log.format)
-    gateway.adopt(config)
 
 
 async def serve(
@@ -74,13 +73,14 @@ async def serve(
 
     `file` is what SIGHUP has read again; `greeting` is told the URL once it is known, and printed.
     """
+    _set_log(config)
     loop = asyncio.get_running_loop()
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, number)
     loop.add_signal_handler(signal.SIGHUP, lambda: None)  # it would end the process
     async with AsyncExitStack() as stack:
-        gateway = await stack.enter_async_context(Gateway(config))
+        gateway = await stack.enter_async_context(Gateway(config, also=[_set_log]))
         if file is not None:
             reloader = await stack.enter_async_context(file.reloader(gateway))
             loop.add_signal_handler(signal.SIGHUP, reloader.now)
@@ -111,6 +111,7 @@ async def serve_without_config(port: int | None) -> int:
 
     Gives the exit code. Raises CannotListen.
     """
+    _set_log(Config())
     key = mint()
     async with AsyncExitStack() as stack:
         providers, model = await find_servers()

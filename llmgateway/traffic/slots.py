@@ -17,7 +17,7 @@ from typing import Final
 
 from llmgateway.access.keys import Caller
 from llmgateway.api.usage import Tokens
-from llmgateway.config.settings import QueueConfig
+from llmgateway.config.settings import Config, QueueConfig
 from llmgateway.fleet.fleet import Fleet, Provider
 from llmgateway.traffic.affinity import Affinity, Thread
 from llmgateway.traffic.fairness import FairShare, cost
@@ -54,9 +54,9 @@ class Slots:
         self._timer: asyncio.TimerHandle | None = None
         fleet.on_change(self._dispatch)
 
-    def adopt(self, queue: QueueConfig) -> None:
+    def adopt(self, config: Config) -> None:
         """Take over new settings; who waits already keeps the place and the time they were given."""
-        self._queue = queue
+        self._queue = config.queue
         self._affinity.keep(self._fleet.providers)
 
     # -- one request

@@ -8,6 +8,7 @@ Two trees, and one border between them:
       ProviderTimedOut      which wait ran out: connect, first_byte or idle
       ProviderBroke         the connection ended, or stopped making sense, before the answer did
       ProviderErrored       it answered 5xx
+      ProviderRedirected    it answered 3xx: the config has not its real address
       ProviderWarming       it is loading its model; worth waiting for
       ProviderRefused       it answered 401 or 403: the gateway's own credentials are wrong
 """
@@ -110,6 +111,16 @@ class ProviderErrored(ProviderFailed):
     def __init__(self, provider: str, trouble: str, *, supported: bool = True) -> None:
         super().__init__(provider, trouble)
         self.supported = supported
+
+
+class ProviderRedirected(ProviderFailed):
+    """The provider answered 3xx. `moved` says that its whole API is elsewhere, as far as that can be told."""
+
+    reason = "redirect"
+
+    def __init__(self, provider: str, trouble: str, *, moved: bool = False) -> None:
+        super().__init__(provider, trouble)
+        self.moved = moved
 
 
 class ProviderWarming(ProviderFailed):

@@ -41,6 +41,7 @@ class Address:
         self.port = parts.port or (443 if self.secure else 80)
         self._base = parts.path.removesuffix("/.")  # which says that the base is the root
         self._prefix = self._base.removesuffix("/v1")
+        self._origin = f"{parts.scheme}://{parts.netloc}"
         self.replaced = frozenset(name.lower().encode() for name in config.headers)
         lines = [f"Host: {_without_zone(parts.netloc)}"] if b"host" not in self.replaced else []
         if config.api_key is not None:
@@ -53,6 +54,16 @@ class Address:
     def target(self, path: str) -> str:
         """Place a path below the provider's URL: of `/v1` below all of it, others beside its `/v1`."""
         return self._base + path.removeprefix("/v1") if path.startswith("/v1/") else self._prefix + path
+
+    def url(self, path: str) -> str:
+        """Give the whole URL of a path; of none, the base URL itself."""
+        return self._origin + (self.target(path) if path else self._base)
+
+    def base_in(self, url: str, path: str) -> str:
+        """Give what the base URL would be, were `url` where this path is; "" if that cannot be."""
+        end = self.target(path).removeprefix(self._base if path.startswith("/v1/") else self._prefix)
+        base = url.rstrip("/").removesuffix(end)
+        return base if base != url.rstrip("/") and urlsplit(base).netloc else ""
 
     def head(self, request: Outgoing) -> bytes:
         """Write the head of a request as it goes to this provider."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final
 
-from llmgateway.errors import ProviderFailed
+from llmgateway.errors import ProviderFailed, ProviderRedirected
 from llmgateway.fleet.fleet import Fleet, Probe, Provider, State
 from llmgateway.fleet.upstream import Upstream
 from llmgateway.log import Events
@@ -46,7 +46,12 @@ async def probe(upstream: Upstream, provider: Provider) -> Probe:
 
 
 async def _look(upstream: Upstream, provider: Provider) -> Probe:
-    status, body = await upstream.get(provider, "/v1/models", _LIST_BYTES)
+    try:
+        status, body = await upstream.get(provider, "/v1/models", _LIST_BYTES)
+    except ProviderRedirected as failure:
+        if failure.moved or provider.config.models is None:
+            return Probe(State.MISCONFIGURED, failure.message)
+        status, body = 302, b""  # it has no such list, and shows its callers in
     if status in _REFUSED:
         return _refused(provider, status)
     if is_loading(provider.kind, status, body):

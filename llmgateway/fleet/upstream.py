@@ -13,11 +13,12 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final
 
 from llmgateway.api.endpoints import Body
-from llmgateway.errors import ProviderFailed, ProviderTimedOut
+from llmgateway.errors import ProviderFailed, ProviderRedirected, ProviderTimedOut
 from llmgateway.fleet.address import Address, Outgoing
 from llmgateway.fleet.dialing import Dialer
 from llmgateway.fleet.fleet import Provider
 from llmgateway.fleet.names import LookUp, look_up
+from llmgateway.fleet.redirects import is_redirect, redirected
 from llmgateway.http.connection import Connection
 from llmgateway.http.exchange import Deadlines, Exchange
 
@@ -173,15 +174,22 @@ class Upstream:
         pool = self._pools.get(provider) or self.pool(provider)
         return pool.open(pool.address.head(request), request.body)
 
+    def redirected(self, provider: Provider, request: Outgoing, exchange: Exchange) -> ProviderRedirected:
+        """Say where a provider's answer of 3xx leads, and what is to be done about it."""
+        address = self.pool(provider).address
+        return redirected(provider, address, request.path, exchange.status, exchange.head)
+
     async def get(self, provider: Provider, path: str, limit_bytes: int) -> tuple[int, bytes]:
         """Fetch a small page: status and body, cut at `limit_bytes`.
 
-        The caller limits the time. Raises ProviderFailed.
+        The caller limits the time. Raises ProviderFailed, also for a redirect.
         """
         pool = self.pool(provider)
         head = f"GET {pool.address.target(path)} HTTP/1.1\r\n".encode() + pool.address.lines
         head += b"Accept: application/json\r\nAccept-Encoding: identity\r\n\r\n"
         with await pool.open(head, b"") as exchange:
+            if is_redirect(exchange.status, exchange.head):
+                raise redirected(provider, pool.address, path, exchange.status, exchange.head)
             body, _ = await exchange.read(limit_bytes, provider.config.timeouts.idle)
             if exchange.failure is not None:
                 raise exchange.failure

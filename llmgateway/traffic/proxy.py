@@ -29,6 +29,7 @@ from llmgateway.errors import (
 from llmgateway.fleet.breaker import RetryBudget
 from llmgateway.fleet.fleet import Provider
 from llmgateway.fleet.health import Watch
+from llmgateway.fleet.redirects import is_redirect
 from llmgateway.fleet.upstream import Upstream
 from llmgateway.http.client import Client, Heartbeat
 from llmgateway.http.exchange import Exchange
@@ -185,7 +186,7 @@ class Proxy:
                 status = exchange.status
                 if status >= _NO_ANSWER:
                     self._take_nothing_for(story)
-                    await self._check(provider, exchange)
+                    await self._check(provider, exchange, call)
                 self._slots.answered(order, provider)
                 if status in _TRY_ELSEWHERE and await self._holds(provider, exchange, story):
                     self._give_up_on(provider, f"status_{status}", story)
@@ -201,8 +202,10 @@ class Proxy:
         provider.fared_well()
         return True
 
-    async def _check(self, provider: Provider, exchange: Exchange) -> None:
+    async def _check(self, provider: Provider, exchange: Exchange, call: Call) -> None:
         """Raise ProviderFailed for an answer that is not for the client."""
+        if is_redirect(exchange.status, exchange.head):
+            raise self._upstream.redirected(provider, call.outgoing, exchange)
         if exchange.status in _REFUSED:
             trouble = f"refused the gateway's credentials ({exchange.status}); its api_key needs a look."
             raise ProviderRefused(provider.name, trouble)

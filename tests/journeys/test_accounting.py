@@ -242,7 +242,6 @@ FREE: dict[str, tuple[Script, int]] = {
         answer(422, gzip.compress(json.dumps(WITH_USAGE).encode()), {"Content-Encoding": "gzip"}),
         422,
     ),
-    "a redirect": (answer(307, b"", {"Location": "/elsewhere"}), 307),
 }
 
 

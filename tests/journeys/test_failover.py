@@ -11,7 +11,7 @@ import pytest
 from llmgateway.fleet.fleet import State
 from tests.conftest import GatewayFor, ProviderFor
 from tests.exchange import Exchange, Script
-from tests.fake_provider import FakeProvider, redirect
+from tests.fake_provider import FakeProvider
 from tests.journey import KEY, eventually
 from tests.raw_client import Ending, RawClient, Response, chat, request
 from tests.script import answer, cut, done, error, head, play, polite, raw, reset, sse, stall, wait, word
@@ -293,15 +293,6 @@ async def test_other_answers_pass_through_and_are_not_tried_elsewhere(
     assert response.header("x-gateway-provider") == "rig"
     assert response.header("x-gateway-error") is None
     assert not other.calls
-
-
-async def test_a_redirect_passes_and_is_not_followed(pair: Pair, gateway_for: GatewayFor) -> None:
-    rig, other = pair
-    rig.script = redirect(f"{other.url}/chat/completions")
-    gateway = await gateway_for(*pair, users=USERS)
-    response = await ask(gateway.port)
-    assert (response.status, response.header("location")) == (307, f"{other.url}/chat/completions")
-    assert len(rig.calls) == 1 and not other.calls
 
 
 # A connection that the provider had just closed.

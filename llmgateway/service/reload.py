@@ -128,7 +128,7 @@ def _digest(path: Path) -> bytes:
         return repr(exc).encode()
 
 
-def _look(path: Path, before: _Sight | None, *, now: float) -> _Sight:
+def _seen_at(path: Path, before: _Sight | None, *, now: float) -> _Sight:
     """Look at the entry, and at the content only if that may have changed; `now` is epoch seconds."""
     trace = _trace(path)
     if trace == _PIPE or (before is not None and trace == before.trace and not before.fresh):
@@ -230,7 +230,7 @@ class Reloader:
     async def _check(self, *, asked: bool) -> None:
         renewed = await self._check_certificate(asked=asked)
         before = self._sight
-        self._sight = await asyncio.to_thread(_look, self._path, before, now=self._clock())
+        self._sight = await asyncio.to_thread(_seen_at, self._path, before, now=self._clock())
         if self._sight.trace == _PIPE:
             if asked:
                 events.warning("the config cannot be read again: it is not a regular file")

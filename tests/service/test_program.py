@@ -132,6 +132,17 @@ async def test_the_drain_timeout_bounds_the_wait_and_the_stream_is_told(
     good_words(finished)
 
 
+async def test_after_a_hangup_the_log_follows_the_config_as_well(
+    provider: FakeProvider, program_for: ProgramFor, tmp_path: Path
+) -> None:
+    program = await program_for(provider)
+    tree = settings(provider, log={"requests": "none", "format": "json"})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    program.signal(signal.SIGHUP)
+    line = await program.says(r'^\{.*"event": "config reloaded".*\}$')
+    assert json.loads(line[0])["changed"] == "log.format"
+
+
 # Clients that leave, in all three windows.
 
 LEAVING: dict[

@@ -1,36 +1,135 @@
-"""What the APIs do not have in common: how an error looks, and where an event of a stream ends."""
+"""What a dialect must tell: one of the APIs that clients and models speak, as a value.
 
-from typing import Literal, assert_never
+- Everybody takes the value, and branches on no name. A new dialect is a file in `dialects/` and its place in
+  `endpoints.DIALECTS`; the tables that requests and answers are read by are built from the values there.
+- Requests and answers are read by the words of all dialects at once: servers mix them.
+- What is sent, an error or a sign of life, is in the words of the one that the client speaks.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
 
 import orjson
 
-from llmgateway.errors import GatewayError
+from llmgateway.errors import ErrorKind, GatewayError
 
-Dialect = Literal["openai", "anthropic"]
-
-
-def error_body(error: GatewayError, dialect: Dialect, request_id: str) -> bytes:
-    """Render the envelope that clients of this API know."""
-    message = error.message.encode("utf-8", "replace").decode()  # a name from a path need not be Unicode
-    return orjson.dumps(_error(error.kind.type, message, dialect, request_id))
+BodyKind = Literal["json", "multipart"]
 
 
-def error_event(error: GatewayError, dialect: Dialect, request_id: str) -> bytes:
-    """Render the last event of a stream that broke."""
-    name = b"event: error\n" if dialect == "anthropic" else b""
-    return name + b"data: " + error_body(error, dialect, request_id) + b"\n\n"
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a dialect has forwarded at one path."""
+
+    path: str
+    body: BodyKind = "json"
+    streams: bool = False
+    """Whether what it streams are events, so that one more may stand between them."""
+    reads: bool = True
+    """Whether its prompt costs tokens, even where the answer does not say how many."""
 
 
-def _error(kind: str, message: str, dialect: Dialect, request_id: str) -> dict[str, object]:
-    match dialect:
-        case "openai":
-            return {"error": {"message": message, "type": kind, "param": None, "code": kind}}
-        case "anthropic":
-            return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
-        case _:
-            assert_never(dialect)
+@dataclass(frozen=True, slots=True, eq=False)
+class Framing:
+    """How a stream is made of events."""
+
+    media_type: bytes
+    """What the Content-Type of such a stream begins with, in lower case."""
+    at_boundary: Callable[[bytes], bool]
+    """Tells from its last bytes, 4 or more, whether a stream stands between events (or has not begun)."""
+    gap: bytes
+    """Ends an event that was broken off, so that another can follow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """Which fields of a JSON request hold what, by name, beside `model` and `stream`."""
+
+    system: tuple[str, ...] = ()
+    """System prompts that stand beside the messages."""
+    turns: tuple[str, ...] = ()
+    """What was said: a list, or a single string."""
+    text: tuple[str, ...] = ()
+    """A plain prompt."""
+    tools: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
+    """Of the output, in tokens; the lowest counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Where an event of a stream carries a piece of output, which is about a token."""
+
+    key: str
+    inside: tuple[str, ...] = ()
+    """Keys in the object behind `key` that hold text if they hold any string but an empty one. Without them
+    the string is behind `key` itself."""
+    listed: bool = False
+    """Whether the object is the first of a list, and has but plain values before the text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What the numbers in `usage` are called, by which an answer tells what it cost."""
+
+    prompt: str
+    completion: str
+    beside: tuple[str, ...] = ()
+    """More of the prompt, which `prompt` does not include."""
+    total: str | None = None
+    cached: tuple[str, ...] = ()
+    """How much of the prompt was cached: a key, or the keys of an object and of a number in it."""
+    reasoning: tuple[str, ...] = ()
+    """How much of the completion was thought, likewise."""
+    whole: bool = False
+    """Whether an event with both tells all anew; else what is told adds up over the events of a stream."""
+    opening: str | None = None
+    """The `type` of the event that opens a stream, and cannot know its completion."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dialect:
+    """One API, as its clients know it."""
+
+    name: str
+    root: str
+    """Whoever asks for this path, or for one below, speaks this dialect; of two roots the longer counts."""
+    endpoints: tuple[Row, ...]
+    error: Callable[[ErrorKind, str, str], Mapping[str, object]]
+    """Gives the body of an error: its kind, what it says, the id of the request."""
+    stream: Framing
+    error_event: Callable[[bytes], bytes]
+    """Makes the body of an error the last event of a stream that broke."""
+    keepalive: Callable[[str], bytes] | None
+    """Gives what may stand between events, with some words, and says nothing; None if nothing does."""
+    fields: Fields
+    pieces: tuple[Piece, ...]
+    counts: tuple[Counts, ...]
+
+    def covers(self, path: str) -> bool:
+        """Tell whether a path is at the root or below it."""
+        return not self.root or path == self.root or path.startswith(self.root + "/")
+
+    def error_body(self, error: GatewayError, request_id: str) -> bytes:
+        """Render the body of an error."""
+        message = error.message.encode("utf-8", "replace").decode()  # a name from a path need not be Unicode
+        return orjson.dumps(self.error(error.kind, message, request_id))
 
 
 def at_event_boundary(tail: bytes) -> bool:
     """Tell from its last bytes whether an SSE stream stands between events (or has not begun)."""
     return not tail or tail.endswith((b"\n\n", b"\n\r\n", b"\r\r"))
+
+
+def sse_event(data: bytes, name: bytes = b"") -> bytes:
+    """Write a server-sent event; `data` has no line breaks."""
+    return b"event: %b\ndata: %b\n\n" % (name, data) if name else b"data: %b\n\n" % data
+
+
+def sse_comment(words: str) -> bytes:
+    """Write what readers of server-sent events skip."""
+    return f": {words}\n\n".encode()
+
+
+SSE: Final = Framing(media_type=b"text/event-stream", at_boundary=at_event_boundary, gap=b"\n\n")
+"""Server-sent events (the HTML standard, 9.2)."""

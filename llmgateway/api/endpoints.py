@@ -1,50 +1,37 @@
-"""The table of what is forwarded, and in which API's words its callers are answered.
+"""All dialects, and the table of what is forwarded, which is made of their rows.
 
 A path is in the table as clients send it; nothing that is not in it, nor in the config, is forwarded.
 """
 
-from dataclasses import dataclass
-from typing import Final, Literal
+from dataclasses import astuple, dataclass, field
+from typing import Final
 
-from llmgateway.api.dialect import Dialect
+from llmgateway.api.dialect import Dialect, Row
+from llmgateway.api.dialects import anthropic, openai, responses
 
-BodyKind = Literal["json", "multipart"]
 Body = bytes | bytearray
 Buffer = bytes | memoryview
 
+DIALECTS: Final = (openai.DIALECT, responses.DIALECT, anthropic.DIALECT)
+ELSEWHERE: Final = openai.DIALECT
+"""Answers where no other dialect does."""
+FRAMINGS: Final = tuple({dialect.stream: None for dialect in DIALECTS})
+
+_LONGEST_ROOT_FIRST: Final = tuple(sorted(DIALECTS, key=lambda dialect: len(dialect.root), reverse=True))
+
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(Row):
     """A row of the table of what is forwarded."""
 
-    path: str
-    body: BodyKind = "json"
-    streams: bool = False
-    """Whether what it streams are server-sent events, so that a comment may stand between them."""
-    reads: bool = True
-    """Whether its prompt costs tokens, even where the answer does not say how many."""
-    dialect: Dialect = "openai"
-    """Whose errors its callers expect."""
+    dialect: Dialect = field(kw_only=True)
 
 
-ENDPOINTS: Final[tuple[Endpoint, ...]] = (
-    Endpoint("/v1/chat/completions", streams=True),
-    Endpoint("/v1/completions", streams=True),
-    Endpoint("/v1/embeddings"),
-    Endpoint("/v1/responses", streams=True),
-    Endpoint("/v1/rerank"),
-    Endpoint("/v1/score"),
-    Endpoint("/v1/audio/speech", reads=False),
-    Endpoint("/v1/images/generations", reads=False),
-    Endpoint("/v1/moderations"),
-    Endpoint("/v1/audio/transcriptions", body="multipart", reads=False),
-    Endpoint("/v1/audio/translations", body="multipart", reads=False),
-    Endpoint("/v1/images/edits", body="multipart", reads=False),
-    Endpoint("/v1/messages", streams=True, dialect="anthropic"),
-    Endpoint("/v1/messages/count_tokens", reads=False, dialect="anthropic"),
+ENDPOINTS: Final = tuple(
+    Endpoint(*astuple(row), dialect=dialect) for dialect in DIALECTS for row in dialect.endpoints
 )
 
 
 def dialect_of(path: str) -> Dialect:
-    """Name the API whose error shape a caller of `path` expects, also where the path itself is wrong."""
-    return "anthropic" if path == "/v1/messages" or path.startswith("/v1/messages/") else "openai"
+    """Give the dialect that a caller of `path` speaks, also where the path itself is wrong."""
+    return next(dialect for dialect in _LONGEST_ROOT_FIRST if dialect.covers(path))

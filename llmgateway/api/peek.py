@@ -5,12 +5,14 @@ Bytes in, values out. A request body is only ever looked at: what is read from i
 
 import codecs
 import re
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple
+from operator import attrgetter
+from typing import Any, Final
 
 import msgspec
 
-from llmgateway.api.endpoints import Body, Buffer
+from llmgateway.api.endpoints import DIALECTS, Body, Buffer
 from llmgateway.errors import INVALID_REQUEST, GatewayError
 
 
@@ -35,19 +37,10 @@ _ABSENT: Final = msgspec.Raw(b"null")
 
 
 class _Envelope(msgspec.Struct):
-    """The fields we look at, as they stand; msgspec checks and skips the rest, and builds nothing."""
+    """What every request has, as it stands; msgspec checks and skips the rest, and builds nothing."""
 
     model: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     stream: msgspec.Raw = _ABSENT
-    messages: msgspec.Raw = _ABSENT
-    system: msgspec.Raw = _ABSENT
-    instructions: msgspec.Raw = _ABSENT
-    input: msgspec.Raw = _ABSENT
-    prompt: msgspec.Raw = _ABSENT
-    tools: msgspec.Raw = _ABSENT
-    max_tokens: msgspec.Raw = _ABSENT
-    max_completion_tokens: msgspec.Raw = _ABSENT
-    max_output_tokens: msgspec.Raw = _ABSENT
 
 
 class _Chat(msgspec.Struct):
@@ -62,19 +55,36 @@ class _Chat(msgspec.Struct):
     tools: msgspec.Raw = _ABSENT
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
-    system: msgspec.UnsetType = msgspec.UNSET
-    instructions: msgspec.UnsetType = msgspec.UNSET
-    input: msgspec.UnsetType = msgspec.UNSET
-    prompt: msgspec.UnsetType = msgspec.UNSET
-    max_output_tokens: msgspec.UnsetType = msgspec.UNSET
 
 
 class _Spoken(msgspec.Struct):
     role: str = ""
 
 
-_ENVELOPE: Final = msgspec.json.Decoder(_Envelope)
-_CHAT: Final = msgspec.json.Decoder(_Chat)
+def _getter(names: Iterable[str]) -> Callable[[_Envelope], tuple[msgspec.Raw, ...]]:
+    """Give the function that gives what stands in some fields; `attrgetter` does, of more than one."""
+    some = tuple(dict.fromkeys(names))
+    get: Callable[[_Envelope], Any] = attrgetter(*some)
+    return get if len(some) > 1 else lambda envelope: (get(envelope),)
+
+
+_FIELDS: Final = tuple(dialect.fields for dialect in DIALECTS)
+_systems = _getter(name for fields in _FIELDS for name in fields.system)
+_series = _getter(name for fields in _FIELDS for name in fields.turns)
+_prompts = _getter(name for fields in _FIELDS for name in fields.text)
+_tools = _getter(name for fields in _FIELDS for name in fields.tools)
+_limits = _getter(name for fields in _FIELDS for name in fields.limits)
+_NAMES: Final = tuple(dict.fromkeys(name for fields in _FIELDS for some in astuple(fields) for name in some))
+_ENVELOPE: Final[msgspec.json.Decoder[_Envelope]] = msgspec.json.Decoder(
+    msgspec.defstruct("_AnyRequest", [(name, msgspec.Raw, _ABSENT) for name in _NAMES], bases=(_Envelope,))
+)
+_CHAT: Final[msgspec.json.Decoder[_Chat]] = msgspec.json.Decoder(
+    msgspec.defstruct(
+        "_NothingButChat",
+        [(name, msgspec.UnsetType, msgspec.UNSET) for name in _NAMES if name not in _Chat.__struct_fields__],
+        bases=(_Chat,),
+    )
+)
 _ROLE_FIRST: Final = re.compile(rb'\{\s{0,8}"role"\s{0,8}:\s{0,8}"([a-z]{1,16})"')  # as most clients write it
 _MODEL: Final = msgspec.json.Decoder(str)
 _SERIES: Final = msgspec.json.Decoder(list[msgspec.Raw])
@@ -123,19 +133,18 @@ def peek_json(body: Body) -> Peek:
         raise bad("The request body must be a JSON object.") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise bad(f"The request body is not valid JSON: {_json_trouble(exc)}.") from None
-    turns = _turns(envelope, marked=_is_marked(body)) if told_apart else []
-    opening = _opening(envelope, turns)
-    text = b"" if envelope.prompt is _ABSENT else _text(envelope.prompt)
+    system = _beside(envelope) if told_apart else []
+    turns = _turns(system, envelope, marked=_is_marked(body)) if told_apart else []
+    opening = _opening(turns, len(system))
+    text = _text(envelope)
     return Peek(
         _model_name(envelope.model),
         envelope.stream is not _ABSENT and bytes(envelope.stream) == b"true",
         turns[:opening],
         turns[opening:],
         text,
-        _least(
-            *map(_tokens, (envelope.max_tokens, envelope.max_completion_tokens, envelope.max_output_tokens))
-        ),
-        len(text) + _size_of(envelope.tools) + sum(map(len, turns)),
+        _least(*map(_tokens, _limits(envelope))),
+        len(text) + sum(map(_size_of, _tools(envelope))) + sum(map(len, turns)),
     )
 
 
@@ -161,18 +170,22 @@ def _size_of(value: msgspec.Raw) -> int:
     return 0 if value is _ABSENT else memoryview(value).nbytes
 
 
-def _text(prompt: msgspec.Raw) -> Buffer:
-    view = memoryview(prompt)
-    return view[1:-1] if bytes(view[:1]) == b'"' else b""
+def _text(envelope: _Envelope) -> Buffer:
+    """Give a plain prompt."""
+    for prompt in _prompts(envelope):
+        if prompt is not _ABSENT:
+            view = memoryview(prompt)
+            return view[1:-1] if bytes(view[:1]) == b'"' else b""
+    return b""
 
 
-def _turns(envelope: _Envelope, *, marked: bool) -> list[Buffer]:
-    """Give what the prompt is made of, in its order, for chat, messages and responses.
+def _turns(system: Iterable[msgspec.Raw], envelope: _Envelope, *, marked: bool) -> list[Buffer]:
+    """Give what the prompt is made of, in its order, whatever the dialect.
 
     `marked` says that there may be Anthropic's cache marks in it.
     """
-    turns: list[Buffer] = [memoryview(system) for system in _systems(envelope)]
-    for series in (envelope.messages, envelope.input):
+    turns: list[Buffer] = [memoryview(each) for each in system]
+    for series in _series(envelope):
         if series is _ABSENT:
             continue
         try:
@@ -183,18 +196,16 @@ def _turns(envelope: _Envelope, *, marked: bool) -> list[Buffer]:
     return list(map(_unmarked, turns)) if marked else turns
 
 
-def _systems(envelope: _Envelope) -> list[msgspec.Raw]:
+def _beside(envelope: _Envelope) -> list[msgspec.Raw]:
     """Give the system prompts that stand beside the messages."""
-    beside = (envelope.system, envelope.instructions)
-    return [system for system in beside if system is not _ABSENT and bytes(system) != b"null"]
+    return [system for system in _systems(envelope) if system is not _ABSENT and bytes(system) != b"null"]
 
 
-def _opening(envelope: _Envelope, turns: Sequence[Buffer]) -> int:
-    """Count the turns that come before a user, or a model, has said anything."""
-    count = len(_systems(envelope))
+def _opening(turns: Sequence[Buffer], count: int) -> int:
+    """Count the turns that come before a user, or a model, has said anything; `count` of them are known."""
     while count < len(turns) and _is_system(turns[count]):
         count += 1
-    return min(count, len(turns))
+    return count
 
 
 def _is_system(message: Buffer) -> bool:
@@ -236,6 +247,8 @@ def _least(*limits: int | None) -> int | None:
 
 
 def _tokens(limit: msgspec.Raw) -> int | None:
+    if limit is _ABSENT:
+        return None
     digits = bytes(limit)
     return int(digits) if len(digits) < _MOST_DIGITS and digits.isdigit() else None
 

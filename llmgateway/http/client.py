@@ -18,22 +18,20 @@ from typing import Final, Literal, Protocol
 from aiohttp import StreamReader, web
 from aiohttp.http import RawRequestMessage
 
-from llmgateway.api.dialect import Dialect, at_event_boundary, error_body, error_event
+from llmgateway.api.dialect import Dialect
+from llmgateway.api.endpoints import ELSEWHERE
 from llmgateway.errors import GatewayError
 from llmgateway.http.body import RequestBody
 from llmgateway.http.headers import AnswerHead, Field, RequestHead
 
 _REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
 _JSON: Final = b"Content-Type: application/json\r\n"
-_EVENT_STREAM: Final = (
-    b"Content-Type: text/event-stream\r\nCache-Control: no-cache\r\nX-Accel-Buffering: no\r\n"
-)
+_EVENT_STREAM: Final = b"Content-Type: %b\r\nCache-Control: no-cache\r\nX-Accel-Buffering: no\r\n"
 Family = Literal["access-control-", "x-ratelimit-"]
 _FAMILIES: Final[Mapping[Family, re.Pattern[bytes]]] = {
     "access-control-": re.compile(rb"(?mi)^access-control-[^\r\n]*\r\n"),
     "x-ratelimit-": re.compile(rb"(?mi)^x-ratelimit-[^\r\n]*\r\n"),
 }
-_PING: Final = b'event: ping\ndata: {"type": "ping"}\n\n'
 
 
 class Flow(Protocol):
@@ -88,7 +86,7 @@ class Client:
     _now: Callable[[], float] = field(init=False)
     _keep_alive: bool = field(init=False)
     request_id: str = ""
-    dialect: Dialect = "openai"
+    dialect: Dialect = ELSEWHERE
     status: int = 0
     """What was answered; 0 before that."""
     started: bool = False
@@ -105,7 +103,7 @@ class Client:
     _request: web.BaseRequest | None = None
     _head: bytes | None = None
     _chunked: bool = False
-    _sse: bool = False
+    _in_events: bool = False
     _until_close: bool = False
     _tail: bytes = b""
     _own_lines: bytes = b""
@@ -177,20 +175,30 @@ class Client:
                 f"x-gateway-error: {error.kind.type}",
                 *(f"{name}: {value}" for name, value in error.headers),
             ]
-            body = error_body(error, self.dialect, self.request_id)
+            body = self.dialect.error_body(error, self.request_id)
             self.respond(error.kind.status, body, _JSON + "".join(f"{line}\r\n" for line in lines).encode())
-        elif self._sse:
-            gap = b"" if at_event_boundary(self._tail) else b"\n\n"
-            self._send(gap + error_event(error, self.dialect, self.request_id), final=True)
+        elif self._in_events:
+            stream = self.dialect.stream
+            gap = b"" if stream.at_boundary(self._tail) else stream.gap
+            event = self.dialect.error_event(self.dialect.error_body(error, self.request_id))
+            self._send(gap + event, final=True)
         else:
             self._cut()
 
     def say(self, words: str) -> None:
         """Put a comment into a silent stream; before the answer is there this commits it to be a stream."""
+        keepalive, stream = self.dialect.keepalive, self.dialect.stream
+        if keepalive is None:
+            return
         if not self.started:
-            self._start(200, b"", AnswerHead(_EVENT_STREAM, None, is_sse=True), _EVENT_STREAM)
-        if self._sse and not self.ended and not self.full and at_event_boundary(self._tail):
-            self._send(_PING if self.dialect == "anthropic" else f": {words}\n\n".encode(), final=False)
+            lines = _EVENT_STREAM % stream.media_type
+            self._start(200, b"", AnswerHead(lines, None, stream, may_grow=True), lines)
+        if self._in_events and not self.ended and not self.full and stream.at_boundary(self._tail):
+            self._send(keepalive(words), final=False)
+
+    def may_add_to(self, head: AnswerHead) -> bool:
+        """Tell whether an answer is a stream of the dialect's events, so that one of ours may be added."""
+        return head.may_grow and head.framing is self.dialect.stream
 
     @property
     def full(self) -> bool:
@@ -216,7 +224,7 @@ class Client:
         connection = self._connection
         self.status = status
         self.started = True
-        self._sse = head.is_sse
+        self._in_events = self.may_add_to(head)
         if connection.in_another_protocol:
             self._keep_alive = False
         self._head = b"".join(
@@ -227,7 +235,7 @@ class Client:
                 b"" if head.dated else connection.date_line(),
                 b"x-request-id: ",
                 self.request_id.encode(),
-                self._framing(status, None if head.is_sse else head.content_length),
+                self._framing(status, None if self._in_events else head.content_length),
             )
         )
 
@@ -267,7 +275,7 @@ class Client:
             return
         size = len(data)
         self.bytes_out += size
-        if self._sse:
+        if self._in_events:
             self._tail = data if size >= 4 else (self._tail + data)[-4:]
         if self._chunked:
             if size:
@@ -289,7 +297,7 @@ class Client:
         if transport is not None and not transport.is_closing():
             size = len(data)
             self.bytes_out += size
-            if self._sse:
+            if self._in_events:
                 self._tail = data if size >= 4 else (self._tail + data)[-4:]
             transport.write(framed)
             self.last_write = now

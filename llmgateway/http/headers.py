@@ -10,6 +10,9 @@ from typing import Final
 
 import msgspec
 
+from llmgateway.api.dialect import Framing
+from llmgateway.api.endpoints import FRAMINGS
+
 Field = tuple[bytes, bytes]
 
 _OPTIONS: Final = frozenset((b"close", b"keep-alive"))
@@ -138,10 +141,10 @@ class AnswerHead(msgspec.Struct, frozen=True, gc=False):
 
     lines: bytes
     content_length: int | None
-    is_events: bool = False
-    """An event stream, compressed or not."""
-    is_sse: bool = False
-    """An event stream that may be added to: not compressed."""
+    framing: Framing | None = None
+    """Of the events that it streams, compressed or not."""
+    may_grow: bool = False
+    """Streams events that may be added to: not compressed."""
     dated: bool = False
     coding: bytes = b""
     """Its Content-Encoding, in lower case."""
@@ -162,16 +165,17 @@ def answer_head(fields: Sequence[Field]) -> AnswerHead:
     named, lines, _ = _sort(fields, NOT_RETURNED)
     find = named.get
     coding = find(b"content-encoding", b"").strip().lower()
-    events = find(b"content-type", b"").lstrip().lower().startswith(b"text/event-stream")
-    if events and b"x-accel-buffering" not in named:
+    media_type = find(b"content-type", b"").lstrip().lower()
+    framing = next((each for each in FRAMINGS if media_type.startswith(each.media_type)), None)
+    if framing is not None and b"x-accel-buffering" not in named:
         lines.append(b"X-Accel-Buffering: no\r\n")
-    if events and b"cache-control" not in named:
+    if framing is not None and b"cache-control" not in named:
         lines.append(b"Cache-Control: no-cache\r\n")
     return AnswerHead(
         b"".join(lines),
         None,
-        events,
-        events and coding in (b"", b"identity"),
+        framing,
+        framing is not None and coding in (b"", b"identity"),
         b"date" in named,
         coding,
         find(b"transfer-encoding", b"").lower(),

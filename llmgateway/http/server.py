@@ -22,7 +22,7 @@ from aiohttp.http import RawRequestMessage, StreamWriter
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
-from llmgateway.api.dialect import error_body
+from llmgateway.api.endpoints import ELSEWHERE
 from llmgateway.errors import INVALID_REQUEST, REQUEST_TIMEOUT, GatewayError
 from llmgateway.http.body import Patience, RequestBody
 from llmgateway.http.client import Client, Flow
@@ -306,7 +306,7 @@ def check_head(client: Client) -> None:
 def _plain_error(error: GatewayError) -> bytes:
     """Render an error for a connection on which no request was understood."""
     request_id = secrets.token_hex(12)
-    body = error_body(error, "openai", request_id)
+    body = ELSEWHERE.error_body(error, request_id)
     head = (
         f"HTTP/1.1 {error.kind.status} {HTTPStatus(error.kind.status).phrase}\r\n"
         f"Content-Type: application/json\r\nx-gateway-error: {error.kind.type}\r\n"

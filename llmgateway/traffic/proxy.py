@@ -237,11 +237,11 @@ class Proxy:
         call, client, order = story.call, story.client, story.order
         call.outgoing.body = b""
         head = exchange.head
-        meter = Meter(sse=head.is_events, coding=head.coding)
+        meter = Meter(stream=head.framing is not None, coding=head.coding)
         if exchange.status < _NO_ANSWER:
             call.entry.meter = meter
         try:
-            if client.started and not (exchange.status == 200 and head.is_sse):
+            if client.started and not (exchange.status == 200 and client.may_add_to(head)):
                 body, _ = await exchange.read(_QUOTED_BYTES, _QUOTED_S)
                 meter.feed(body)
                 raise _too_late(provider, exchange.status, head, body)

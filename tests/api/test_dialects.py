@@ -1,40 +1,319 @@
-"""What the APIs do not have in common: how errors look, where events end, which paths are whose."""
+"""Whatever holds for every dialect, so that one is tested by standing among them; and what each says."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from dataclasses import astuple
+from typing import Any, Final
 
 import pytest
+from aiohttp import web
 
-from llmgateway.api.dialect import at_event_boundary, error_body, error_event
-from llmgateway.api.endpoints import ENDPOINTS, dialect_of
-from llmgateway.errors import UPSTREAM_ERROR, GatewayError
+from llmgateway.api.dialect import SSE, Counts, Dialect, Fields, Framing, Piece, Row, at_event_boundary
+from llmgateway.api.dialects import anthropic, openai, responses
+from llmgateway.api.endpoints import DIALECTS, ELSEWHERE, ENDPOINTS, FRAMINGS, dialect_of
+from llmgateway.api.multipart import peek_multipart
+from llmgateway.api.peek import peek_json
+from llmgateway.api.shapes import SHAPES, Shapes, shapes_of
+from llmgateway.api.usage import Meter, Tokens
+from llmgateway.errors import INVALID_REQUEST, UPSTREAM_ERROR, ErrorKind, GatewayError
+from llmgateway.http.client import Client
+from llmgateway.http.headers import AnswerHead
+from tests.http.test_server import GET, talk
+from tests.raw_client import Ending
 
 BROKE = GatewayError(UPSTREAM_ERROR, 'Provider "größe" broke\n')
+FORM = b"multipart/form-data; boundary=XX"
+
+
+def _error(kind: ErrorKind, message: str, request_id: str) -> dict[str, object]:
+    return {"trouble": message}
+
+
+LINES: Final = Framing(
+    media_type=b"application/x-toy", at_boundary=lambda tail: not tail or tail.endswith(b"\n"), gap=b"\n"
+)
+TOY: Final = Dialect(
+    name="toy",
+    root="/toy",
+    endpoints=(Row("/toy/talk", streams=True),),
+    error=_error,
+    stream=LINES,
+    error_event=lambda body: body + b"\n",
+    keepalive=None,
+    fields=Fields(turns=("messages",), tools=("tools",), limits=("max_tokens",)),
+    pieces=(Piece("bit", inside=("word",)), Piece("bits", inside=("word",), listed=True)),
+    counts=(
+        Counts("came", "went", beside=("known",), cached=("known",), reasoning=("more", "mused"), whole=True),
+    ),
+)
+"""A dialect that is nowhere else: it shows how little has to be told."""
+
+every_dialect = pytest.mark.parametrize("dialect", [*DIALECTS, TOY], ids=lambda dialect: dialect.name)
+ALL: Final = shapes_of((*DIALECTS, TOY))
+
+
+# --- paths ----------------------------------------------------------------------------------------------
+
+
+def test_the_table_of_endpoints_is_made_of_the_rows_of_the_dialects() -> None:
+    rows = [(row, dialect) for dialect in DIALECTS for row in dialect.endpoints]
+    assert [astuple(row) for row, _ in rows] == [astuple(endpoint)[:-1] for endpoint in ENDPOINTS]
+    assert [dialect for _, dialect in rows] == [endpoint.dialect for endpoint in ENDPOINTS]
+    assert len({endpoint.path for endpoint in ENDPOINTS}) == len(ENDPOINTS)
+
+
+def test_names_and_roots_are_unique_and_one_dialect_answers_elsewhere() -> None:
+    for unique in ({dialect.name for dialect in DIALECTS}, {dialect.root for dialect in DIALECTS}):
+        assert len(unique) == len(DIALECTS)
+    assert ELSEWHERE in DIALECTS
+    assert not ELSEWHERE.root
+
+
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
+def test_the_paths_of_a_dialect_and_those_below_its_root_are_answered_by_it(dialect: Dialect) -> None:
+    below = [f"{dialect.root}/nowhere", f"{dialect.root}/nowhere/else", dialect.root or "/"]
+    for path in (*(row.path for row in dialect.endpoints), *below):
+        assert dialect.covers(path)
+        assert dialect_of(path) is dialect, path
+    assert dialect_of(f"{dialect.root}x") is ELSEWHERE
+
+
+@pytest.mark.parametrize(
+    ("path", "dialect"),
+    [
+        ("/v1/messages", anthropic.DIALECT),
+        ("/v1/messages/count_tokens", anthropic.DIALECT),
+        ("/v1/messages/nowhere", anthropic.DIALECT),
+        ("/v1/messagesx", openai.DIALECT),
+        ("/v1/responses", responses.DIALECT),
+        ("/v1/chat/completions", openai.DIALECT),
+        ("/", openai.DIALECT),
+        ("*", openai.DIALECT),
+        ("", openai.DIALECT),
+    ],
+)
+def test_a_path_tells_its_dialect(path: str, dialect: Dialect) -> None:
+    assert dialect_of(path) is dialect
+
+
+# --- what we say ------------------------------------------------------------------------------------------
+
+
+def leaves(value: object) -> Iterator[object]:
+    """All plain values in some JSON."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    if inner is None:
+        yield value
+    else:
+        for each in inner:
+            yield from leaves(each)
+
+
+def read_events(stream: bytes) -> list[tuple[str, str]]:
+    """Read server-sent events as the HTML standard says: the type and the data of each that is complete."""
+    found: list[tuple[str, str]] = []
+    for block in stream.decode().split("\n\n")[:-1]:
+        fields = [line.split(": ", 1) for line in block.split("\n") if not line.startswith(":")]
+        data = [value for name, value in fields if name == "data"]
+        if data:
+            found.append((dict(fields).get("event", "message"), "\n".join(data)))
+    return found
+
+
+def as_event(dialect: Dialect, event: Any) -> bytes:
+    """An event of an answer."""
+    text = json.dumps(event).encode()
+    return b"data: " + text + b"\n\n" if dialect.stream is SSE else text + b"\n"
+
+
+@every_dialect
+@pytest.mark.parametrize("message", [BROKE.message, "", "half an emoji: \ud83d"])
+def test_the_body_of_an_error_is_json_with_what_it_says(dialect: Dialect, message: str) -> None:
+    body = json.loads(dialect.error_body(GatewayError(UPSTREAM_ERROR, message), "id-1"))
+    assert isinstance(body, dict)
+    assert message.replace("\ud83d", "?") in leaves(body)
+
+
+@every_dialect
+def test_an_error_that_ends_a_stream_is_one_event_after_whatever_stood_there(dialect: Dialect) -> None:
+    body = dialect.error_body(BROKE, "id-1")
+    event = dialect.error_event(body)
+    framing = dialect.stream
+    assert framing.at_boundary(b"")
+    assert framing.at_boundary(event[-4:])
+    assert not any(framing.at_boundary(event[:size][-4:]) for size in range(1, len(event)))
+    broken_off = event[: len(event) // 2] + framing.gap
+    assert framing.at_boundary(broken_off[-4:])
+    if framing is SSE:
+        (last,) = read_events(event)
+        assert json.loads(last[1]) == json.loads(body)
+        assert read_events(broken_off + event)[-1] == last
+
+
+@every_dialect
+def test_a_sign_of_life_ends_where_an_event_can_follow_and_is_nothing_to_a_reader(dialect: Dialect) -> None:
+    if dialect.keepalive is None:
+        return
+    sign = dialect.keepalive("waiting, position 3 in the queue")
+    assert dialect.stream.at_boundary(sign[-4:])
+    assert metered(as_event(dialect, {}) + sign) == metered(as_event(dialect, {}))
+    if dialect.stream is SSE:
+        assert "message" not in {name for name, _ in read_events(sign)}, "it would be taken for a piece"
+
+
+@every_dialect
+def test_a_stream_is_known_by_its_media_type(dialect: Dialect) -> None:
+    assert dialect.stream.media_type == dialect.stream.media_type.lower()
+    assert dialect is TOY or dialect.stream in FRAMINGS
+
+
+# --- what answers tell ------------------------------------------------------------------------------------
+
+
+def metered(body: bytes, *, stream: bool = True, shapes: Shapes = ALL) -> Tokens:
+    meter = Meter(stream, shapes=shapes)
+    meter.feed(body)
+    return meter.tokens(77)
+
+
+def usage_of(counts: Counts) -> dict[str, Any]:
+    """What an answer tells: 12 prompt tokens, 3 in each count beside, 34 of output; 3 cached, 20 thought."""
+    told: dict[str, Any] = {counts.prompt: 12, counts.completion: 34, **dict.fromkeys(counts.beside, 3)}
+    if counts.total is not None:
+        told[counts.total] = 46
+    for path, count in ((counts.cached, 3), (counts.reasoning, 20)):
+        if len(path) == 2:
+            told[path[0]] = {path[1]: count}
+        elif path:
+            told[path[0]] = count
+    return told
+
+
+def cost_by(counts: Counts) -> Tokens:
+    cached, reasoning = 3 if counts.cached else 0, 20 if counts.reasoning else 0
+    return Tokens(12 + 3 * len(counts.beside), 34, cached, reasoning, estimated=False)
+
+
+@every_dialect
+def test_what_an_answer_cost_is_read_by_the_names_that_the_dialect_gives(dialect: Dialect) -> None:
+    for counts in dialect.counts:
+        answer = {"id": "1", "usage": usage_of(counts)}
+        assert metered(json.dumps(answer).encode(), stream=False) == cost_by(counts)
+        assert metered(as_event(dialect, {}) + as_event(dialect, answer)) == cost_by(counts)
+
+
+@every_dialect
+def test_the_plainest_usage_is_read(dialect: Dialect) -> None:
+    for counts in dialect.counts:
+        answer = {"usage": {counts.prompt: 12, counts.completion: 34, counts.total or "else": 46}}
+        assert metered(json.dumps(answer).encode(), stream=False) == Tokens(12, 34, estimated=False)
+
+
+@every_dialect
+def test_counts_add_up_over_the_events_of_a_stream_but_for_what_its_opening_cannot_know(
+    dialect: Dialect,
+) -> None:
+    for counts in dialect.counts:
+        told = usage_of(counts)
+        completion = told.pop(counts.completion)
+        opening = {"type": counts.opening or "start", "usage": {**told, counts.completion: 1}}
+        closing = {"type": "end", "usage": {counts.completion: completion}}
+        assert metered(as_event(dialect, opening) + as_event(dialect, closing)) == cost_by(counts)
+        if counts.opening is not None:
+            assert metered(as_event(dialect, opening)).estimated
+
+
+@every_dialect
+def test_an_event_with_a_piece_of_output_counts_as_a_token(dialect: Dialect) -> None:
+    for piece in dialect.pieces:
+        for text, count in (("word", 1), ("", 0)):
+            values: list[Any] = [{key: text} for key in piece.inside] or [text]
+            for value in values:
+                event = as_event(dialect, {"index": 0, piece.key: [value] if piece.listed else value})
+                assert metered(event * 3) == Tokens(77, 3 * count, estimated=True), event
+
+
+def test_what_no_dialect_tells_is_not_read() -> None:
+    (counts,) = TOY.counts
+    assert metered(json.dumps({"usage": usage_of(counts)}).encode(), stream=False, shapes=SHAPES).estimated
+    assert not metered(as_event(TOY, {"bit": {"word": "x"}}), shapes=SHAPES).completion
+
+
+# --- what requests say --------------------------------------------------------------------------------------
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.path)
+def test_of_every_endpoint_the_model_is_known_and_whether_it_streams(endpoint: Any) -> None:
+    if endpoint.body == "json":
+        seen = peek_json(b'{"model": "m", "stream": true}')
+    else:
+        form = b'--XX\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n'
+        seen = peek_multipart(form % (b"model", b"m") + form % (b"stream", b"true") + b"--XX--\r\n", FORM)
+    assert (seen.model, seen.streams) == ("m", True)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
+def test_what_is_said_is_found_in_the_fields_that_the_dialect_names(dialect: Dialect) -> None:
+    fields = dialect.fields
+    for turns in fields.turns:
+        for system in fields.system or [None]:
+            body: dict[str, Any] = {"model": "m", turns: [user("a"), user("b")]}
+            body |= {system: "Be brief."} if system else {}
+            seen = peek_json(json.dumps(body).encode())
+            assert [json.loads(bytes(each)) for each in seen.said] == [user("a"), user("b")]
+            assert [json.loads(bytes(each)) for each in seen.system] == ["Be brief."] * (system is not None)
+    for text in fields.text:
+        assert bytes(peek_json(json.dumps({"model": "m", text: "once"}).encode()).text) == b"once"
+
+
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
+def test_limits_and_the_size_of_tools_are_found_in_the_fields_that_the_dialect_names(
+    dialect: Dialect,
+) -> None:
+    fields = dialect.fields
+    for limit in fields.limits:
+        for turns in fields.turns:
+            body = json.dumps({"model": "m", turns: [], limit: 8}).encode()
+            assert peek_json(body).output_limit == 8
+    for tools in fields.tools:
+        body = json.dumps({"model": "m", tools: ["a tool"]}).encode()
+        assert peek_json(body).prompt_bytes == len('["a tool"]')
+
+
+# --- what each says -----------------------------------------------------------------------------------------
 
 
 def test_an_error_has_the_envelope_of_its_dialect() -> None:
-    assert json.loads(error_body(BROKE, "openai", "id-1")) == {
-        "error": {
-            "message": BROKE.message,
-            "type": "upstream_error",
-            "param": None,
-            "code": "upstream_error",
+    for dialect in (openai.DIALECT, responses.DIALECT):
+        assert json.loads(dialect.error_body(BROKE, "id-1")) == {
+            "error": {
+                "message": BROKE.message,
+                "type": "upstream_error",
+                "param": None,
+                "code": "upstream_error",
+            }
         }
-    }
-    assert json.loads(error_body(BROKE, "anthropic", "id-1")) == {
+    assert json.loads(anthropic.DIALECT.error_body(BROKE, "id-1")) == {
         "type": "error",
         "error": {"type": "upstream_error", "message": BROKE.message},
         "request_id": "id-1",
     }
 
 
-def test_an_error_at_the_end_of_a_stream_is_one_event() -> None:
-    openai = error_event(BROKE, "openai", "id-1")
-    anthropic = error_event(BROKE, "anthropic", "id-1")
-    assert openai == b"data: " + error_body(BROKE, "openai", "id-1") + b"\n\n"
-    assert anthropic == b"event: error\ndata: " + error_body(BROKE, "anthropic", "id-1") + b"\n\n"
-    assert openai.count(b"\n") == 2
+def test_the_events_of_our_own_are_those_that_clients_know() -> None:
+    for dialect in (openai.DIALECT, responses.DIALECT):
+        assert dialect.error_event(b"{}") == b"data: {}\n\n"
+        assert dialect.keepalive is not None
+        assert dialect.keepalive("waiting") == b": waiting\n\n"
+    assert anthropic.DIALECT.error_event(b"{}") == b"event: error\ndata: {}\n\n"
+    assert anthropic.DIALECT.keepalive is not None
+    assert anthropic.DIALECT.keepalive("waiting") == b'event: ping\ndata: {"type": "ping"}\n\n'
 
 
 @pytest.mark.parametrize("ending", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
@@ -47,20 +326,39 @@ def test_only_after_an_empty_line_does_a_stream_stand_between_events(ending: byt
             assert at_event_boundary(stream[:size][-tail_bytes:]) is expected, stream[:size]
 
 
-@pytest.mark.parametrize(
-    ("path", "dialect"),
-    [
-        ("/v1/messages", "anthropic"),
-        ("/v1/messages/count_tokens", "anthropic"),
-        ("/v1/messages/nowhere", "anthropic"),
-        ("/v1/messagesx", "openai"),
-        ("/v1/chat/completions", "openai"),
-        ("/", "openai"),
-    ],
-)
-def test_a_path_tells_its_dialect(path: str, dialect: str) -> None:
-    assert dialect_of(path) == dialect
+# --- a dialect that nobody else knows of --------------------------------------------------------------------
 
 
-def test_the_table_of_endpoints_is_consistent() -> None:
-    assert len({endpoint.path for endpoint in ENDPOINTS}) == len(ENDPOINTS) == 14
+def answering(*fed: bytes, begun: bool = True, head: AnswerHead | None = None) -> Any:
+    """A handler for a client that speaks the toy: its provider breaks after these pieces."""
+
+    async def work(client: Client, _: web.BaseRequest) -> None:
+        client.dialect = TOY
+        client.say("waiting")
+        assert not client.started, "it has nothing to say while it waits"
+        if begun:
+            lines = b"Content-Type: application/x-toy\r\n"
+            client.begin(200, b"", head or AnswerHead(lines, None, LINES, may_grow=True))
+        for piece in fed:
+            client.feed(piece, final=False)
+        raise GatewayError(INVALID_REQUEST, "No.")
+
+    return work
+
+
+async def test_an_error_is_answered_as_the_dialect_has_it() -> None:
+    response, _ = await talk(answering(begun=False), GET)
+    assert (response.status, response.json) == (400, {"trouble": "No."})
+    assert response.header("x-gateway-error") == "invalid_request"
+
+
+@pytest.mark.parametrize(("fed", "gap"), [([b"{}\n"], b""), ([b"{}\n", b'{"bit'], b"\n"), ([], b"")])
+async def test_a_stream_that_breaks_ends_as_the_dialect_has_it(fed: list[bytes], gap: bytes) -> None:
+    response, _ = await talk(answering(*fed), GET)
+    assert bytes(response.body) == b"".join(fed) + gap + b'{"trouble":"No."}\n'
+    assert response.ending is Ending.COMPLETE
+
+
+async def test_a_stream_of_another_framing_is_not_added_to() -> None:
+    response, _ = await talk(answering(b"data: 1", head=AnswerHead(b"", None, SSE, may_grow=True)), GET)
+    assert (bytes(response.body), response.ending) == (b"data: 1", Ending.CUT)

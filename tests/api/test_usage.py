@@ -40,7 +40,7 @@ def buffered(**body: Any) -> bytes:
 
 
 def metered(pieces: Iterable[bytes], *, sse: bool) -> Tokens:
-    meter = Meter(sse=sse)
+    meter = Meter(stream=sse)
     for piece in pieces:
         meter.feed(piece)
     return meter.tokens(GUESS)
@@ -317,7 +317,7 @@ def test_comments_and_the_end_of_a_stream_are_no_output() -> None:
 
 
 def test_the_output_so_far_is_known_while_it_comes() -> None:
-    meter = Meter(sse=True)
+    meter = Meter(stream=True)
     assert meter.output_so_far == 0
     for number, event in enumerate(CHUNKS * 100, start=1):
         meter.feed(stream(event, done=False))
@@ -328,7 +328,7 @@ def test_the_output_so_far_is_known_while_it_comes() -> None:
 
 
 def test_what_is_no_stream_has_no_output_so_far() -> None:
-    meter = Meter(sse=False)
+    meter = Meter(stream=False)
     meter.feed(stream(*CHUNKS))
     assert meter.output_so_far == 0
 

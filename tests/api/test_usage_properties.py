@@ -49,7 +49,7 @@ PARTS = [
 
 
 def metered(body: bytes, *cuts: int, sse: bool, coding: bytes = b"") -> Tokens:
-    meter = Meter(sse=sse, coding=coding)
+    meter = Meter(stream=sse, coding=coding)
     ends = sorted(min(cut, len(body)) for cut in cuts)
     for start, end in zip([0, *ends], [*ends, len(body)], strict=True):
         meter.feed(body[start:end])
@@ -110,7 +110,7 @@ def test_any_bytes_cost_the_same_in_any_pieces(parts: list[bytes], cuts: list[in
     st.sampled_from([b"", b"gzip", b"x-gzip", b"deflate", b"br", b"\xff, ,"]),
 )
 def test_no_bytes_make_it_fail(pieces: list[bytes], sse: bool, coding: bytes) -> None:
-    meter = Meter(sse=sse, coding=coding)
+    meter = Meter(stream=sse, coding=coding)
     for piece in pieces:
         meter.feed(piece)
         assert meter.output_so_far >= 0
@@ -173,7 +173,7 @@ def test_what_a_broken_answer_tells_is_an_estimate() -> None:
 
 
 def test_what_follows_a_compressed_answer_is_not_kept() -> None:
-    meter = Meter(sse=True, coding=b"gzip")
+    meter = Meter(stream=True, coding=b"gzip")
     meter.feed(gzip.compress(stream(USAGE)))
     assert held(meter, (bytes(65_536) for _ in range(100))) < MOST_HELD_BYTES
     assert meter.tokens(GUESS) == told(12, 34)
@@ -184,7 +184,7 @@ def test_a_bomb_is_read_up_to_a_bound() -> None:
     words = WORD * 1_000
     bomb = b"".join(packer.compress(words) for _ in range(5 * MOST_INFLATED_BYTES // len(words)))
     bomb += packer.compress(stream(USAGE)) + packer.flush()
-    meter = Meter(sse=True, coding=b"gzip")
+    meter = Meter(stream=True, coding=b"gzip")
     assert held(meter, (bomb[at : at + 8_192] for at in range(0, len(bomb), 8_192))) < MOST_HELD_BYTES
     tokens = meter.tokens(GUESS)
     assert tokens == guessed(MOST_INFLATED_BYTES // len(WORD))
@@ -210,7 +210,7 @@ def held(meter: Meter, pieces: Iterable[bytes]) -> int:
 def test_however_long_an_answer_is_little_of_it_is_held(piece_bytes: int, sse: bool) -> None:
     piece = (WORD * 1_000)[:piece_bytes]
     total = 8 << 20 if piece_bytes > 30 else 200_000
-    meter = Meter(sse=sse)
+    meter = Meter(stream=sse)
     most = held(meter, (bytes(bytearray(piece)) for _ in range(total // piece_bytes)))
     assert most < MOST_HELD_BYTES + 8 * piece_bytes
     meter.feed(b"\n\n" + stream(USAGE))
@@ -220,7 +220,7 @@ def test_however_long_an_answer_is_little_of_it_is_held(piece_bytes: int, sse: b
 
 @pytest.mark.parametrize("sse", [True, False])
 def test_of_a_line_without_end_little_is_held(sse: bool) -> None:
-    meter = Meter(sse=sse)
+    meter = Meter(stream=sse)
     assert held(meter, (b"x" * 4_096 for _ in range(2_500))) < MOST_HELD_BYTES
 
 

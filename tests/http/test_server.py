@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 from msgspec.structs import replace
 
+from llmgateway.api.dialect import SSE
 from llmgateway.errors import UPSTREAM_ERROR, GatewayError
 from llmgateway.http.body import Patience
 from llmgateway.http.client import Client
@@ -24,8 +25,8 @@ from tests.raw_client import Ending, RawClient, Response, request
 
 LIMIT_S = 5.0
 Work = Callable[[Client, web.BaseRequest], Awaitable[None]]
-JSON = AnswerHead(b"Content-Type: application/json\r\n", None, is_sse=False)
-SSE = AnswerHead(b"Content-Type: text/event-stream\r\n", None, is_sse=True)
+JSON = AnswerHead(b"Content-Type: application/json\r\n", None)
+EVENTS = AnswerHead(b"Content-Type: text/event-stream\r\n", None, SSE, may_grow=True)
 GET = request("GET", "/")
 PATIENT = Patience()
 
@@ -427,7 +428,7 @@ def pieces(*fed: bytes, head: AnswerHead = JSON, status: int = 200, reason: byte
 async def test_an_answer_is_framed_as_its_client_understands(
     line: bytes, length: int | None, framing: str, kept: bool
 ) -> None:
-    head = AnswerHead(JSON.lines, length, is_sse=False)
+    head = AnswerHead(JSON.lines, length)
     response, ending = await talk(pieces(b"he", b"", b"llo", head=head), GET.replace(b"HTTP/1.1", line))
     assert (bytes(response.body), response.framing, response.header("x-gateway-provider")) == (
         b"hello",
@@ -494,7 +495,7 @@ def broken(head: AnswerHead, *fed: bytes) -> Work:
 async def test_a_broken_stream_ends_with_an_event_of_its_own(
     fed: list[bytes], gap: bytes, version: bytes
 ) -> None:
-    response, _ = await talk(broken(SSE, *fed), GET.replace(b"HTTP/1.1", version))
+    response, _ = await talk(broken(EVENTS, *fed), GET.replace(b"HTTP/1.1", version))
     assert response.body.startswith(b"".join(fed) + gap + b'data: {"error":')
     assert response.events[-1]["error"]["type"] == "upstream_error"
     assert response.ending is (Ending.COMPLETE if version == b"HTTP/1.1" else Ending.CLOSED)
@@ -507,7 +508,7 @@ async def test_a_broken_stream_ends_with_an_event_of_its_own(
 async def test_what_is_no_stream_and_breaks_is_cut(
     version: bytes, length: int | None, ending: Ending
 ) -> None:
-    work = broken(AnswerHead(JSON.lines, length, is_sse=False), b"hell")
+    work = broken(AnswerHead(JSON.lines, length), b"hell")
     response, _ = await talk(work, GET.replace(b"HTTP/1.1", version))
     assert response.ending is ending
     assert b"error" not in response.body

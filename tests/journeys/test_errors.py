@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from llmgateway.access.keys import Caller
+from llmgateway.api.dialect import SSE
 from llmgateway.config.load import build
 from llmgateway.fleet.breaker import RetryBudget
 from llmgateway.http.body import Patience
@@ -218,7 +219,8 @@ class FaultyProxy(Proxy):
 
     async def forward(self, call: Call, caller: Caller, client: Client) -> None:
         if b'"stream": true' in call.outgoing.body:
-            client.begin(200, b"", AnswerHead(b"Content-Type: text/event-stream\r\n", None, is_sse=True))
+            head = AnswerHead(b"Content-Type: text/event-stream\r\n", None, SSE, may_grow=True)
+            client.begin(200, b"", head)
             client.feed(b"data: 1\n\ndata: 2", final=False)
         raise Bug("nobody thought of this")
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llmgateway.api.dialect import error_body
+from llmgateway.api.endpoints import ELSEWHERE
 from llmgateway.errors import NO_PROVIDER, GatewayError
 from llmgateway.servers.models import Listing, Model, NotAnLLMServer, model_entry, read_listing
 
@@ -115,7 +115,7 @@ def test_odd_facts_about_a_model_are_left_out(odd: Any) -> None:
 def test_a_hostile_model_id_stays_one_json_string(name: str) -> None:
     assert models_in({"data": [{"id": name}]}) == {name: Model(name)}
     error = GatewayError(NO_PROVIDER, f"No online provider serving model '{name}' for this user.")
-    assert json.loads(error_body(error, "openai", "id"))["error"]["message"] == error.message
+    assert json.loads(ELSEWHERE.error_body(error, "id"))["error"]["message"] == error.message
 
 
 def test_a_flood_of_models_is_bounded() -> None:

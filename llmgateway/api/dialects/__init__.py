@@ -1,0 +1,1 @@
+"""One file for each dialect: its value, and how its errors look."""

@@ -1,0 +1,61 @@
+"""OpenAI's API, and what servers that speak it have added: the words of most clients, and of most servers.
+
+Whoever asks for a path that is nobody's is answered in this dialect.
+"""
+
+from typing import Final
+
+from llmgateway.api.dialect import SSE, Counts, Dialect, Fields, Piece, Row, sse_comment, sse_event
+from llmgateway.errors import ErrorKind
+
+
+def error(kind: ErrorKind, message: str, request_id: str) -> dict[str, object]:
+    """Give the body of an error."""
+    return {"error": {"message": message, "type": kind.type, "param": None, "code": kind.type}}
+
+
+DIALECT: Final = Dialect(
+    name="openai",
+    root="",
+    endpoints=(
+        Row("/v1/chat/completions", streams=True),
+        Row("/v1/completions", streams=True),
+        Row("/v1/embeddings"),
+        Row("/v1/rerank"),
+        Row("/v1/score"),
+        Row("/v1/audio/speech", reads=False),
+        Row("/v1/images/generations", reads=False),
+        Row("/v1/moderations"),
+        Row("/v1/audio/transcriptions", body="multipart", reads=False),
+        Row("/v1/audio/translations", body="multipart", reads=False),
+        Row("/v1/images/edits", body="multipart", reads=False),
+    ),
+    error=error,
+    stream=SSE,
+    error_event=sse_event,
+    keepalive=sse_comment,
+    fields=Fields(
+        turns=("messages", "input"),
+        text=("prompt",),
+        tools=("tools",),
+        limits=("max_tokens", "max_completion_tokens"),
+    ),
+    pieces=(
+        Piece(
+            "delta",
+            # `reasoning` is vLLM's and Ollama's; Mistral's thoughts are `text`
+            inside=("content", "reasoning_content", "reasoning", "text", "arguments", "name", "refusal"),
+        ),
+        Piece("choices", inside=("text",), listed=True),  # a plain completion
+    ),
+    counts=(
+        Counts(
+            prompt="prompt_tokens",
+            completion="completion_tokens",
+            total="total_tokens",
+            cached=("prompt_tokens_details", "cached_tokens"),
+            reasoning=("completion_tokens_details", "reasoning_tokens"),
+            whole=True,
+        ),
+    ),
+)

@@ -1,0 +1,32 @@
+"""OpenAI's Responses: its errors are those of OpenAI's other endpoints, all else has words of its own."""
+
+from typing import Final
+
+from llmgateway.api.dialect import SSE, Counts, Dialect, Fields, Piece, Row, sse_comment, sse_event
+from llmgateway.api.dialects.openai import error
+
+DIALECT: Final = Dialect(
+    name="responses",
+    root="/v1/responses",
+    endpoints=(Row("/v1/responses", streams=True),),
+    error=error,
+    stream=SSE,
+    error_event=sse_event,
+    keepalive=sse_comment,
+    fields=Fields(
+        system=("instructions",),
+        turns=("input",),
+        tools=("tools",),
+        limits=("max_output_tokens",),
+    ),
+    pieces=(Piece("delta"),),  # of text, thoughts or arguments: the event's type says which
+    counts=(
+        Counts(
+            prompt="input_tokens",
+            completion="output_tokens",
+            total="total_tokens",
+            cached=("input_tokens_details", "cached_tokens"),
+            reasoning=("output_tokens_details", "reasoning_tokens"),
+        ),
+    ),
+)

@@ -87,6 +87,11 @@ class FakeProvider:
         return [exchange.request for exchange in self.calls]
 
     @property
+    def looks(self) -> list[Request]:
+        """The GETs of the list of models, one for each probe; what else a probe asks for depends on it."""
+        return [probe for probe in self.probes if probe.target == "/v1/models"]
+
+    @property
     def connections(self) -> int:
         """How many connections are open now."""
         return len(self._wires)

@@ -87,6 +87,8 @@ class Provider:
     """How many requests it works on at once; None if nobody knows."""
     kind: Kind = generic.KIND
     """Which kind of LLM server it is, as far as it has told."""
+    kind_is_known: bool = False
+    """Whether it has told since it was last away."""
     gone: bool = False
     """True once a newer config has no place for it: what it works on may end, and nothing new comes."""
     _told_slots: int | None = None
@@ -128,6 +130,10 @@ class Provider:
             name == "everyone" or name == caller.user or name in caller.groups for name in config.share
         )
 
+    def find(self, name: str) -> Model | None:
+        """Give the model that it takes a name for: the one listed so, else the one whose short name it is."""
+        return self.models.get(name) or self.models.get(self.kind.full_name(name))
+
     def reached_as(self, config: ProviderConfig) -> bool:
         """Tell whether a config means the same server, spoken to in the same way."""
         own = self.config
@@ -148,19 +154,25 @@ class Provider:
 
     def observe(self, probe: Probe, *, now: float) -> None:
         """Take one probe into account: `fall` failures in a row mean offline, `rise` successes online."""
-        before = (self.state, self.capacity, self.models)
+        before = self._standing
         if probe.models is not None:
             self.models = probe.models
         if probe.kind is not None:
             self.kind = probe.kind
+        self.kind_is_known = probe.kind is not None
         if probe.slots is not None:
             self._told_slots = probe.slots
             self.capacity = self.config.slots or probe.slots
         refused = probe.state is State.ONLINE and now < self._refused_until
         if not refused and self._believes(probe):
             self._become(probe.state, probe.reason)
-        if before != (self.state, self.capacity, self.models):
+        if before != self._standing:
             self.changed()
+
+    @property
+    def _standing(self) -> tuple[object, ...]:
+        """What matters to those who wait."""
+        return self.state, self.capacity, self.models, self.kind
 
     def refuse_credentials(self, reason: str, *, now: float) -> None:
         """Take a 401 or 403 of real traffic into account; good probes do not count for a minute."""
@@ -294,14 +306,14 @@ class Fleet:
 
     def advertises(self, model: str) -> bool:
         """Tell whether any provider, up or not, has a model."""
-        return any(model in provider.models for provider in self.providers.values())
+        return any(provider.find(model) for provider in self.providers.values())
 
     def serving(self, caller: Caller, model: str) -> Sequence[Provider]:
         """Give the providers that are online, usable by the caller and have the model. Remembered."""
         asked = (caller.user, caller.groups, caller.route, model)
         found = self._serving.get(asked)
         if found is None:
-            found = [p for p in self.usable_by(caller) if p.state is State.ONLINE and model in p.models]
+            found = [p for p in self.usable_by(caller) if p.state is State.ONLINE and p.find(model)]
             if found:  # anybody can ask for any name
                 self._serving[asked] = found
         return found
@@ -312,6 +324,27 @@ class Fleet:
         if caller.route == "only_own":
             return [p for p in usable if p.config.owner == caller.user]
         return usable
+
+    def permitted_name(self, caller: Caller, model: str) -> str:
+        """Give the name by which a caller may have a model: that asked for, else what it is short for.
+
+        Raises GatewayError (403) if this key is good for neither.
+        """
+        if not caller.may_use(model):
+            for provider in self.usable_by(caller):
+                found = provider.find(model)
+                if found is not None and caller.may_use(found.id):
+                    return found.id
+            caller.require(model)
+        return model
+
+    def model_for(self, caller: Caller, name: str) -> tuple[Model, str] | None:
+        """Give the model that this caller can use now by a name, and the name of its first provider."""
+        models = self.models_for(caller)
+        if name in models:
+            return models[name]
+        found = (p.find(name) for p in self.usable_by(caller) if p.online or p.promising)
+        return next((models[model.id] for model in found if model is not None and model.id in models), None)
 
     def models_for(self, caller: Caller) -> dict[str, tuple[Model, str]]:
         """Give each model that this caller can use now, with the name of its first provider."""

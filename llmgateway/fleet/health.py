@@ -15,8 +15,9 @@ from llmgateway.errors import ProviderFailed, ProviderRedirected
 from llmgateway.fleet.fleet import Fleet, Probe, Provider, State
 from llmgateway.fleet.upstream import Upstream
 from llmgateway.log import Events
-from llmgateway.servers.kind import Facts, Kind, quote, read_details
-from llmgateway.servers.known import is_loading, who_wrote
+from llmgateway.servers import generic
+from llmgateway.servers.kind import Facts, Kind, proves, quote, read_details
+from llmgateway.servers.known import KINDS, is_loading, who_wrote
 from llmgateway.servers.models import Listing, Model, NotAnLLMServer, read_listing
 
 events = Events("health")
@@ -67,7 +68,7 @@ async def _look(upstream: Upstream, provider: Provider) -> Probe:
         listing = read_listing(body)
     except NotAnLLMServer as exc:
         return Probe(State.MISCONFIGURED, f"not an LLM API: {quote(str(exc).encode(), provider.secrets)}")
-    return await _with_details(upstream, provider, who_wrote(listing), listing.models, listing.trouble)
+    return await _with_details(upstream, provider, listing, listing.models)
 
 
 def _refused(provider: Provider, status: int) -> Probe:
@@ -100,11 +101,11 @@ async def _configured(upstream: Upstream, provider: Provider, status: int, body:
     except NotAnLLMServer:
         listing = Listing({})
     models = {name: listing.models.get(name, Model(name)) for name in provider.config.models or ()}
-    return await _with_details(upstream, provider, who_wrote(listing), models, listing.trouble)
+    return await _with_details(upstream, provider, listing, models)
 
 
 async def _with_details(
-    upstream: Upstream, provider: Provider, kind: Kind, models: dict[str, Model], trouble: str
+    upstream: Upstream, provider: Provider, listing: Listing, models: dict[str, Model]
 ) -> Probe:
     """Ask for what only this kind of server tells.
 
@@ -112,8 +113,10 @@ async def _with_details(
     it may keep such pages to itself; if an endpoint is refused as well, real requests would be.
     """
     facts = Facts(models)
+    kind = None  # it is asked once more next time, if this time it cannot tell
     try:
         async with asyncio.timeout(provider.health.timeout / 2):
+            kind = await _kind(upstream, provider, listing)
             for details in kind.details:
                 status, body = await upstream.get(provider, details.path, _DETAILS_BYTES)
                 if status in _REFUSED and await _refuses_work(upstream, provider):
@@ -122,7 +125,7 @@ async def _with_details(
                     facts = read_details(details, facts, body)
     except (ProviderFailed, TimeoutError):
         pass  # what was told before stays true
-    trouble = quote(trouble.encode(), provider.secrets)
+    trouble = quote(listing.trouble.encode(), provider.secrets)
     return Probe(State.ONLINE, trouble, facts.models, facts.slots, kind=kind)
 
 
@@ -130,6 +133,22 @@ async def _refuses_work(upstream: Upstream, provider: Provider) -> bool:
     """Ask an endpoint in a way that makes nobody work; whoever would take the key says 404 or 405."""
     status, _ = await upstream.get(provider, "/v1/chat/completions", _DETAILS_BYTES)
     return status in _REFUSED
+
+
+async def _kind(upstream: Upstream, provider: Provider, listing: Listing) -> Kind:
+    """Tell which kind of server it is; where its listing does not, ask it, once each time that it is back.
+
+    Raises ProviderFailed.
+    """
+    kind = who_wrote(listing)
+    if kind is not generic.KIND or provider.kind_is_known:
+        return provider.kind if kind is generic.KIND else kind
+    for suspect in KINDS:
+        if suspect.proof is not None:
+            status, body = await upstream.get(provider, suspect.proof.path, _DETAILS_BYTES)
+            if status == 200 and proves(suspect.proof, body):
+                return suspect
+    return generic.KIND
 
 
 @dataclass(slots=True)

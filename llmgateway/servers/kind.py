@@ -34,9 +34,25 @@ class Details:
     read: Callable[[Facts, Any], Facts]
 
 
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What only this kind of server has: a page at `path`, whose JSON `shows` it.
+
+    `shows` may raise LookupError, TypeError or AttributeError where that is of an unexpected shape.
+    """
+
+    path: str
+    shows: Callable[[Any], bool]
+
+
 def never(status: int, body: bytes) -> bool:
     """Tell nothing apart from broken: for kinds that hold a request until the model is there."""
     return False
+
+
+def as_it_is(name: str) -> str:
+    """Give the name that was asked for: most servers know a model by one name."""
+    return name
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +66,10 @@ class Kind:
     """Whether a listing is by a server of this kind, and surely not by one of another."""
     speaks: frozenset[str]
     """The APIs that its present version has; not every model answers on each of them."""
+    proof: Proof | None = None
+    """What tells a server of this kind where a listing leaves it open."""
+    full_name: Callable[[str], str] = as_it_is
+    """The name under which it lists the model that it takes a name for."""
     ports: tuple[int, ...] = ()
     """Where it listens unless it is told otherwise, the likeliest first."""
     details: tuple[Details, ...] = ()
@@ -57,6 +77,14 @@ class Kind:
     """Whether an answer (status and body) says that the model is being loaded: warming, not broken."""
     idle_s: float | None = None
     """How long it keeps an idle connection; None if for ever, or as long as it says itself."""
+
+
+def proves(proof: Proof, body: bytes) -> bool:
+    """Tell whether a page shows the kind whose proof it is; one of an unexpected shape does not."""
+    try:
+        return proof.shows(orjson.loads(body))
+    except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError):
+        return False
 
 
 def read_details(details: Details, facts: Facts, body: bytes) -> Facts:

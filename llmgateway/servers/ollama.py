@@ -1,12 +1,14 @@
 """Ollama: it lists what is on its disk, and tells elsewhere what is in memory.
 
-A request for a model that is not in memory waits until it is; nothing is said meanwhile.
+A request for a model that is not in memory waits until it is; nothing is said meanwhile. A model has a tag,
+which is `latest` for those who name none. The owner that its listing tells is the namespace in the model's
+name, which says who made the server only for models of Ollama's own library.
 """
 
 from dataclasses import replace
 from typing import Any, Final
 
-from llmgateway.servers.kind import Details, Facts, Kind, by_name, with_context
+from llmgateway.servers.kind import Details, Facts, Kind, Proof, by_name, with_context
 from llmgateway.servers.models import positive
 
 
@@ -17,10 +19,22 @@ def _running(facts: Facts, running: Any) -> Facts:
     return replace(facts, models={name: replace(m, loaded=name in lengths) for name, m in told.items()})
 
 
+def _full_name(name: str) -> str:
+    """Add the tag, which a port of the host in `host:port/namespace/model` is not."""
+    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+
+
+def _is_version(told: Any) -> bool:
+    """Know Ollama by what it says of itself; Open WebUI has the same page, and says more."""
+    return list(told) == ["version"] and isinstance(told["version"], str)
+
+
 KIND: Final = Kind(
     name="ollama",
     title="Ollama",
-    wrote=lambda listing: "library" in listing.owners,  # the namespace of the models of its own library
+    wrote=lambda listing: "library" in listing.owners,
+    proof=Proof("/api/version", _is_version),
+    full_name=_full_name,
     speaks=frozenset({"openai", "responses", "anthropic", "ollama"}),
     ports=(11434,),
     details=(Details("/api/ps", _running),),

@@ -111,12 +111,12 @@ class Proxy:
 
         An error raised after the client has been sent bytes is to be told as the end of the stream.
         """
-        caller.require(call.model)
+        model = self._slots.permitted_name(caller, call.model)
         expected = self._expected(call)
         self._budget.deposit(self._now())
         with (
             self._admitted(call, caller, client) if caller.limited else _UNLIMITED,
-            self._slots.order(caller, call.model, call.thread, expected, call.entry.id) as order,
+            self._slots.order(caller, model, call.thread, expected, call.entry.id) as order,
             _Heart(call, client, order, self._slots.line) if call.keepalive_s else _SILENT,
         ):
             story = Story(call, client, order)
@@ -228,7 +228,7 @@ class Proxy:
         if exchange.failure is not None:
             raise exchange.failure
         if whole:
-            own_lines = _own_lines(provider.name, order.affinity, order.waited_s)
+            own_lines = _own_lines_of(provider, story)
             story.held = Held(provider, exchange.status, exchange.reason, exchange.head, body, own_lines)
         return whole
 
@@ -245,7 +245,7 @@ class Proxy:
                 body, _ = await exchange.read(_QUOTED_BYTES, _QUOTED_S)
                 meter.feed(body)
                 raise _too_late(provider, exchange.status, head, body)
-            own_lines = _own_lines(provider.name, order.affinity, order.waited_s)
+            own_lines = _own_lines_of(provider, story)
             client.begin(exchange.status, exchange.reason, head, own_lines)
             call.entry.first_byte_at = monotonic()
             client.watch = meter.feed
@@ -307,10 +307,22 @@ class _Heart:
         self._heartbeat.stop()
 
 
+def _own_lines_of(provider: Provider, story: Story) -> bytes:
+    order, asked = story.order, story.call.model
+    found = None if asked in provider.models else provider.find(asked)
+    return _own_lines(provider.name, "" if found is None else found.id, order.affinity, order.waited_s)
+
+
 @lru_cache(256)  # most have not waited at all
-def _own_lines(provider: str, affinity: str, waited_s: float) -> bytes:
-    line = f"x-gateway-affinity: {affinity}\r\n" if affinity else ""
-    return f"x-gateway-provider: {provider}\r\n{line}x-gateway-queue-wait: {waited_s:.3f}\r\n".encode()
+def _own_lines(provider: str, other_name: str, affinity: str, waited_s: float) -> bytes:
+    """Write our fields of an answer; `other_name` is the server's own for the model, if it has another."""
+    lines = [f"x-gateway-provider: {provider}"]
+    if other_name.isascii() and other_name.isprintable() and other_name:
+        lines.append(f"x-gateway-model: {other_name}")
+    if affinity:
+        lines.append(f"x-gateway-affinity: {affinity}")
+    lines.append(f"x-gateway-queue-wait: {waited_s:.3f}")
+    return "".join(f"{line}\r\n" for line in lines).encode()
 
 
 def _too_late(provider: Provider, status: int, head: AnswerHead, body: bytes) -> GatewayError:

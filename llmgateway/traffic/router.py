@@ -50,7 +50,7 @@ def candidates(
 
 def prospects(fleet: Fleet, caller: Caller, model: str, tried: Collection[str] = ()) -> list[Provider]:
     """Give the providers that are worth waiting for: those that warm up, or sleep and can be woken."""
-    return [p for p in fleet.usable_by(caller) if p.promising and model in p.models and p.name not in tried]
+    return [p for p in fleet.usable_by(caller) if p.promising and p.find(model) and p.name not in tried]
 
 
 def place(
@@ -67,7 +67,8 @@ def place(
 
     In this order: the caller's own if they prefer that; a free slot; the home of the conversation; the model
     in memory; for what is asked aside in a session, not the last slot of the conversation's home; the system
-    prompt in memory; the fewest live conversations per weight; the fewest in flight per weight; chance.
+    prompt in memory; the fewest live conversations per weight; the fewest in flight per weight; one that
+    lists the model by this very name; chance.
     """
     match = affinity.match(thread, now=now) if thread.links else NO_MATCH
     if len(among) != 1:
@@ -108,13 +109,15 @@ def _choose(
     live = {p.name: affinity.live(p.name, now=now) for p in free}
     least = min(live.values())
 
-    def standing(p: Provider) -> tuple[bool, bool, bool, float, float, float]:
-        loads = p.models[model].loaded is False or _crowded(p, free)
+    def standing(p: Provider) -> tuple[bool, bool, bool, float, float, bool, float]:
+        found = p.find(model)
+        loads = (found is not None and found.loaded is False) or _crowded(p, free)
         pushes_out = subject is not None and p.name == subject.home and not _has_room_beside(p)
         holds = affinity.holds_system(thread, p.name, now=now) and live[p.name] <= least + SYSTEM_PROMPT_SLACK
         weight = p.config.weight
         living = live[p.name] / weight if thread.known else 0.0
-        return loads, pushes_out, not holds, living, p.in_flight / weight, chance.random()
+        by_another_name = model not in p.models
+        return loads, pushes_out, not holds, living, p.in_flight / weight, by_another_name, chance.random()
 
     best = min(free, key=standing)
     if not thread.known:

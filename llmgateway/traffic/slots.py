@@ -72,6 +72,10 @@ class Slots:
         standing = self._fair.enter(caller.user)
         return Order(caller, model, thread, estimate, standing, self, request_id, arrival=self._arrivals)
 
+    def permitted_name(self, caller: Caller, model: str) -> str:
+        """Give the name by which a caller may have a model. Raises GatewayError (403)."""
+        return self._fleet.permitted_name(caller, model) if caller.models else model
+
     def leave(self, order: Order) -> None:
         """Let an order take part no longer."""
         if order.expected:

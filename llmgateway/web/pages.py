@@ -20,7 +20,7 @@ from llmgateway.errors import FORBIDDEN, GatewayError, draining, no_provider
 from llmgateway.fleet.fleet import Fleet
 from llmgateway.fleet.health import Watch
 from llmgateway.http.client import Client
-from llmgateway.servers.models import model_entry
+from llmgateway.servers.models import Model, model_entry
 from llmgateway.web.routes import NO_STORE, PAGE, Page
 from llmgateway.web.status import Condition
 from llmgateway.web.visitors import Visitors
@@ -76,16 +76,16 @@ class Pages:
     async def models(self, wanted: str, caller: Caller, client: Client) -> None:
         """Answer with the models that a caller can use now, or with the one that is wanted."""
         await self._watch.settled()
-        entries = {
-            name: model_entry(model, owned_by=provider, created=self._started_at)
-            for name, (model, provider) in sorted(self._fleet.models_for(caller).items())
-        }
         if not wanted:
-            client.respond(200, orjson.dumps({"object": "list", "data": list(entries.values())}))
-        elif wanted in entries:
-            client.respond(200, orjson.dumps(entries[wanted]))
+            entries = [self._entry(*found) for _, found in sorted(self._fleet.models_for(caller).items())]
+            client.respond(200, orjson.dumps({"object": "list", "data": entries}))
+        elif (found := self._fleet.model_for(caller, wanted)) is not None:
+            client.respond(200, orjson.dumps(self._entry(*found)))
         else:
             raise no_provider(wanted)
+
+    def _entry(self, model: Model, provider: str) -> dict[str, object]:
+        return model_entry(model, owned_by=provider, created=self._started_at)
 
     async def _healthz(self, client: Client) -> None:
         client.respond(200, b'{"status":"ok"}')

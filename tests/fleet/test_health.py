@@ -77,10 +77,10 @@ class Turns:
     async def say(self, *scripts: Script) -> None:
         """Answer the next probes so, one script each, and wait until the gateway has made up its mind."""
         for script in scripts:
-            seen = len(self._provider.probes)
+            seen = len(self._provider.looks)
             self._next.put_nowait(script)
             # A provider's probes follow one another: once the next one comes, this one has been judged.
-            await eventually(lambda seen=seen: len(self._provider.probes) > seen)  # type: ignore[misc]
+            await eventually(lambda seen=seen: len(self._provider.looks) > seen)  # type: ignore[misc]
 
 
 # What one look tells.
@@ -154,7 +154,8 @@ async def test_what_a_provider_answers_to_a_probe_tells_its_state_and_why(
     else:
         assert (response.status, response.json["error"]["type"]) == (404, "no_provider")
     expected = [MODELS, "/models"] if "404" in reason else [MODELS]
-    assert [probe.target for probe in provider.probes] == expected, "one look, and no completion"
+    asked = [probe.target for probe in provider.probes if probe.target != "/api/version"]
+    assert asked == expected, "one look, and no completion"
 
 
 async def test_a_provider_that_refuses_is_offline_and_comes_back_by_itself(
@@ -176,7 +177,7 @@ async def test_a_probe_carries_the_providers_key_and_a_reason_never_shows_it(
     provider.on[MODELS] = error(500, "no such key: sk-of-the-rig")
     program = await program_for(provider)
     await program.says("provider is offline")
-    assert provider.probes[0].header("authorization") == "Bearer sk-of-the-rig"
+    assert provider.looks[0].header("authorization") == "Bearer sk-of-the-rig"
     assert "no such key" in program.err
     assert "sk-of-the-rig" not in program.err
 
@@ -214,7 +215,7 @@ async def test_it_takes_fall_failures_in_a_row_and_rise_successes(
 ) -> None:
     gateway = await gateway_for(provider, health={**QUICK, "fall": fall, "rise": rise, "timeout": "10s"})
     rig, turns = known(gateway), Turns(provider)
-    await eventually(lambda: len(provider.probes) > 1)
+    await eventually(lambda: len(provider.looks) > 1)
     # (A FIN at once would be taken for an old connection, and asked again.)
     failures = [error(500, "busy"), play(raw(b"HTTP/1.1 "), cut()), error(502, "bad")]
     await turns.say(*failures[: fall - 1], listing("m"), *failures[: fall - 1])
@@ -244,9 +245,9 @@ async def test_a_hung_provider_delays_nobody(provider_for: ProviderFor, script: 
     health = {**QUICK, "timeout": "1m"}
     async with Gateway(build(settings(hung, rig, health=health))) as gateway:
         await eventually(lambda: known(gateway).online)
-        await eventually(lambda: len(rig.probes) >= 5)
+        await eventually(lambda: len(rig.looks) >= 5)
         assert known(gateway, "hung").state is State.UNKNOWN
-        assert len(hung.probes) == 1 and not gateway.ready.is_set()
+        assert len(hung.looks) == 1 and not gateway.ready.is_set()
 
 
 async def test_a_call_for_a_provider_that_is_known_does_not_wait_for_a_hung_one(
@@ -293,7 +294,7 @@ async def test_an_error_of_real_traffic_leaves_its_health_alone(
     gateway = await gateway_for(provider, health=QUICK)
     for _ in range(5):
         assert (await ask(gateway.port)).status == 502
-    await eventually(lambda: len(provider.probes) >= 4)
+    await eventually(lambda: len(provider.looks) >= 4)
     assert known(gateway).online
 
 
@@ -309,14 +310,14 @@ async def test_one_odd_answer_to_a_probe_takes_nothing_away(
     provider: FakeProvider, gateway_for: GatewayFor, script: Script
 ) -> None:
     gateway = await gateway_for(provider, health={**QUICK, "fall": 2})
-    seen = len(provider.probes)
+    seen = len(provider.looks)
 
     async def once(exchange: Exchange) -> None:
         del provider.on[MODELS]
         await script(exchange)
 
     provider.on[MODELS] = once
-    await eventually(lambda: len(provider.probes) > seen + 2)
+    await eventually(lambda: len(provider.looks) > seen + 2)
     assert known(gateway).online
     provider.on[MODELS] = script
     await eventually(lambda: not known(gateway).online, saying="but `fall` of them do")
@@ -342,9 +343,9 @@ async def test_a_provider_that_streams_is_alive_whatever_a_probe_says(
     async with RawClient(gateway.port) as client:
         await client.send(chat(stream=True))
         response = await client.head()
-        seen = len(provider.probes)
+        seen = len(provider.looks)
         provider.on[MODELS] = script
-        while len(provider.probes) < seen + 6:
+        while len(provider.looks) < seen + 6:
             assert await client.piece(response)
             states.add(known(gateway).state)
         gate.set()
@@ -424,10 +425,10 @@ async def test_a_llama_cpp_that_refuses_its_props_and_its_endpoints_wants_anothe
 
 async def test_probes_and_calls_share_one_connection(provider: FakeProvider, gateway_for: GatewayFor) -> None:
     gateway = await gateway_for(provider, health=QUICK)
-    await eventually(lambda: len(provider.probes) >= 3)
+    await eventually(lambda: len(provider.looks) >= 3)
     for _ in range(3):
         assert (await ask(gateway.port, chat(stream=True))).status == 200
-    await eventually(lambda: len(provider.probes) >= 6)
+    await eventually(lambda: len(provider.looks) >= 6)
     # A call may have met a probe under way; never more than that.
     assert provider.accepted <= 2
 
@@ -487,14 +488,14 @@ async def test_a_provider_that_a_new_config_brings_is_looked_at_at_once_and_can_
         await watch.first_round.wait()
         take_over(fleet, watch, rig, box, health=SELDOM)
         settled = asyncio.create_task(watch.settled())
-        await eventually(lambda: box.probes)
+        await eventually(lambda: box.looks)
         assert not settled.done()
         assert watch.first_round.is_set(), "the gateway stays ready"
         gate.set()
         await settled
         assert fleet.providers["box"].online
         assert list(fleet.providers["box"].models) == ["n"]
-        assert len(rig.probes) == 1, "nothing is new about this one"
+        assert len(rig.looks) == 1, "nothing is new about this one"
 
 
 async def test_a_provider_that_is_gone_is_looked_at_no_more_and_nobody_waits_for_it(
@@ -505,7 +506,7 @@ async def test_a_provider_that_is_gone_is_looked_at_no_more_and_nobody_waits_for
     async with watching(rig, box, health=SELDOM) as (fleet, watch), asyncio.timeout(5):
         gone = fleet.providers["box"]
         settled = asyncio.create_task(watch.settled())
-        await eventually(lambda: box.probes and fleet.providers["rig"].online)
+        await eventually(lambda: box.looks and fleet.providers["rig"].online)
         take_over(fleet, watch, rig, health=SELDOM)
         await settled
         await eventually(lambda: not box.connections)
@@ -522,11 +523,11 @@ async def test_one_that_is_replaced_while_somebody_waits_for_it_is_waited_for_ag
     rig.on[MODELS] = play(wait(gate), listing("n"))
     async with watching(rig, health=SELDOM) as (fleet, watch), asyncio.timeout(5):
         settled = asyncio.create_task(watch.settled())
-        await eventually(lambda: rig.probes)
+        await eventually(lambda: rig.looks)
         rig.settings["headers"] = {"X-New": "1"}
         take_over(fleet, watch, rig, health=SELDOM)
-        await eventually(lambda: len(rig.probes) == 2)
-        assert rig.probes[1].header("x-new") == "1"
+        await eventually(lambda: len(rig.looks) == 2)
+        assert rig.looks[1].header("x-new") == "1"
         assert not settled.done()
         gate.set()
         await settled
@@ -558,7 +559,7 @@ async def test_a_provider_whose_models_are_configured_anew_is_asked_anew_at_once
         rig.settings = after
         take_over(fleet, watch, rig, health=SELDOM)
         await watch.settled()
-        assert len(rig.probes) == 2
+        assert len(rig.looks) == 2
         assert list(fleet.providers["rig"].models) == after.get("models", ["m"])
 
 
@@ -570,10 +571,10 @@ async def test_the_answer_to_a_look_with_old_settings_does_not_undo_the_new_ones
     rig.on[MODELS] = play(wait(gate), listing("a", "b"))
     rig.settings = {"models": ["a"]}
     async with watching(rig, health=SELDOM) as (fleet, watch), asyncio.timeout(5):
-        await eventually(lambda: len(rig.probes) == 1)
+        await eventually(lambda: len(rig.looks) == 1)
         rig.settings = {"models": ["b"]}
         take_over(fleet, watch, rig, health=SELDOM)
-        await eventually(lambda: len(rig.probes) == 2)
+        await eventually(lambda: len(rig.looks) == 2)
         gate.set()
         await watch.settled()
         assert list(fleet.providers["rig"].models) == ["b"]
@@ -583,7 +584,7 @@ async def test_a_shorter_interval_does_not_wait_for_the_end_of_a_longer_one(prov
     async with watching(provider, health=SELDOM) as (fleet, watch), asyncio.timeout(5):
         await watch.settled()
         take_over(fleet, watch, provider, health=QUICK)
-        await eventually(lambda: len(provider.probes) >= 3)
+        await eventually(lambda: len(provider.looks) >= 3)
 
 
 async def test_settings_that_make_no_difference_to_a_look_cause_none(provider: FakeProvider) -> None:
@@ -592,7 +593,7 @@ async def test_settings_that_make_no_difference_to_a_look_cause_none(provider: F
         provider.settings["slots"] = 2
         take_over(fleet, watch, provider, health=SELDOM)
         await watch.settled()
-        assert len(provider.probes) == 1
+        assert len(provider.looks) == 1
 
 
 # --- one clock ---------------------------------------------------------------------------------------
@@ -619,8 +620,8 @@ def test_a_refusal_lasts_by_the_same_clock_by_which_it_is_looked_at() -> None:
                 await eventually(lambda: known.online)
                 await client.send(chat())
                 assert (await client.response()).status == 502
-                probes = len(rig.probes)
-                await eventually(lambda: len(rig.probes) > probes + 2)
+                probes = len(rig.looks)
+                await eventually(lambda: len(rig.looks) > probes + 2)
                 assert known.state is State.MISCONFIGURED
 
     with asyncio.Runner(loop_factory=FromZero) as runner:

@@ -20,6 +20,7 @@ class Sample:
     listing: Mapping[str, Any]
     facts: Facts
     pages: Mapping[str, Any] = field(default_factory=dict)
+    proof: Any = None
     loading: tuple[int, Mapping[str, Any]] | None = None
 
 
@@ -55,6 +56,7 @@ OLLAMA: Final = Sample(
             {"id": "alice/llama3.2:3b", "object": "model", "created": 1_790_000_002, "owned_by": "alice"},
         ],
     },
+    proof={"version": "0.12.6"},
     pages={
         "/api/ps": {
             "models": [

@@ -21,7 +21,7 @@ from llmgateway.fleet.health import probe
 from llmgateway.fleet.upstream import Upstream
 from llmgateway.http.connection import DEFAULT_IDLE_S
 from llmgateway.servers import generic, known
-from llmgateway.servers.kind import Details, Facts, Kind, read_details
+from llmgateway.servers.kind import Details, Facts, Kind, proves, read_details
 from llmgateway.servers.known import KINDS, is_loading, who_wrote
 from llmgateway.servers.models import Listing, Model, read_listing
 from tests.servers.samples import SAMPLES, Sample
@@ -79,6 +79,33 @@ def test_a_listing_is_recognised_by_its_own_kind_and_no_other(kind: Kind) -> Non
 def test_a_listing_of_nobody_known_is_generic() -> None:
     assert who_wrote(Listing({})) is generic.KIND
     assert who_wrote(Listing({"m": Model("m")}, frozenset({"somebody"}))) is generic.KIND
+
+
+@every_kind
+def test_a_proof_is_shown_by_the_page_of_its_own_kind_and_by_nothing_else(kind: Kind) -> None:
+    assert (kind.proof is None) == (SAMPLES[kind.name].proof is None)
+    if kind.proof is None:
+        return
+    assert proves(kind.proof, json.dumps(SAMPLES[kind.name].proof).encode())
+    odd: list[Any] = [
+        None,
+        [],
+        "0.1",
+        {},
+        {"version": None},
+        {"version": 1},
+        {"version": "0.6", "deployment_id": "x"},
+    ]
+    for told in odd:
+        assert not proves(kind.proof, json.dumps(told).encode())
+    for words in (b"", b"<html>", b"Ollama is running"):
+        assert not proves(kind.proof, words)
+
+
+@every_kind
+def test_a_name_in_full_stays_as_it_is(kind: Kind) -> None:
+    for name in ("m", "m:latest", "hf.co/u/m", "host:5000/u/m", "", "m:"):
+        assert kind.full_name(kind.full_name(name)) == kind.full_name(name)
 
 
 # --- what its details tell ------------------------------------------------------------------------------

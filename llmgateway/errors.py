@@ -10,7 +10,7 @@ Two trees, and one border between them:
       ProviderErrored       it answered 5xx
       ProviderRedirected    it answered 3xx: the config has not its real address
       ProviderWarming       it is loading its model; worth waiting for
-      ProviderRefused       it answered 401 or 403: the gateway's own credentials are wrong
+      ProviderRefused       it answered 401 or 403: to the gateway's credentials, or to this request
 """
 
 from dataclasses import dataclass
@@ -70,14 +70,15 @@ class ProviderFailed(Exception):
     """One exchange with one provider did not bring an answer that can be passed on.
 
     `message` is for people, names the provider, and holds no credentials; `reason` is a word for logs and
-    metrics.
+    metrics; `brief` is what everybody may be shown: it quotes nothing that was said to somebody's request.
     """
 
     reason: ClassVar[str] = "failed"
 
-    def __init__(self, provider: str, trouble: str) -> None:
+    def __init__(self, provider: str, trouble: str, brief: str = "") -> None:
         self.provider = provider
         self.message = f"Provider '{provider}' {trouble}"
+        self.brief = brief or trouble.rstrip(".")
         super().__init__(self.message)
 
 
@@ -104,13 +105,9 @@ class ProviderBroke(ProviderFailed):
 
 
 class ProviderErrored(ProviderFailed):
-    """The provider answered 5xx; not `supported` means 501, which says nothing about its health."""
+    """The provider answered 5xx."""
 
     reason = "error_status"
-
-    def __init__(self, provider: str, trouble: str, *, supported: bool = True) -> None:
-        super().__init__(provider, trouble)
-        self.supported = supported
 
 
 class ProviderRedirected(ProviderFailed):
@@ -130,6 +127,6 @@ class ProviderWarming(ProviderFailed):
 
 
 class ProviderRefused(ProviderFailed):
-    """The provider does not accept the credentials that the gateway holds for it."""
+    """The provider answered 401 or 403; whether the gateway's credentials are to blame, a probe tells."""
 
     reason = "refused"

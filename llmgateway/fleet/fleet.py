@@ -12,19 +12,19 @@ time.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from llmgateway.access.keys import Caller
 from llmgateway.config.settings import Config, HealthConfig, ProviderConfig
 from llmgateway.errors import (
-    ProviderErrored,
+    ProviderBroke,
     ProviderFailed,
     ProviderRefused,
     ProviderTimedOut,
     ProviderUnreachable,
     ProviderWarming,
 )
-from llmgateway.fleet.breaker import Breaker
+from llmgateway.fleet.breaker import Breaker, Conduct
 from llmgateway.log import Events
 from llmgateway.servers import generic
 from llmgateway.servers.kind import Kind
@@ -63,11 +63,8 @@ class Sequel(NamedTuple):
     """Whether a look at the provider would tell more."""
     try_again: bool = False
     """Whether the same request may come back to it."""
-
-
-# A server may leave its model list open and ask for a key only when work is to be done; without this pause
-# the next good probe would send it the next request at once.
-REFUSAL_PAUSE_S: Final = 60.0
+    in_doubt: bool = False
+    """Whether it may as well be the fault of the request; another provider's answer to it tells."""
 
 
 @dataclass(eq=False)
@@ -82,7 +79,7 @@ class Provider:
     models: Mapping[str, Model] = field(default_factory=dict)
     in_flight: int = 0
     changed: Callable[[], None] = lambda: None
-    breaker: Breaker = field(default_factory=Breaker)
+    conduct: Conduct = field(default_factory=Conduct)
     capacity: int | None = None
     """How many requests it works on at once; None if nobody knows."""
     kind: Kind = generic.KIND
@@ -93,7 +90,6 @@ class Provider:
     """True once a newer config has no place for it: what it works on may end, and nothing new comes."""
     _told_slots: int | None = None
     _streak: int = 0  # probes in a row that spoke against the present state
-    _refused_until: float = 0.0
 
     def __post_init__(self) -> None:
         self._serve_what_is_configured()
@@ -163,8 +159,7 @@ class Provider:
         if probe.slots is not None:
             self._told_slots = probe.slots
             self.capacity = self.config.slots or probe.slots
-        refused = probe.state is State.ONLINE and now < self._refused_until
-        if not refused and self._believes(probe):
+        if self._believes(probe):
             self._become(probe.state, probe.reason)
         if before != self._standing:
             self.changed()
@@ -173,12 +168,6 @@ class Provider:
     def _standing(self) -> tuple[object, ...]:
         """What matters to those who wait."""
         return self.state, self.capacity, self.models, self.kind
-
-    def refuse_credentials(self, reason: str, *, now: float) -> None:
-        """Take a 401 or 403 of real traffic into account; good probes do not count for a minute."""
-        self._refused_until = now + REFUSAL_PAUSE_S
-        self._become(State.MISCONFIGURED, reason)
-        self.changed()
 
     def warm(self, reason: str) -> None:
         """Take a "Loading model" answer of real traffic into account."""
@@ -192,52 +181,60 @@ class Provider:
 
     # -- what real requests tell
 
-    def took(self, *, now: float) -> bool:
-        """Count a request that goes to it; tells whether that is the trial after a pause."""
+    def took(self, model: str, *, now: float) -> tuple[Breaker, ...]:
+        """Count a request that goes to it; gives the breakers whose trial after a pause that is."""
         self.in_flight += 1
-        return not self.breaker.spotless and self.breaker.started(now)
+        return () if self.conduct.spotless else self.conduct.started(model, now)
 
-    def gave_back(self, *, on_trial: bool = False) -> None:
-        """Count a request less; a trial that has told nothing by then frees the way for another."""
+    def gave_back(self) -> None:
+        """Count a request less."""
         self.in_flight -= 1
-        if on_trial:
-            self.breaker.abandoned()
 
-    def answered(self) -> None:
+    def answered(self, model: str) -> None:
         """Note that it has begun to answer a request."""
-        if not self.breaker.spotless:
-            self.breaker.answered()
+        if not self.conduct.spotless:
+            self.conduct.answered(model)
 
-    def fared_well(self) -> None:
+    def fared_well(self, model: str) -> None:
         """Take a whole answer into account."""
-        if not self.breaker.spotless:
-            self.breaker.succeeded()
+        if not self.conduct.spotless:
+            self.conduct.succeeded(model)
 
     def fared(self, failure: ProviderFailed, *, now: float) -> Sequel:
-        """Take the failure of a real request into account; tells what is to follow from it."""
+        """Take the failure of a real request into account; tells what is to follow from it.
+
+        What is in doubt counts only once it is `blamed`.
+        """
         unreachable = isinstance(failure, ProviderUnreachable) or (
             isinstance(failure, ProviderTimedOut) and failure.wait == "connect"
         )
         match failure:
-            case ProviderRefused():
-                self.refuse_credentials("it refuses the gateway's credentials", now=now)
             case ProviderWarming():
                 self.warm("it is loading its model")
                 return Sequel(probe=True, try_again=True)
-            case ProviderErrored(supported=False):
-                pass
             case _ if unreachable and self.config.wake is not None:
                 self.fell_asleep(failure.message)
                 return Sequel(probe=True, try_again=True)
+            case _ if unreachable:
+                self.fared_badly(None, failure.brief, now=now)
+                return Sequel(probe=True)
             case _:
-                self.fared_badly(now=now)
-        return Sequel(probe=unreachable)
+                return Sequel(probe=isinstance(failure, ProviderRefused), in_doubt=True)
 
-    def fared_badly(self, *, now: float) -> None:
-        """Take a failure into account that is the provider's own."""
-        if self.breaker.failed(now):
-            pause_s = self.breaker.open_until - now
-            events.warning("provider is taken out for a while", provider=self.name, pause_s=pause_s)
+    def blamed(self, failure: ProviderFailed, model: str, *, now: float) -> None:
+        """Learn that a failure was not the fault of the request."""
+        its_machine = isinstance(failure, ProviderBroke)
+        self.fared_badly(None if its_machine else model, failure.brief, now=now)
+
+    def fared_badly(self, model: str | None, why: str = "", *, now: float) -> None:
+        """Take a failure into account that is the fault of a model, or with None of the machine."""
+        breaker = self.conduct.failed(model, now, why)
+        if breaker is not None:
+            more = {} if model is None else {"model": model}
+            pause_s = breaker.pause_s
+            events.warning(
+                "provider is taken out for a while", provider=self.name, **more, pause_s=pause_s, why=why
+            )
 
     def _believes(self, probe: Probe) -> bool:
         """Decide whether this sighting, with those before it, is enough to change the state."""

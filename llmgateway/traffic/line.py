@@ -14,7 +14,8 @@ from typing import Final, Protocol
 import msgspec
 
 from llmgateway.access.keys import Caller
-from llmgateway.errors import OVERLOADED, GatewayError
+from llmgateway.errors import OVERLOADED, GatewayError, ProviderFailed
+from llmgateway.fleet.breaker import Breaker
 from llmgateway.fleet.fleet import Provider
 from llmgateway.traffic.affinity import Thread
 from llmgateway.traffic.fairness import FairShare, Standing
@@ -54,6 +55,14 @@ class Desk(Protocol):
         """Let an order take part no longer."""
 
 
+class Doubt(msgspec.Struct, frozen=True):
+    """A failure that may as well be the fault of the request. `trials` wait for what comes of it."""
+
+    provider: Provider
+    failure: ProviderFailed
+    trials: tuple[Breaker, ...]
+
+
 class Order(msgspec.Struct, eq=False):
     """One request's wish to be served. `estimate` is in virtual tokens (see fairness)."""
 
@@ -71,7 +80,8 @@ class Order(msgspec.Struct, eq=False):
     charged: float = 0.0
     arrival: int = 0
     overtaken: int = 0
-    on_trial: bool = False
+    trials: tuple[Breaker, ...] = ()
+    doubts: tuple[Doubt, ...] = ()
     granted: asyncio.Future[Placement] | None = None
 
     def __enter__(self) -> "Order":

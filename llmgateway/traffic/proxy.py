@@ -45,10 +45,12 @@ from llmgateway.traffic.slots import Slots
 
 events = Events("proxy")
 
-_TRY_ELSEWHERE: Final = (404, 429)
-_REFUSED: Final = (401, 403)
-_NO_ANSWER: Final = 300  # from here on a status says that no model has worked
 _UNSUPPORTED: Final = 501  # says nothing bad about the provider's health
+_TRY_ELSEWHERE: Final = (404, 429, _UNSUPPORTED)
+_UNAUTHORIZED: Final = 401
+_REFUSED: Final = (_UNAUTHORIZED, 403)
+_CREDENTIALS: Final = frozenset({"authorization", "x-api-key", "api-key"})
+_NO_ANSWER: Final = 300  # from here on a status says that no model has worked
 _QUOTED_BYTES: Final = 64 * 1024
 _QUOTED_S: Final = 2.0
 _HELD_BYTES: Final = 1 << 20
@@ -58,7 +60,7 @@ _SILENT: Final = nullcontext()
 
 
 class Held(msgspec.Struct, frozen=True):
-    """A whole 404 or 429, kept while other candidates are asked."""
+    """A whole 404, 429 or 501, kept while other candidates are asked."""
 
     provider: Provider
     status: int
@@ -187,41 +189,47 @@ class Proxy:
                 if status >= _NO_ANSWER:
                     self._take_nothing_for(story)
                     await self._check(provider, exchange, call)
+                elif order.doubts:
+                    self._slots.blame(order)
                 self._slots.answered(order, provider)
                 if status in _TRY_ELSEWHERE and await self._holds(provider, exchange, story):
                     self._give_up_on(provider, f"status_{status}", story)
                     return False
                 await self._relay(provider, exchange, story)
         except ProviderFailed as failure:
-            self._learn(provider, failure, order)
+            self._learn(provider, failure, story)
             if client.answered:
                 raise GatewayError(UPSTREAM_ERROR, failure.message) from failure
             self._give_up_on(provider, failure.reason, story)
             story.failures.append(failure)
             return False
-        provider.fared_well()
+        provider.fared_well(call.model)
         return True
 
     async def _check(self, provider: Provider, exchange: Exchange, call: Call) -> None:
         """Raise ProviderFailed for an answer that is not for the client."""
-        if is_redirect(exchange.status, exchange.head):
+        status = exchange.status
+        if is_redirect(status, exchange.head):
             raise self._upstream.redirected(provider, call.outgoing, exchange)
-        if exchange.status in _REFUSED:
-            trouble = f"refused the gateway's credentials ({exchange.status}); its api_key needs a look."
-            raise ProviderRefused(provider.name, trouble)
-        if exchange.status < 500:
+        if status == _UNSUPPORTED or (status < 500 and status not in _REFUSED):
             return
         body, _ = await exchange.read(_QUOTED_BYTES, _QUOTED_S)
         body = _readable(exchange.head, body)
         said = quote(body, provider.secrets)
-        trouble = f"answered {exchange.status}{': ' if said else '.'}{said}"
-        if is_loading(provider.kind, exchange.status, body):
+        brief = f"answered {status}"
+        trouble = f"{brief}{': ' if said else '.'}{said}"
+        if status in _REFUSED:
+            trouble = trouble.rstrip(". ") + _about_the_key(provider, status)
+            raise ProviderRefused(provider.name, trouble, brief)
+        if is_loading(provider.kind, status, body):
             raise ProviderWarming(provider.name, trouble)
-        raise ProviderErrored(provider.name, trouble, supported=exchange.status != _UNSUPPORTED)
+        raise ProviderErrored(provider.name, trouble, brief)
 
     async def _holds(self, provider: Provider, exchange: Exchange, story: Story) -> bool:
         """Keep an answer back if another candidate may have a better one, and if it is small."""
-        order = story.order
+        order, held = story.order, story.held
+        if held is not None and exchange.status == _UNSUPPORTED != held.status:
+            return True  # a 404 or 429 says more
         if not self._slots.hopeful(order):
             return False
         body, whole = await exchange.read(_HELD_BYTES, _QUOTED_S)
@@ -264,16 +272,21 @@ class Proxy:
         self._take_nothing_for(story)
         self._metrics.failed_over(provider.name, reason)
 
-    def _learn(self, provider: Provider, failure: ProviderFailed, order: Order) -> None:
+    def _learn(self, provider: Provider, failure: ProviderFailed, story: Story) -> None:
         """Draw what a failure of real traffic says about the provider."""
         events.warning(
             "exchange failed", provider=provider.name, reason=failure.reason, trouble=failure.message
         )
-        sequel = provider.fared(failure, now=self._now())
+        now, order = self._now(), story.order
+        sequel = provider.fared(failure, now=now)
         if sequel.probe:
             self._watch.look_now(provider)
         if sequel.try_again:
             self._slots.allow_again(order, provider)
+        if sequel.in_doubt and story.client.answered:
+            provider.blamed(failure, order.model, now=now)  # it began to answer, and nobody else is asked
+        elif sequel.in_doubt:
+            self._slots.doubt(order, provider, failure)
 
     def _conclude(self, story: Story) -> None:
         """Give the client the best of what the candidates said. Raises GatewayError if that is not much."""
@@ -341,6 +354,16 @@ def _readable(head: AnswerHead, body: bytes) -> bytes:
         return zlib.decompressobj(_GZIP_OR_ZLIB).decompress(body, _QUOTED_BYTES)
     except zlib.error:
         return b""
+
+
+def _about_the_key(provider: Provider, status: int) -> str:
+    """Tell who looks into a 401 whether the gateway sent a key; a 403 mostly is about the request."""
+    if status != _UNAUTHORIZED:
+        return "."
+    config = provider.config
+    if config.api_key is None and _CREDENTIALS.isdisjoint(name.lower() for name in config.headers):
+        return "; the config has no api_key for it."
+    return "; it was sent the credentials that the config has for it."
 
 
 def _none_left(model: str, failures: Sequence[ProviderFailed]) -> GatewayError:

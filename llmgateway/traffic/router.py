@@ -45,7 +45,7 @@ def candidates(
         found = [p for p in found if p.name not in tried]
     if len(found) < 2:
         return found
-    return [p for p in found if p.breaker.lets_through(now)] or found
+    return [p for p in found if p.conduct.spotless or p.conduct.lets_through(model, now)] or found
 
 
 def prospects(fleet: Fleet, caller: Caller, model: str, tried: Collection[str] = ()) -> list[Provider]:

@@ -11,17 +11,19 @@ the waiter itself, in `wait`, on its way out.
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import Final
 
 from llmgateway.access.keys import Caller
 from llmgateway.api.usage import Tokens
 from llmgateway.config.settings import Config, QueueConfig
+from llmgateway.errors import ProviderFailed
+from llmgateway.fleet.breaker import Breaker
 from llmgateway.fleet.fleet import Fleet, Provider
 from llmgateway.traffic.affinity import Affinity, Thread
 from llmgateway.traffic.fairness import FairShare, cost
-from llmgateway.traffic.line import Line, NoCandidate, Order, was_granted
+from llmgateway.traffic.line import Doubt, Line, NoCandidate, Order, was_granted
 from llmgateway.traffic.router import Placement, candidates, place, prospects
 
 _LOOK_S: Final = 1.0
@@ -78,6 +80,8 @@ class Slots:
 
     def leave(self, order: Order) -> None:
         """Let an order take part no longer."""
+        if order.doubts:
+            self._settle(order)
         if order.expected:
             self._charge(order, order.charged + order.expected)
         self._fair.leave(order.standing)
@@ -92,9 +96,29 @@ class Slots:
 
     def answered(self, order: Order, provider: Provider) -> None:
         """Learn that a provider has begun to answer an order."""
-        provider.answered()
+        provider.answered(order.model)
         if order.thread.system is not None:
             self._affinity.computed(order.thread, provider.name, now=self._now())
+
+    def doubt(self, order: Order, provider: Provider, failure: ProviderFailed) -> None:
+        """Learn of a failure that may be the fault of the order's request: whether it is, others will tell.
+
+        What every candidate fails at is nobody's fault but the request's.
+        """
+        order.doubts += (Doubt(provider, failure, order.trials),)
+        order.trials = ()
+
+    def blame(self, order: Order) -> None:
+        """Learn that a provider can serve the order: those who could not have failed by themselves."""
+        now = self._now()
+        for doubt in order.doubts:
+            doubt.provider.blamed(doubt.failure, order.model, now=now)
+        self._settle(order)
+
+    def _settle(self, order: Order) -> None:
+        for doubt in order.doubts:
+            _abandon(doubt.trials)
+        order.doubts = ()
 
     def hopeful(self, order: Order) -> bool:
         """Tell whether somebody serves this order, or is about to."""
@@ -119,10 +143,12 @@ class Slots:
     def give_back(self, order: Order, provider: Provider) -> None:
         """Give the slot of an order back; the next waiter gets it at once.
 
-        A trial that has told nothing by now frees the way for another.
+        A trial that has told nothing by now, and leaves no doubt, frees the way for another.
         """
-        provider.gave_back(on_trial=order.on_trial)
-        order.on_trial = False
+        provider.gave_back()
+        if order.trials:
+            _abandon(order.trials)
+            order.trials = ()
         if self.line.orders:
             self._dispatch()
 
@@ -237,7 +263,7 @@ class Slots:
 
     def _grant(self, order: Order, placement: Placement, now: float) -> None:
         provider = placement.provider
-        order.on_trial = provider.took(now=now)
+        order.trials = provider.took(order.model, now=now)
         order.affinity = placement.affinity
         self.affinity_results[placement.affinity] += 1
         if order.thread.links:
@@ -253,3 +279,8 @@ class Slots:
             order.standing, tokens - order.charged, order.caller.weight, expected=order.expected
         )
         order.charged, order.expected = tokens, 0.0
+
+
+def _abandon(trials: Iterable[Breaker]) -> None:
+    for breaker in trials:
+        breaker.abandoned()

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 
-from llmgateway.fleet.fleet import Fleet, State
+from llmgateway.fleet.appearance import STATES, shown_state, taken_out
+from llmgateway.fleet.fleet import Fleet
 from llmgateway.traffic.slots import Slots
 from llmgateway.web.status import Condition
 
@@ -33,13 +34,21 @@ def _of_providers(fleet: Fleet) -> Iterator[Metric]:
     state = GaugeMetricFamily(
         "gateway_provider_state", "1 for the state a provider is in.", labels=["provider", "state"]
     )
+    out = GaugeMetricFamily(
+        "gateway_taken_out",
+        "1 while a provider is not trusted with a model, or with any (no name), as it fails requests.",
+        labels=["provider", "model", "reason"],
+    )
     for provider in fleet.providers.values():
         in_flight.add_metric([provider.name], provider.in_flight)
         if provider.capacity is not None:
             capacity.add_metric([provider.name], provider.capacity)
-        for each in State:
-            state.add_metric([provider.name, each.value], each is provider.state)
-    yield from (in_flight, capacity, state)
+        shown = shown_state(provider)
+        for each in STATES:
+            state.add_metric([provider.name, each], each == shown)
+        for model, breaker in taken_out(provider).items():
+            out.add_metric([provider.name, model, breaker.why], 1)
+    yield from (in_flight, capacity, state, out)
 
 
 def _queue_depth(fleet: Fleet, slots: Slots) -> Metric:

@@ -17,6 +17,7 @@ from llmgateway.access.limits import Limits, LimitState
 from llmgateway.books.entry import Entry
 from llmgateway.books.ledger import Ledger
 from llmgateway.books.totals import Totals
+from llmgateway.fleet.appearance import shown_reason, shown_state
 from llmgateway.fleet.fleet import Fleet, Provider
 from llmgateway.fleet.health import Watch
 from llmgateway.traffic.slots import Slots
@@ -115,8 +116,8 @@ class Status:
     ) -> dict[str, Any]:
         return {
             "name": provider.name,
-            "state": provider.state.value,
-            "reason": provider.reason,
+            "state": shown_state(provider),
+            "reason": shown_reason(provider, now),
             "owner": provider.config.owner,
             "models": [
                 {"id": model.id, "loaded": model.loaded, "context_length": model.context_length}

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from llmgateway.books.metrics import Metrics
 from llmgateway.config.load import build
+from llmgateway.fleet.breaker import FAILURES_IN_A_ROW
 from tests.conftest import GatewayFor, ProviderFor
 from tests.crowd import BOB, QUICK, Turns, ask, ask_for, crowd, waiting
 from tests.fake_provider import FakeProvider
@@ -38,6 +39,7 @@ PROMISED: dict[str, tuple[str, tuple[str, ...]]] = {  # type and labels
     "gateway_slots": ("gauge", ("provider",)),
     "gateway_queue_depth": ("gauge", ("model",)),
     "gateway_provider_state": ("gauge", ("provider", "state")),
+    "gateway_taken_out": ("gauge", ("provider", "model", "reason")),
     "gateway_failovers_total": ("counter", ("provider", "reason")),
     "gateway_affinity_total": ("counter", ("result",)),
     "gateway_client_disconnects_total": ("counter", ()),
@@ -51,7 +53,7 @@ PROMISED: dict[str, tuple[str, tuple[str, ...]]] = {  # type and labels
     "python_info": ("gauge", ("version", "implementation", "major", "minor", "patchlevel")),
     "python_gc_collections_total": ("counter", ("generation",)),
 }
-STATES = {"unknown", "online", "warming", "offline", "misconfigured"}
+STATES = {"unknown", "online", "warming", "offline", "misconfigured", "taken_out"}
 FAMILY = {"alice": {"keys": [KEY], "route": "prefer_own"}, "bob": {"keys": [BOB]}}
 
 
@@ -116,6 +118,8 @@ async def test_all_promised_metrics_are_there_with_their_types_and_labels_and_no
     gateway.metrics.reloaded(good=True)
     await ask(gateway.port)
     await ask(gateway.port, chat(stream=True))
+    for _ in range(FAILURES_IN_A_ROW):
+        gateway.fleet.providers["rig"].fared_badly("m", "answered 500", now=asyncio.get_running_loop().time())
     seen = await counted(gateway.port, 2)
     for name, (type_, labels) in PROMISED.items():
         family = seen.families[name]

@@ -9,7 +9,7 @@ import pytest
 from llmgateway.access.keys import Caller, KeyRing
 from llmgateway.config.load import build
 from llmgateway.config.settings import Config
-from llmgateway.fleet.fleet import REFUSAL_PAUSE_S, Fleet, Probe, Provider, State
+from llmgateway.fleet.fleet import Fleet, Probe, Provider, State
 from llmgateway.servers import generic, ollama
 from llmgateway.servers.models import Model
 
@@ -248,33 +248,6 @@ def test_the_models_stay_through_a_blip_and_change_with_the_next_list() -> None:
     assert not provider.models
 
 
-def test_a_refusal_of_the_key_by_real_traffic_counts_at_once_and_for_a_minute() -> None:
-    provider = single()
-    states(provider, "+")
-    provider.refuse_credentials("it refuses the gateway's credentials", now=100)
-    assert (provider.state, provider.reason) == (
-        State.MISCONFIGURED,
-        "it refuses the gateway's credentials",
-    )
-    assert states(provider, "+++", now=100 + REFUSAL_PAUSE_S - 0.001) == "!!!"
-    assert provider.reason == "it refuses the gateway's credentials"
-    assert states(provider, "+", now=100 + REFUSAL_PAUSE_S) == "+"
-
-
-def test_bad_news_counts_during_the_pause_after_a_refusal() -> None:
-    provider = single()
-    provider.refuse_credentials("it refuses", now=100)
-    assert states(provider, "-+", now=101) == "--"
-    assert states(provider, "+", now=161) == "+"
-
-
-def test_models_are_learnt_during_the_pause_after_a_refusal() -> None:
-    provider = single()
-    provider.refuse_credentials("it refuses", now=0)
-    states(provider, "+", now=1)
-    assert set(provider.models) == {"m"}
-
-
 def test_a_model_that_is_being_loaded_makes_a_provider_warming_until_the_next_good_probe() -> None:
     provider = single(rise=3)
     states(provider, "+")
@@ -337,8 +310,7 @@ def test_who_listens_hears_of_every_change_that_could_matter_to_a_waiter_and_of_
     ):
         provider.observe(probe, now=0)
     provider.warm("it is loading its model")
-    provider.refuse_credentials("it refuses", now=0)
-    assert heard == ["+ None 1", "+ 2 1", "+ 2 2", "- 2 2", "w 2 2", "! 2 2"]
+    assert heard == ["+ None 1", "+ 2 1", "+ 2 2", "- 2 2", "w 2 2"]
 
 
 # --- another config ----------------------------------------------------------------------------------
@@ -356,7 +328,7 @@ def met(provider: Provider) -> Provider:
     """A provider of which much is known."""
     provider.observe(Probe(State.ONLINE, "", {"m": Model("m", context_length=4096)}, 3), now=0)
     for _ in range(5):
-        provider.fared_badly(now=0)
+        provider.fared_badly(None, now=0)
     provider.in_flight = 2
     return provider
 
@@ -382,7 +354,7 @@ def test_a_provider_that_is_reached_as_before_keeps_what_is_known_of_it(settings
     assert them.providers["rig"] is rig
     assert (rig.state, list(rig.models), rig.in_flight) == (State.ONLINE, ["m"], 2)
     assert rig.capacity == (config.providers["rig"].slots or 3)
-    assert not rig.breaker.lets_through(1)
+    assert not rig.conduct.machine.lets_through(1)
     assert (rig.config, rig.gone) == (config.providers["rig"], False)
 
 
@@ -396,7 +368,7 @@ def test_a_provider_that_is_reached_in_another_way_is_another_one(settings: dict
     new = them.providers["rig"]
     assert new is not old
     assert (new.state, dict(new.models), new.capacity, new.in_flight) == (State.UNKNOWN, {}, None, 0)
-    assert new.breaker.lets_through(0)
+    assert new.conduct.machine.lets_through(0)
     assert (old.gone, new.gone, old.in_flight) == (True, False, 2)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from random import Random
@@ -594,35 +593,3 @@ async def test_settings_that_make_no_difference_to_a_look_cause_none(provider: F
         take_over(fleet, watch, provider, health=SELDOM)
         await watch.settled()
         assert len(provider.looks) == 1
-
-
-# --- one clock ---------------------------------------------------------------------------------------
-
-
-class FromZero(asyncio.SelectorEventLoop):
-    """A loop whose clock began with it, and not with the machine's."""
-
-    def __init__(self) -> None:
-        self._began = time.monotonic() - 1.0
-        super().__init__()
-
-    def time(self) -> float:
-        return super().time() - self._began
-
-
-def test_a_refusal_lasts_by_the_same_clock_by_which_it_is_looked_at() -> None:
-    async def story() -> None:
-        async with FakeProvider() as rig:
-            rig.script = error(401)
-            config = build(settings(rig, health={"interval": "100ms", "timeout": "1s"}))
-            async with Gateway(config) as gateway, RawClient(gateway.port) as client:
-                known = gateway.fleet.providers["rig"]
-                await eventually(lambda: known.online)
-                await client.send(chat())
-                assert (await client.response()).status == 502
-                probes = len(rig.looks)
-                await eventually(lambda: len(rig.looks) > probes + 2)
-                assert known.state is State.MISCONFIGURED
-
-    with asyncio.Runner(loop_factory=FromZero) as runner:
-        runner.run(story())

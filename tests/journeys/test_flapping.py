@@ -41,12 +41,12 @@ async def take_out(gateway: Gateway, rig: FakeProvider) -> None:
 
 def pause_s(gateway: Gateway) -> float:
     """For how long `rig` will still be left out."""
-    return gateway.fleet.providers["rig"].breaker.open_until - asyncio.get_running_loop().time()
+    return gateway.fleet.providers["rig"].conduct.models["m"].open_until - asyncio.get_running_loop().time()
 
 
 def end_pause(gateway: Gateway) -> None:
     """Let the time of the pause have passed."""
-    gateway.fleet.providers["rig"].breaker.open_until = asyncio.get_running_loop().time()
+    gateway.fleet.providers["rig"].conduct.models["m"].open_until = asyncio.get_running_loop().time()
 
 
 # Out.

@@ -333,8 +333,8 @@ async def test_a_date_is_added_only_where_there_is_none(
     assert response.header("date") not in (None, theirs)
 
 
-@pytest.mark.parametrize("status", [200, 203, 206, 400, 402, 404, 409, 418, 422, 429, 499])
-async def test_every_answer_below_500_but_a_refusal_of_credentials_and_a_redirect_passes_unchanged(
+@pytest.mark.parametrize("status", [200, 203, 206, 400, 402, 404, 409, 418, 422, 429, 499, 501])
+async def test_every_answer_below_500_or_of_501_but_a_refusal_and_a_redirect_passes_unchanged(
     provider: FakeProvider, gateway_for: GatewayFor, status: int
 ) -> None:
     body = b'{"error": "theirs"}'
@@ -346,7 +346,7 @@ async def test_every_answer_below_500_but_a_refusal_of_credentials_and_a_redirec
     assert len(provider.calls) == 1
 
 
-@pytest.mark.parametrize("status", [401, 403, 500, 501, 503, 599])
+@pytest.mark.parametrize("status", [401, 403, 500, 502, 503, 599])
 async def test_the_others_are_502(provider: FakeProvider, gateway_for: GatewayFor, status: int) -> None:
     response = await through(gateway_for, provider, answer(status, {}))
     assert str(status) in refusal(response, 502, "upstream_error")

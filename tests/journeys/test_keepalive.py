@@ -219,7 +219,7 @@ BAD_ENDS: dict[str, tuple[Script, str]] = {  # what comes after a keepalive; wha
         "400: context too long",
     ),
     "a 500 in gzip": (answer(500, gzip.compress(b'{"error": "out of memory"}'), GZIP), "500: out of memory"),
-    "a 401": (error(401), "credentials"),
+    "a 401": (error(401, "who are you"), "401: who are you"),
     "a 500 in something unknown": (answer(500, b"\xff\x00", {"Content-Encoding": "br"}), "500"),
     "a 500 that is no gzip": (answer(500, b"\xff\x00", GZIP), "500"),
     "a redirect": (answer(307, b"", {"Location": "/"}), "307"),

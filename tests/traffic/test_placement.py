@@ -240,7 +240,7 @@ def test_one_that_keeps_failing_is_no_candidate_unless_it_is_the_last() -> None:
     them = fleet(a={}, b={})
     for name in "ab":
         for _ in range(FAILURES_IN_A_ROW):
-            them.providers[name].fared_badly(now=0)
+            them.providers[name].fared_badly(None, now=0)
         left = [provider.name for provider in candidates(them, BOB, "m", now=0)]
         assert left == (["b"] if name == "a" else ["a", "b"])
     assert len(candidates(them, BOB, "m", now=FIRST_PAUSE_S)) == 2

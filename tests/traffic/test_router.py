@@ -190,7 +190,7 @@ def test_worth_waiting_for_is_who_warms_up_or_sleeps_and_can_be_woken() -> None:
 def test_one_that_keeps_failing_is_left_out_for_a_while_unless_there_is_no_other() -> None:
     them = fleet({}, {})
     for _ in range(FAILURES_IN_A_ROW):
-        them.providers["p1"].fared_badly(now=0)
+        them.providers["p1"].fared_badly(None, now=0)
     assert names(candidates(them, BOB, "m", now=FIRST_PAUSE_S / 2)) == "p2"
     assert names(candidates(them, BOB, "m", {"p2"}, now=FIRST_PAUSE_S / 2)) == "p1"
     assert names(candidates(them, BOB, "m", now=FIRST_PAUSE_S)) == "p1 p2"

@@ -229,7 +229,7 @@ def test_the_end_of_a_pause_is_noticed_though_it_tells_nobody() -> None:
     async def story() -> None:
         house = House(a={"slots": 1}, b={"slots": 1})
         for _ in range(FAILURES_IN_A_ROW):
-            house["b"].fared_badly(now=now())
+            house["b"].fared_badly(None, now=now())
         running = house.start("ann", seconds=1_000)
         await steps()
         assert await house.ask("ann") == "b"
@@ -246,7 +246,7 @@ def test_who_comes_just_when_a_pause_ends_does_not_overtake() -> None:
         house = House(a={"slots": 1}, b={"slots": 1})
         await asyncio.sleep(0.5)
         for _ in range(FAILURES_IN_A_ROW):
-            house["b"].fared_badly(now=now())
+            house["b"].fared_badly(None, now=now())
         running = house.start("ann", seconds=100)
         await asyncio.sleep(0.2)
         waiting = house.start("ann", name="older", seconds=5)
@@ -283,7 +283,7 @@ def test_a_trial_that_was_granted_to_one_who_has_just_been_cancelled_is_given_to
         running = house.start("ann", seconds=1_000, tried="b")
         await asyncio.sleep(0.5)
         for _ in range(FAILURES_IN_A_ROW):
-            house["b"].fared_badly(now=now())
+            house["b"].fared_badly(None, now=now())
         await asyncio.sleep(0.2)
         leaver = house.start("ann", name="leaver")
         await asyncio.sleep(FIRST_PAUSE_S - 0.1)  # the queue is looked at every second, so not just now

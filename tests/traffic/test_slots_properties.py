@@ -139,15 +139,15 @@ class Story:
 
     async def _be_served(self, request: Request, provider: Provider) -> None:
         if await request.end:
-            provider.breaker.answered()
+            provider.answered(request.order.model)
             self.slots.correct(request.order, Tokens(5, 5, estimated=False))
-            provider.breaker.succeeded()
+            provider.fared_well(request.order.model)
             request.outcome = "served"
             return
         request.order.tried.add(provider.name)
         request.end = asyncio.get_running_loop().create_future()
         for _ in range(5 if self.failures else 0):
-            provider.fared_badly(now=now())
+            provider.fared_badly(None, now=now())
 
     def end(self, which: int, how: int) -> None:
         """Let a running request finish, or fail over."""

@@ -18,6 +18,7 @@ export const PROVIDER_STATES = {
   online: ["Online", "ok"],
   warming: ["Warming up", "busy"],
   offline: ["Offline", "bad"],
+  taken_out: ["Taken out", "bad"],
   misconfigured: ["Misconfigured", "warn"],
   unknown: ["Not checked yet", "idle"],
 };

@@ -1,0 +1,47 @@
+"""What people are shown of a provider: its state, and what is taken out though its probes succeed.
+
+Pure: time is an argument. A machine that is not trusted with requests, or with none of its models, is not
+shown as online, whatever probes say. The words quote nothing that was said to somebody's request.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from llmgateway.fleet.breaker import Breaker
+from llmgateway.fleet.fleet import Provider, State
+
+TAKEN_OUT: Final = "taken_out"
+STATES: Final = (*(state.value for state in State), TAKEN_OUT)
+"""Every state that a provider is shown in."""
+
+
+def taken_out(provider: Provider) -> Mapping[str, Breaker]:
+    """Give what is taken out of an online provider: models by their names, or "" for the whole machine."""
+    conduct = provider.conduct
+    if conduct.spotless or not provider.online:
+        return {}
+    if conduct.machine.out:
+        return {"": conduct.machine}
+    found = ((provider.find(model), breaker) for model, breaker in conduct.models.items() if breaker.out)
+    return {model.id: breaker for model, breaker in found if model is not None}
+
+
+def shown_state(provider: Provider) -> str:
+    """Name the state that it is shown in."""
+    out = taken_out(provider)
+    nothing_left = "" in out or (bool(out) and len(out) == len(provider.models))
+    return TAKEN_OUT if nothing_left else provider.state.value
+
+
+def shown_reason(provider: Provider, now: float) -> str:
+    """Say why it is in that state, and which models are taken out; `now` is on the loop's clock."""
+    words = [_words(model, breaker, now) for model, breaker in taken_out(provider).items()]
+    return "; ".join(filter(None, [provider.reason, *words]))
+
+
+def _words(model: str, breaker: Breaker, now: float) -> str:
+    what = f"model '{model}' is taken out" if model else "taken out"
+    resting = now < breaker.open_until
+    length = f"for {breaker.pause_s:g} s" if resting else "until a request to it succeeds"
+    last = f"; the last one: {breaker.why}" if breaker.why else ""
+    return f"{what} {length}, as requests failed again and again{last}"

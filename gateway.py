@@ -4,6 +4,7 @@ import os
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 try:
     from llmgateway.cli import commands
@@ -67,7 +68,9 @@ def _run_with_config(path: Path, host: str | None, port: int | None) -> int:
     loaded = commands.read_config(path, os.environ)
     if loaded is None:
         return 1
-    given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    given: dict[str, Any] = {} if host is None and port is None else {"listen": None}
+    given |= {} if host is None else {"host": (host,)}
+    given |= {} if port is None else {"port": port}
     file = serve.ConfigFile(path, loaded, given)
     return serve.run(serve.serve(file.config, file=file))
 

@@ -1,15 +1,18 @@
 """One event per line: constant text, varying fields, and the id of the request it belongs to.
 
 Never a key, a prompt or an answer. Values are escaped, so that nothing a client or provider sends can forge a
-line.
+line. Who does not read the log holds nobody up: lines are dropped, counted, and told of later.
 """
 
 import json
 import logging
 import os
 import re
+import select
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from functools import lru_cache
@@ -17,6 +20,8 @@ from typing import Any, Final, Literal, TextIO
 
 request_id: Final[ContextVar[str]] = ContextVar("request_id", default="")
 
+MOST_WAITING_BYTES: Final = 256 * 1024
+LAST_WORDS_S: Final = 1.0
 _ROOT: Final = "llmgateway"
 _BARE: Final = re.compile(r"[A-Za-z0-9_./:-]+")  # most values; the rest is looked at more closely
 _MARKS: Final = frozenset(' "=')
@@ -70,12 +75,103 @@ def configure(*, level: str, form: Literal["text", "json"], stream: TextIO | Non
     """
     # No line of ours names them (https://docs.python.org/3/howto/logging.html#optimization).
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    stream = stream or sys.stderr
-    handler = logging.StreamHandler(stream)
-    coloured = stream.isatty() and not os.environ.get("NO_COLOR")
+    coloured = (stream or sys.stderr).isatty() and not os.environ.get("NO_COLOR")
+    handler = (
+        logging.StreamHandler(stream) if stream is not None else _outlet() or Outlet(sys.stderr.fileno())
+    )
     handler.setFormatter(JsonLines() if form == "json" else TextLines(coloured=coloured))
-    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    root = logging.getLogger()
+    if handler not in root.handlers:
+        logging.basicConfig(handlers=[handler], force=True)
+    root.setLevel(logging.WARNING)
     logging.getLogger(_ROOT).setLevel(level.upper())
+
+
+def dropped_lines() -> int:
+    """Count the log lines that nobody was there to read."""
+    outlet = _outlet()
+    return 0 if outlet is None else outlet.dropped
+
+
+def _outlet() -> "Outlet | None":
+    return next((each for each in logging.getLogger().handlers if isinstance(each, Outlet)), None)
+
+
+class Outlet(logging.Handler):
+    """Writes lines to a file descriptor from a thread of its own, as far as they are read there."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self.dropped = 0
+        """How many lines found no room."""
+        self._descriptor = descriptor
+        self._lines: deque[bytes] = deque()
+        self._waiting_bytes = 0
+        self._untold = 0
+        self._ended = False
+        self._work = threading.Condition()
+        # Not waited for when Python ends: it may never come back from a pipe that nobody reads.
+        self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Have a record written in a moment."""
+        try:
+            text = self.format(record)
+        except Exception:
+            self.handleError(record)
+            return
+        lines = (text + "\n").encode("utf-8", "backslashreplace")
+        with self._work:
+            if self._waiting_bytes + len(lines) > MOST_WAITING_BYTES:
+                count = lines.count(b"\n")
+                self.dropped += count
+                self._untold += count
+                return
+            self._lines.append(lines)
+            self._waiting_bytes += len(lines)
+            self._work.notify()
+
+    def close(self) -> None:
+        """Write what waits, if it is read soon enough."""
+        with self._work:
+            self._ended = True
+            self._work.notify()
+        self._thread.join(LAST_WORDS_S)
+        super().close()
+
+    def _write_all(self) -> None:
+        while True:
+            with self._work:
+                while not self._lines and not self._ended:
+                    self._work.wait()
+                if not self._lines:
+                    return
+                data = b"".join(self._lines)
+                self._lines.clear()
+            self._write(data)
+            with self._work:
+                self._waiting_bytes -= len(data)
+                untold, self._untold = self._untold, 0
+            if untold:
+                self._write(self._confession(untold))
+
+    def _confession(self, count: int) -> bytes:
+        record = logging.LogRecord(_ROOT, logging.WARNING, "", 0, "log lines were dropped", None, None)
+        record.many = ({"lines": count, "why": "nobody read them"},)
+        return (self.format(record) + "\n").encode()
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(self._descriptor, view) :]
+            except BlockingIOError:  # who gave us the descriptor has set it so
+                select.select([], [self._descriptor], [])
+            except OSError:  # its reader has gone for good
+                with self._work:
+                    self.dropped += bytes(view).count(b"\n")
+                return
 
 
 def _fields_of(record: logging.LogRecord) -> Iterator[dict[str, Any]]:

@@ -87,16 +87,18 @@ class Program:
             while data := await stream.read(65_536):
                 setattr(self, name, getattr(self, name) + data.decode(errors="replace"))
 
-        assert self._process.stdout and self._process.stderr
+        streams = {"out": self._process.stdout, "err": self._process.stderr}
         self._listening = asyncio.gather(
-            collect("out", self._process.stdout), collect("err", self._process.stderr)
+            *(collect(name, stream) for name, stream in streams.items() if stream is not None)
         )
         await self._listening
 
 
 @asynccontextmanager
-async def running(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> AsyncIterator[Program]:
-    """Start the program; at the end kill it, whatever happened."""
+async def running(
+    *arguments: str, cwd: Path, env: Mapping[str, str] | None = None, stderr: int = asyncio.subprocess.PIPE
+) -> AsyncIterator[Program]:
+    """Start the program; at the end kill it, whatever happened. `stderr` may be a file that others read."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         str(GATEWAY),
@@ -105,7 +107,7 @@ async def running(*arguments: str, cwd: Path, env: Mapping[str, str] | None = No
         env=env,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+        stderr=stderr,
     )
     program = Program(process)
     listening = asyncio.ensure_future(program.listen())

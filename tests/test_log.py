@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmgateway.log import Events, JsonLines, TextLines, configure, request_id
+from llmgateway.log import MOST_WAITING_BYTES, Events, JsonLines, Outlet, TextLines, configure, request_id
 
 HOSTILE = 'a"b\r\n2026-01-01T00:00:00.000Z info    forged\x1b[2J\u2028 user=mallory'
 
@@ -182,3 +184,68 @@ def test_text_has_colours_on_a_terminal_only(written: io.StringIO, monkeypatch: 
     configure(level="info", form="text", stream=plain)
     Events("here").warning("look", at=1)
     assert "\x1b" not in plain.getvalue()
+
+
+# --- whoever does not read it ------------------------------------------------------------------------
+
+
+def say(outlet: Outlet, number: int) -> None:
+    outlet.handle(
+        logging.LogRecord("llmgateway.x", logging.INFO, "", 0, f"event {number} {'x' * 90}", (), None)
+    )
+
+
+def test_a_log_that_nobody_reads_holds_nobody_up_and_tells_later_what_is_missing() -> None:
+    reading, writing = os.pipe()
+    outlet = Outlet(writing)
+    outlet.setFormatter(TextLines())
+    count = 0
+    while not outlet.dropped:
+        say(outlet, count)
+        count += 1
+    assert count * 200 > MOST_WAITING_BYTES
+    missing = outlet.dropped
+    text = b""
+
+    def read() -> None:
+        nonlocal text
+        while piece := os.read(reading, 1 << 16):
+            text += piece
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    outlet.close()
+    os.close(writing)
+    reader.join(10)
+    os.close(reading)
+    lines = text.decode().splitlines()
+    assert sum(" event " in line for line in lines) == count - missing
+    told = f'log lines were dropped lines={missing} why="nobody read them"'
+    assert next(line for line in lines if " event " not in line).endswith(told)
+
+
+def test_a_log_whose_reader_has_gone_is_dropped_and_counted() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    outlet = Outlet(writing)
+    outlet.setFormatter(TextLines())
+    say(outlet, 1)
+    outlet.close()
+    os.close(writing)
+    assert outlet.dropped == 1
+
+
+def test_a_pipe_that_must_not_block_is_waited_for() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    outlet = Outlet(writing)
+    outlet.setFormatter(TextLines())
+    for number in range(1_000):
+        say(outlet, number)
+    text = b""
+    while text.count(b"\n") < 1_000:
+        text += os.read(reading, 1 << 16)
+    outlet.close()
+    for descriptor in (reading, writing):
+        os.close(descriptor)
+    assert not outlet.dropped

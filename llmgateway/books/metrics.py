@@ -118,9 +118,9 @@ class Metrics:
         """Have a function asked for gauges at every scrape."""
         self.registry.register(Now(gauges))
 
-    def observe_dropped(self, count: Callable[[], int]) -> None:
-        """Have a function asked how many lines of the request log were dropped."""
-        self.observe_now(lambda: [_dropped(count())])
+    def observe_dropped(self, of_requests: Callable[[], int], of_the_log: Callable[[], int]) -> None:
+        """Have functions asked how many lines of the request log, and of the log, were dropped."""
+        self.observe_now(lambda: [_dropped("request_log", of_requests()), _dropped("log", of_the_log())])
 
     def finished(
         self,
@@ -238,6 +238,6 @@ def _histogram(name: str, what: str, labels: Labels, counts: dict[Labels, Distri
     return family
 
 
-def _dropped(count: int) -> Metric:
-    name = "gateway_request_log_dropped"
-    return CounterMetricFamily(name, "Lines of the request log that could not be written.", count)
+def _dropped(log: str, count: int) -> Metric:
+    words = f"Lines of the {log.replace('_', ' ')} that could not be written."
+    return CounterMetricFamily(f"gateway_{log}_dropped", words, count)

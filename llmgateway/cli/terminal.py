@@ -32,11 +32,15 @@ class NoStatus(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RunningGateway:
-    """Where a gateway is, and what to show it. `certificate` is the file of its own, if it has one."""
+    """Where a gateway is, and what to show it.
+
+    `certificate` is the file of its own, if it has one, and `socket` the Unix socket that it listens on.
+    """
 
     url: str
     key: str
     certificate: str | None = None
+    socket: str | None = None
 
 
 def find_gateway(config: Config, url: str | None, key: str | None) -> RunningGateway:
@@ -51,18 +55,22 @@ def find_gateway(config: Config, url: str | None, key: str | None) -> RunningGat
     key = key or KeyRing(config.users, config.groups).local_credentials
     if key is None:
         raise NoStatus("The config has no keys, so the gateway would tell nothing; give a user a key.")
+    scheme = "http" if server.tls is None else "https"
+    certificate = None if server.tls is None else server.tls.cert
+    if server.listen is not None:
+        return RunningGateway(f"{scheme}://localhost{server.base_path}", key, certificate, server.listen)
     if server.port == 0:
         raise NoStatus("The config lets the gateway choose its port (0), so tell where it is with --url.")
-    host = _ANYWHERE.get(server.host, server.host)
-    scheme = "http" if server.tls is None else "https"
+    host = _ANYWHERE.get(server.host[0], server.host[0])
     place = f"[{host}]" if ":" in host else host
-    certificate = None if server.tls is None else server.tls.cert
     return RunningGateway(f"{scheme}://{place}:{server.port}{server.base_path}", key, certificate)
 
 
 async def show(gateway: RunningGateway, *, as_json: bool) -> None:
     """Print the status: once, or again and again where somebody watches. Raises NoStatus."""
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_LIMIT_S)) as session:
+    connector = None if gateway.socket is None else aiohttp.UnixConnector(gateway.socket)
+    timeout = aiohttp.ClientTimeout(total=_LIMIT_S)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         snapshot = await _fetch(session, gateway)
         if as_json:
             print(json.dumps(snapshot, indent=2))

@@ -15,6 +15,7 @@ from llmgateway.api.endpoints import ENDPOINTS
 from llmgateway.config.values import VISIBLE
 from llmgateway.http.peers import Network
 
+_MOST_SOCKET_BYTES: Final = 100  # systems differ: 103 on macOS, 107 on Linux
 _HOST: Final = re.compile(r"(?!-)[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
 _URL_PATH: Final = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")
 _EXTRA_PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@-]+)+")
@@ -53,6 +54,16 @@ def host(text: str) -> str:
     if not _is_host(text):
         raise ValueError("is not an address to listen on; write 127.0.0.1, 0.0.0.0, :: or a host name")
     return text
+
+
+def unix_socket(text: str) -> str:
+    """A Unix socket, `unix:PATH`; gives the path."""
+    scheme, _, path = text.partition(":")
+    if scheme != "unix" or not path or "\0" in path:
+        raise ValueError("is not a Unix socket; write unix: and its path, such as unix:/run/llmgateway.sock")
+    if len(path.encode()) > _MOST_SOCKET_BYTES:
+        raise ValueError(f"is too long for a Unix socket; its path may have {_MOST_SOCKET_BYTES} bytes")
+    return path
 
 
 def _is_ipv6(text: str) -> bool:

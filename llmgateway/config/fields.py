@@ -122,6 +122,7 @@ Moment = Annotated[
     float, _value(values.moment), WithJsonSchema({"type": "string", "examples": ["2027-06-30"]})
 ]
 Host = Annotated[str, _value(addresses.host), _WORD]
+SocketPath = Annotated[str, _value(addresses.unix_socket), WithJsonSchema({"type": "string"})]
 Url = Annotated[str, _value(addresses.base_url, "the URL"), WithJsonSchema({"type": "string"})]
 ExtraPath = Annotated[str, _value(addresses.extra_path), WithJsonSchema({"type": "string"})]
 BasePath = Annotated[str, _value(addresses.base_path), WithJsonSchema({"type": "string"})]
@@ -176,6 +177,18 @@ OrOneWord = Annotated[T, _Also({"type": "string"})]
 ListOf = Annotated[tuple[T, ...], BeforeValidator(_list), _OR_NOTHING]
 MappingOf = Annotated[dict[K, T], BeforeValidator(mapping), _OR_NOTHING]
 ModelNames = Annotated[tuple[ModelName, ...], BeforeValidator(_names_models)]
+
+
+def _one_or_more(value: object) -> object:
+    """One value is as good as a list of it."""
+    if value is None or isinstance(value, (Scalar, str)):
+        return (value,)
+    if not _list(value):
+        raise wrong("an empty list names no address; name one, or leave the line out")
+    return value
+
+
+Hosts = Annotated[tuple[Host, ...], BeforeValidator(_one_or_more), _Also({"type": "string"})]
 
 
 # --- API keys -------------------------------------------------------------------------------------

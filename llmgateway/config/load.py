@@ -15,7 +15,7 @@ from typing import Any, Final, get_args, get_origin
 
 from pydantic import ValidationError
 
-from llmgateway.config import references, values
+from llmgateway.config import files, references, values
 from llmgateway.config.references import KEY, Finding, Steps
 from llmgateway.config.settings import Config, KeyConfig, KeyEntry, Section, TlsConfig
 from llmgateway.config.source import MAX_BYTES, Document, read
@@ -23,6 +23,7 @@ from llmgateway.config.tree import (
     ConfigError,
     Mark,
     Node,
+    Pair,
     Pairs,
     Problem,
     Scalar,
@@ -58,7 +59,11 @@ def load(path: Path, environ: Mapping[str, str]) -> Loaded:
             [Problem(str(path), 1, 1, "", f"the file cannot be read ({why}); name another with -c")]
         ) from None
     document = read(source, file=str(path), environ=environ)
-    loaded = _loaded(document, str(path), _unreadable(document.root, folder), now=time.time())
+    keys: list[Finding] = []
+    if document.root is not None:
+        document = replace(document, root=_with_keys(document.root, folder, keys))
+    findings = (*_unreadable(document.root, folder), *keys)
+    loaded = _loaded(document, str(path), findings, now=time.time())
     return replace(loaded, config=_seen_from(folder, loaded.config))
 
 
@@ -127,9 +132,40 @@ def _seen_from(folder: Path, config: Config) -> Config:
     if server.tls is not None:
         tls = {name: str(folder / path) for name, path in server.tls}
         server = server.model_copy(update={"tls": server.tls.model_copy(update=tls)})
+    if server.listen is not None:
+        server = server.model_copy(update={"listen": str(folder / server.listen)})
     if log.requests is not None:
         log = log.model_copy(update={"requests": str(folder / log.requests)})
     return config.model_copy(update={"server": server, "log": log})
+
+
+def _with_keys(root: Pairs, folder: Path, findings: list[Finding]) -> Pairs:
+    """Put what each `api_key_file` holds in the place of an `api_key`; tell what cannot be read."""
+    section = root.pairs.get("providers")
+    if section is None or not isinstance(section.value, Pairs):
+        return root
+    providers = dict(section.value.pairs)
+    for name, pair in providers.items():
+        provider = pair.value
+        named = provider.pairs.get("api_key_file") if isinstance(provider, Pairs) else None
+        if named is None or not isinstance(named.value, Scalar) or not references.counts(named.value):
+            continue
+        assert isinstance(provider, Pairs)
+        path = ("providers", name, "api_key_file")
+        if "api_key" in provider.pairs:
+            findings.append((path, "there is an `api_key` as well; write one of them, not both"))
+            continue
+        try:
+            text = files.secret(folder / values.file_path(named.value.text))
+        except files.Unreadable as exc:
+            findings.append((path, str(exc)))
+            continue
+        except ValueError:
+            continue  # no path at all, as `fields` tells
+        key = Pair(Scalar(text, named.value.mark, from_env=True), named.key_mark)
+        providers[name] = replace(pair, value=replace(provider, pairs={**provider.pairs, "api_key": key}))
+    filled = replace(section, value=replace(section.value, pairs=providers))
+    return replace(root, pairs={**root.pairs, "providers": filled})
 
 
 def _unreadable(root: Pairs | None, folder: Path) -> Iterator[Finding]:
@@ -144,19 +180,16 @@ def _unreadable(root: Pairs | None, folder: Path) -> Iterator[Finding]:
 
 
 def _why_not(name: str, folder: Path) -> str:
-    """Say what keeps a file from being read, without its name, which may be a secret; "" if nothing does."""
+    """Say what keeps a file from being read; "" if nothing does."""
     try:
         path = folder / values.file_path(name)
-        if path.exists() and not path.is_file():  # a pipe would wait for its other end
-            return "this is not a file; write the path of one"
-        with path.open("rb"):
-            return ""
-    except FileNotFoundError:
-        return "there is no such file; write its path, seen from the folder of this file, or a full one"
-    except OSError as exc:
-        return f"the file cannot be read ({exc.strerror}); let the user who runs the gateway read it"
     except ValueError:
         return ""  # no path at all, as `fields` tells
+    try:
+        files.check(path)
+    except files.Unreadable as exc:
+        return str(exc)
+    return ""
 
 
 # --- pydantic's errors, in our words --------------------------------------------------------------

@@ -39,7 +39,7 @@ from llmgateway.config.fields import (
     FreeName,
     HeaderName,
     HeaderValue,
-    Host,
+    Hosts,
     KeyDigest,
     KeyHash,
     Level,
@@ -62,6 +62,7 @@ from llmgateway.config.fields import (
     Reference,
     Route,
     Size,
+    SocketPath,
     Url,
     Weight,
     mapping,
@@ -96,10 +97,14 @@ LOOPBACK: Final = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
 class ServerConfig(Section):
     """Where the gateway listens, and what it lets in."""
 
-    host: Host = Field(
-        "127.0.0.1", description="Address to listen on; 0.0.0.0 is every IPv4 address of this machine."
+    host: Hosts = Field(
+        ("127.0.0.1",),
+        description="Address to listen on, or a list; 0.0.0.0 is every IPv4 address here, :: every address.",
     )
     port: Port = Field(8900, description="TCP port to listen on; 0 is any free one.")
+    listen: SocketPath | None = Field(
+        None, description="A Unix socket to listen on, unix:PATH, in the place of host and port."
+    )
     base_path: BasePath = Field(
         "", description="What stands before every path, such as /llm, when a reverse proxy passes it on."
     )
@@ -252,6 +257,9 @@ class ProviderConfig(Section):
     )
     api_key: ApiKey | None = Field(
         None, repr=False, description="The key this server wants, sent as a Bearer token."
+    )
+    api_key_file: FilePath | None = Field(
+        None, description="A file that holds the api_key, such as a secret of Docker or systemd."
     )
     headers: MappingOf[HeaderName, HeaderValue] = Field(
         {}, repr=False, description="Headers to send with every request to it."

@@ -4,7 +4,8 @@ Rules:
 
 - Whatever the text is, the answer is a `Document`: what could be read, and every `Problem` with its position.
 - Scalars stay text. What `on`, `1.5` or `2027-06-30` means is decided where it is known what is wanted there.
-- `${NAME}` is replaced in values after parsing, so that no variable can change the shape of the file.
+- `${NAME}` and `${file:PATH}` are replaced in values after parsing, so that they cannot change the shape of
+  the file.
 - Size, depth and the number of values are bounded, aliases counted as often as they are used.
 """
 
@@ -13,10 +14,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
+from llmgateway.config import files
 from llmgateway.config.tree import START, Mark, Node, Pair, Pairs, Problem, Scalar, Series, joined
 
 MAX_BYTES: Final = 1_000_000
@@ -30,6 +33,7 @@ _NOT_YAML: Final = re.compile(
 )
 _LINE_END: Final = re.compile(r"\r\n|\r|\n")
 _VARIABLE: Final = re.compile(r"\$\$\{|\$\{([^}]*)(\}?)")
+_FILE: Final = "file:"
 _VARIABLE_NAME: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 
 # libyaml's parser is ten times faster. Only its events are used: PyYAML's composer for it recurses in C, and
@@ -296,11 +300,14 @@ class _Composer:
 
     def _variable(self, found: re.Match[str], mark: Mark) -> tuple[str | None, bool]:
         """One variable's value (None if there is none, which is reported); does the environment have it."""
+        if found[2] and found[1].startswith(_FILE):
+            return self._content(found[1].removeprefix(_FILE), mark), True
         named = _VARIABLE_NAME.fullmatch(found[1]) if found[2] else None
         if named is None:
             self.report(
                 mark,
-                "${ begins a variable, ${NAME} or ${NAME:-default}; write $${ for the two signs themselves",
+                "${ begins a variable, ${NAME}, ${NAME:-default} or ${file:PATH}; "
+                "write $${ for the two signs themselves",
             )
             return None, False
         name, default = named[1], named[2]
@@ -312,6 +319,14 @@ class _Composer:
         if default is not None and not value:  # as in sh, :- also stands in for an empty one
             return default, False
         return value, value is not None
+
+    def _content(self, name: str, mark: Mark) -> str | None:
+        """What a file holds, such as a secret of Docker; None if it cannot be read, which is reported."""
+        try:
+            return files.secret(Path(self.file).parent / name)
+        except ValueError as exc:  # as well for what is no path at all
+            self.report(mark, f"${{file:...}} stands for what a file holds, and {exc}")
+            return None
 
 
 def _events(text: str) -> Iterator[Any]:

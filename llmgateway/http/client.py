@@ -24,6 +24,7 @@ from llmgateway.errors import GatewayError
 from llmgateway.http.body import RequestBody
 from llmgateway.http.headers import AnswerHead, Field, RequestHead
 
+_THIS_MACHINE: Final = "127.0.0.1"
 _REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
 _JSON: Final = b"Content-Type: application/json\r\n"
 _EVENT_STREAM: Final = b"Content-Type: %b\r\nCache-Control: no-cache\r\nX-Accel-Buffering: no\r\n"
@@ -137,7 +138,9 @@ class Client:
     def address(self) -> str:
         """The address that is connected: the client's, or a proxy's."""
         peer = self._transport.get_extra_info("peername") if self._transport is not None else None
-        return str(peer[0]) if isinstance(peer, tuple) and peer else ""
+        if isinstance(peer, tuple) and peer:
+            return str(peer[0])
+        return "" if peer is None else _THIS_MACHINE  # through a Unix socket, on which addresses are empty
 
     @property
     def own_address(self) -> str:

@@ -11,9 +11,10 @@ from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from random import Random
+from socket import socket
 from typing import Any, Final
 
-from llmgateway import __version__
+from llmgateway import __version__, log
 from llmgateway.access.doorkeeper import Doorkeeper
 from llmgateway.access.limits import Limits
 from llmgateway.access.sessions import Sessions
@@ -29,6 +30,7 @@ from llmgateway.fleet.names import LookUp, look_up
 from llmgateway.fleet.upstream import Upstream
 from llmgateway.fleet.wake import Alarm
 from llmgateway.http.body import Patience
+from llmgateway.http.listener import listening, listening_on_file
 from llmgateway.http.server import ClientServer
 from llmgateway.http.tls import BadCertificate, Certificate
 from llmgateway.log import Events
@@ -122,28 +124,17 @@ class Gateway:
     def url(self) -> str:
         """Where it listens, as a URL, with the base path."""
         server = self.config.server
-        host = f"[{server.host}]" if ":" in server.host else server.host
+        if server.listen is not None:
+            return f"unix:{server.listen}"
+        host = f"[{server.host[0]}]" if ":" in server.host[0] else server.host[0]
         scheme = "http" if self._certificate is None else "https"
         return f"{scheme}://{host}:{self.port}{server.base_path}"
 
     async def __aenter__(self) -> "Gateway":
         """Listen and start to look at the providers. Raises CannotListen if the address can't be had."""
-        server = self.config.server
-        try:
-            listener = await asyncio.get_running_loop().create_server(
-                self._server,
-                server.host,
-                server.port,
-                backlog=BACKLOG,
-                ssl=None if self._certificate is None else self._certificate.context,
-                ssl_handshake_timeout=None if self._certificate is None else self._patience.head_s,
-            )
-        except (OSError, UnicodeError) as exc:
-            raise CannotListen(f"cannot listen on {server.host}:{server.port}: {_words(exc)}.") from exc
-        self.port = listener.sockets[0].getsockname()[1]
+        await self._listen()
         # Steps of the end, the last one first: cut what is in flight, close its connections, write down what
         # became of it, stop looking, stop listening.
-        self._stack.callback(listener.close)
         self._stack.callback(self._upstream.close)
         await self._stack.enter_async_context(self._watch)
         await self._stack.enter_async_context(self.journal)
@@ -152,6 +143,31 @@ class Gateway:
         self._stack.callback(self._app.cut_off)
         events.info(f"listening on {self.url}", version=__version__, providers=len(self.fleet.providers))
         return self
+
+    async def _listen(self) -> None:
+        server = self.config.server
+        try:
+            if server.listen is not None:
+                sockets = [listening_on_file(server.listen)]
+                self._stack.callback(Path(server.listen).unlink, missing_ok=True)
+            else:
+                sockets = listening(server.host, server.port)
+                self.port = sockets[0].getsockname()[1]
+            for one in sockets:
+                await self._listen_on(one)
+        except (OSError, UnicodeError) as exc:
+            place = server.listen or f"{' and '.join(server.host)}, port {server.port}"
+            raise CannotListen(f"cannot listen on {place}: {_words(exc)}.") from exc
+
+    async def _listen_on(self, one: socket) -> None:
+        listener = await asyncio.get_running_loop().create_server(
+            self._server,
+            sock=one,
+            backlog=BACKLOG,
+            ssl=None if self._certificate is None else self._certificate.context,
+            ssl_handshake_timeout=None if self._certificate is None else self._patience.head_s,
+        )
+        self._stack.callback(listener.close)
 
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
@@ -217,7 +233,7 @@ def _ledger(metrics: Metrics, journal: Journal, fleet: Fleet) -> Ledger:
     book_later = partial(asyncio.get_running_loop().call_later, BOOKING_PAUSE_S)
     ledger = Ledger(metrics, journal.write, fleet.advertises, book_later)
     metrics.before_scrape(ledger.book)
-    metrics.observe_dropped(lambda: journal.dropped)
+    metrics.observe_dropped(lambda: journal.dropped, log.dropped_lines)
     return ledger
 
 

@@ -7,6 +7,7 @@ import asyncio
 import gc
 import json
 import os
+import resource
 import signal
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
@@ -146,8 +147,19 @@ def run(main: Coroutine[Any, Any, int]) -> int:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+    events.info("a connection takes an open file", limit=raise_open_files())
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(main)
+
+
+def raise_open_files() -> int:
+    """Let the process have as many files open as the system allows it; gives how many that are."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):  # macOS tells of no limit, and then does not grant it
+        return soft
+    return hard
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:

@@ -62,7 +62,7 @@ def test_the_commented_provider_is_valid_and_complete() -> None:
     text = uncommented(TEXT)
     assert read(text, OFFICE_GPU_KEY="a-key").config.providers["office-gpu"].api_key == "a-key"
     written = yaml.safe_load(text)["providers"]["office-gpu"]
-    assert set(written) == set(ProviderConfig.model_fields)
+    assert {*written, "api_key_file"} == set(ProviderConfig.model_fields), "there is an api_key already"
     assert set(written["timeouts"]) == set(TimeoutsConfig.model_fields)
     assert set(written["wake"]) == set(WakeConfig.model_fields)
 
@@ -80,7 +80,8 @@ def test_every_setting_is_named(model: type[Section], name: str) -> None:
 
 
 OTHERS = {
-    (ServerConfig, name) for name in "base_path tls cors trusted_proxies metrics_from extra_paths".split()
+    (ServerConfig, name)
+    for name in "listen base_path tls cors trusted_proxies metrics_from extra_paths".split()
 }
 SIMPLE = [
     (model, name, info.default)

@@ -165,7 +165,7 @@ def test_what_is_left_out_has_its_default() -> None:
     made = config(GOOD)
     server, rig, health = made.server, made.providers["rig"], made.health
     assert (server.host, server.port, server.max_body, server.extra_paths) == (
-        "127.0.0.1",
+        ("127.0.0.1",),
         8900,
         100_000_000,
         (),
@@ -458,6 +458,15 @@ def test_expiry(written: str, epoch_s: float) -> None:
         ("host: 300.1.1.1", "server.host: '300.1.1.1' is not an address"),
         ("host: '*'", "server.host: '*' is not an address; write 0.0.0.0"),
         ("host: a b", "server.host: 'a b' is not an address"),
+        ("host: []", "server.host: an empty list names no address"),
+        ("host: [127.0.0.1, 'a b']", "server.host[1]: 'a b' is not an address"),
+        ("host: {a: 1}", "server.host: a list belongs here"),
+        (
+            "listen: /run/x.sock",
+            "server.listen: '/run/x.sock' is not a Unix socket; write unix: and its path",
+        ),
+        ("listen: 'unix:'", "server.listen: 'unix:' is not a Unix socket"),
+        (f"listen: unix:/{'x' * 200}", "is too long for a Unix socket"),
         ("host: ''", "server.host: '' is not an address"),
         ("max_body: 100M", "server.max_body: '100M' is not a size; write 100MB, 64KiB"),
         ("max_body: 0", "server.max_body: '0' is not a size that makes sense"),
@@ -478,7 +487,7 @@ def test_expiry(written: str, epoch_s: float) -> None:
         ("prot: 1", "server.prot: unknown key; did you mean `port`?"),
         (
             "quantum: {}",
-            "server.quantum: unknown key; known here: host, port, base_path, tls, max_body, cors, ",
+            "server.quantum: unknown key; known here: host, port, listen, base_path, tls, max_body, cors, ",
         ),
         (
             "base_path: llm",

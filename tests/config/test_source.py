@@ -220,7 +220,7 @@ def test_a_value_is_not_searched_for_variables_again() -> None:
 def test_a_misspelt_variable_is_a_problem(written: str) -> None:
     (found,) = problems(f"x: 1\na: ['{written}']", A="secret")
     assert found.startswith(
-        "c.yaml:2:5: a[0]: ${ begins a variable, ${NAME} or ${NAME:-default}; write $${ for"
+        "c.yaml:2:5: a[0]: ${ begins a variable, ${NAME}, ${NAME:-default} or ${file:PATH}; write $${ for"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -329,3 +330,40 @@ async def test_a_config_yaml_in_the_current_folder_is_used(provider: FakeProvide
             return (await ask(program.port, chat())).status == 200
 
         await eventually(served)
+
+
+# What the system grants.
+
+
+async def test_a_stderr_that_nobody_reads_stops_nothing(provider: FakeProvider, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    file = config_file(tmp_path, provider)
+    try:
+        async with running("-c", str(file), "--port", str(port), cwd=tmp_path, stderr=writing):
+            os.close(writing)
+            await eventually(lambda: asks(port), 15)
+            async with RawClient(port) as client:
+                for _ in range(600):  # lines of which a pipe takes some 300
+                    await client.send(chat())
+                    assert (await client.response()).status == 200
+    finally:
+        os.close(reading)
+
+
+async def asks(port: int) -> bool:
+    try:
+        return (await ask(port, request("GET", "/readyz"))).status == 200
+    except OSError:
+        return False
+
+
+async def test_it_may_open_as_many_files_as_the_system_lets_it(
+    program_for: ProgramFor, provider: FakeProvider
+) -> None:
+    program = await program_for(provider)
+    said = await program.says(r"a connection takes an open file limit=(\d+)")
+    limits = Path(f"/proc/{program.pid}/limits").read_text()
+    found = re.search(r"Max open files +(\d+) +(\d+)", limits)
+    assert found is not None and found[1] == found[2] == said[1]

@@ -361,7 +361,7 @@ async def test_what_cannot_change_stays_and_is_told_until_it_is_set_back(
     async with following(tmp_path) as desk:
         desk.write({"server": {"port": 4711, "host": "127.0.0.2", "max_body": "1MB"}})
         server = (await desk.adopts()).server
-        assert (server.host, server.port, server.max_body) == ("127.0.0.1", 0, 1_000_000)
+        assert (server.host, server.port, server.max_body) == (("127.0.0.1",), 0, 1_000_000)
         assert tuple(desk.condition.restart_needed) == ("server.host", "server.port")
         desk.write({"server": {"port": 4711, "host": "127.0.0.2", "max_body": "2MB"}})
         await desk.adopts(2)

@@ -1,0 +1,48 @@
+"""The files that a config names: whether they can be read, and the secrets that some of them hold.
+
+What is wrong is said without a file's name or content, as either may be a secret.
+"""
+
+from pathlib import Path
+from typing import Final
+
+MOST_SECRET_BYTES: Final = 64 * 1024
+
+
+class Unreadable(ValueError):
+    """A file cannot be used; the text says why, and what to do."""
+
+
+def check(path: Path) -> None:
+    """See that a file can be read. Raises Unreadable."""
+    _read(path, 0)
+
+
+def secret(path: Path) -> str:
+    """Give what a file holds, without the line ends that editors put behind it. Raises Unreadable."""
+    content = _read(path, MOST_SECRET_BYTES + 1)
+    if len(content) > MOST_SECRET_BYTES:
+        raise Unreadable("the file is too large for a secret; name one that holds nothing else")
+    try:
+        text = content.decode().rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise Unreadable("the file is not text; name one that holds nothing but the secret") from None
+    if not text:
+        raise Unreadable("the file is empty; write the secret into it")
+    return text
+
+
+def _read(path: Path, most_bytes: int) -> bytes:
+    try:
+        if path.exists() and not path.is_file():  # a pipe would wait for its other end
+            raise Unreadable("this is not a file; write the path of one")
+        with path.open("rb") as opened:
+            return opened.read(most_bytes)
+    except FileNotFoundError:
+        raise Unreadable(
+            "there is no such file; write its path, seen from the folder of this file, or a full one"
+        ) from None
+    except OSError as exc:
+        raise Unreadable(
+            f"the file cannot be read ({exc.strerror}); let the user who runs the gateway read it"
+        ) from None

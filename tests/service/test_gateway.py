@@ -39,7 +39,7 @@ def sections(marks: tuple[str, int, str], folder: Path) -> dict[str, Any]:
             "base_path": f"/{word}", "max_body": number, "drain_timeout": number,
             "cors": [f"https://{word}.example"], "extra_paths": [f"/v1/{word}"],
             "trusted_proxies": [network], "metrics_from": [network],
-            "host": "127.0.0.1", "tls": None,
+            "host": "127.0.0.1", "listen": None, "tls": None,
         },
         "users": {
             word: {"keys": [key], "limits": limits, "weight": number, "admin": True, "route": "prefer_own"}
@@ -60,7 +60,8 @@ def mark(provider: FakeProvider, marks: tuple[str, int, str]) -> FakeProvider:
     """Give a provider settings with the marks; it is reached as it was before."""
     word, number, _ = marks
     provider.settings.update(
-        owner=word, share=[f"{word}s"], models=[word], slots=number, weight=number, api_key=None, headers={},
+        owner=word, share=[f"{word}s"], models=[word], slots=number, weight=number,
+        api_key=None, api_key_file=None, headers={},
         timeouts={"connect": number, "first_byte": number, "idle": number},
         wake={"mac": "02:00:00:00:00:01", "broadcast": "127.0.0.1"},
     )  # fmt: skip

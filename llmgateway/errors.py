@@ -8,6 +8,7 @@ Two trees, and one border between them:
       ProviderTimedOut      which wait ran out: connect, first_byte or idle
       ProviderBroke         the connection ended, or stopped making sense, before the answer did
       ProviderErrored       it answered 5xx
+      ProviderLooped        it is a gateway, and the request had been there before
       ProviderRedirected    it answered 3xx: the config has not its real address
       ProviderWarming       it is loading its model; worth waiting for
       ProviderRefused       it answered 401 or 403: to the gateway's credentials, or to this request
@@ -37,6 +38,7 @@ REQUEST_TOO_LARGE: Final = ErrorKind(413, "request_too_large")
 RATE_LIMITED: Final = ErrorKind(429, "rate_limited")
 INTERNAL_ERROR: Final = ErrorKind(500, "internal_error")
 UPSTREAM_ERROR: Final = ErrorKind(502, "upstream_error")
+LOOP_DETECTED: Final = ErrorKind(508, "loop_detected")
 OVERLOADED: Final = ErrorKind(503, "overloaded")
 DRAINING: Final = ErrorKind(503, "draining")
 
@@ -118,6 +120,12 @@ class ProviderRedirected(ProviderFailed):
     def __init__(self, provider: str, trouble: str, *, moved: bool = False) -> None:
         super().__init__(provider, trouble)
         self.moved = moved
+
+
+class ProviderLooped(ProviderFailed):
+    """The provider is a gateway, and says that the request has come back to one that had it already."""
+
+    reason = "loop"
 
 
 class ProviderWarming(ProviderFailed):

@@ -32,7 +32,8 @@ class Outgoing(msgspec.Struct, gc=False):
 class Address:
     """Where a provider is, and what never changes about requests to it."""
 
-    def __init__(self, config: ProviderConfig) -> None:
+    def __init__(self, config: ProviderConfig, gateway: str) -> None:
+        """Take the address from the config; `gateway` is the pseudonym of who sends the requests."""
         parts = urlsplit(config.url)
         assert parts.hostname is not None
         self.host = unquote(parts.hostname)
@@ -48,7 +49,8 @@ class Address:
             lines.append(f"Authorization: Bearer {config.api_key}")
         lines += [f"{name}: {value}" for name, value in config.headers.items()]
         self.lines = "".join(f"{line}\r\n" for line in lines).encode()
-
+        self.via = f"Via: 1.1 {gateway}\r\n"
+        """Goes behind what the client's request says of the way it has come."""
         self._openings: dict[str, bytes] = {}
 
     def target(self, path: str) -> str:
@@ -73,7 +75,7 @@ class Address:
         lines = request.lines
         if self.replaced:
             lines = request_head(request.fields, replaced=self.replaced).lines
-        own = f"X-Request-Id: {request.request_id}\r\nContent-Length: {len(request.body)}\r\n\r\n"
+        own = f"{self.via}X-Request-Id: {request.request_id}\r\nContent-Length: {len(request.body)}\r\n\r\n"
         return opening + lines + own.encode()
 
     def _opening(self, request: Outgoing) -> bytes:

@@ -9,7 +9,7 @@ that is reached in another way is another provider. What is in flight with one t
 time.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
@@ -19,6 +19,7 @@ from llmgateway.config.settings import Config, HealthConfig, ProviderConfig
 from llmgateway.errors import (
     ProviderBroke,
     ProviderFailed,
+    ProviderLooped,
     ProviderRefused,
     ProviderTimedOut,
     ProviderUnreachable,
@@ -212,6 +213,8 @@ class Provider:
             case ProviderWarming():
                 self.warm("it is loading its model")
                 return Sequel(probe=True, try_again=True)
+            case ProviderLooped():
+                return Sequel()
             case _ if unreachable and self.config.wake is not None:
                 self.fell_asleep(failure.message)
                 return Sequel(probe=True, try_again=True)
@@ -335,21 +338,27 @@ class Fleet:
             caller.require(model)
         return model
 
-    def model_for(self, caller: Caller, name: str) -> tuple[Model, str] | None:
+    def model_for(self, caller: Caller, name: str, via: Collection[str] = ()) -> tuple[Model, str] | None:
         """Give the model that this caller can use now by a name, and the name of its first provider."""
-        models = self.models_for(caller)
+        models = self.models_for(caller, via)
         if name in models:
             return models[name]
         found = (p.find(name) for p in self.usable_by(caller) if p.online or p.promising)
         return next((models[model.id] for model in found if model is not None and model.id in models), None)
 
-    def models_for(self, caller: Caller) -> dict[str, tuple[Model, str]]:
-        """Give each model that this caller can use now, with the name of its first provider."""
+    def models_for(self, caller: Caller, via: Collection[str] = ()) -> dict[str, tuple[Model, str]]:
+        """Give each model that this caller can use now, with the name of its first provider.
+
+        A caller who is a gateway, or asks by way of some, is not told what is had from there.
+        """
+        passed = frozenset(via)
         found: dict[str, tuple[Model, str]] = {}
         for provider in self.usable_by(caller):
             if not (provider.online or provider.promising):
                 continue
             for name, model in provider.models.items():
-                if caller.may_use(name):
-                    found.setdefault(name, (model, provider.name))
+                if not caller.may_use(name) or not passed.isdisjoint(model.via):
+                    continue
+                if name not in found or (passed and len(model.via) < len(found[name][0].via)):
+                    found[name] = model, provider.name
         return found

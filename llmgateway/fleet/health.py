@@ -14,6 +14,7 @@ from typing import Final
 from llmgateway.errors import ProviderFailed, ProviderRedirected
 from llmgateway.fleet.fleet import Fleet, Probe, Provider, State
 from llmgateway.fleet.upstream import Upstream
+from llmgateway.http.via import is_loop
 from llmgateway.log import Events
 from llmgateway.servers import generic
 from llmgateway.servers.kind import Facts, Kind, proves, quote, read_details
@@ -57,6 +58,8 @@ async def _look(upstream: Upstream, provider: Provider) -> Probe:
         return _refused(provider, status)
     if is_loading(provider.kind, status, body):
         return Probe(State.WARMING, "it is loading its model")
+    if is_loop(status, body):  # nobody else knows this gateway's pseudonym by a request of its own
+        return Probe(State.MISCONFIGURED, "this is the gateway itself; its url leads back here", certain=True)
     if status >= 500 or (status in _PASSING and provider.config.models is None):
         return Probe(State.OFFLINE, f"it answers {status}: {quote(body, provider.secrets)}")
     if provider.config.models is not None:
@@ -68,7 +71,8 @@ async def _look(upstream: Upstream, provider: Provider) -> Probe:
         listing = read_listing(body)
     except NotAnLLMServer as exc:
         return Probe(State.MISCONFIGURED, f"not an LLM API: {quote(str(exc).encode(), provider.secrets)}")
-    return await _with_details(upstream, provider, listing, listing.models)
+    models = {name: model for name, model in listing.models.items() if upstream.name not in model.via}
+    return await _with_details(upstream, provider, listing, models)
 
 
 def _refused(provider: Provider, status: int) -> Probe:
@@ -100,7 +104,8 @@ async def _configured(upstream: Upstream, provider: Provider, status: int, body:
         listing = read_listing(body) if status == 200 else Listing({})
     except NotAnLLMServer:
         listing = Listing({})
-    models = {name: listing.models.get(name, Model(name)) for name in provider.config.models or ()}
+    unknown = {name: Model(name, via=listing.via) for name in provider.config.models or ()}
+    models = {name: listing.models.get(name, model) for name, model in unknown.items()}
     return await _with_details(upstream, provider, listing, models)
 
 

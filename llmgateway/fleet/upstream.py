@@ -21,6 +21,7 @@ from llmgateway.fleet.names import LookUp, look_up
 from llmgateway.fleet.redirects import is_redirect, redirected
 from llmgateway.http.connection import Connection
 from llmgateway.http.exchange import Deadlines, Exchange
+from llmgateway.http.via import new_name
 
 MAX_IDLE_CONNECTIONS: Final = 1024
 
@@ -136,8 +137,10 @@ class Pool:
 class Upstream:
     """The way to all providers."""
 
-    def __init__(self, look_up: LookUp = look_up) -> None:
-        """Find hosts by `look_up`, which may block."""
+    def __init__(self, look_up: LookUp = look_up, name: str = "") -> None:
+        """Find hosts by `look_up`, which may block; send what is sent in the name of a gateway."""
+        self.name = name or new_name()
+        """The pseudonym of the gateway, in the `Via` of all that it sends."""
         self._look_up = look_up
         self._pools: dict[Provider, Pool] = {}
         self._tls: ssl.SSLContext | None = None
@@ -146,7 +149,7 @@ class Upstream:
         """Give the provider's pool."""
         pool = self._pools.get(provider)
         if pool is None:
-            address = Address(provider.config)
+            address = Address(provider.config, self.name)
             if address.secure and self._tls is None:
                 self._tls = (
                     ssl.create_default_context()
@@ -186,7 +189,7 @@ class Upstream:
         """
         pool = self.pool(provider)
         head = f"GET {pool.address.target(path)} HTTP/1.1\r\n".encode() + pool.address.lines
-        head += b"Accept: application/json\r\nAccept-Encoding: identity\r\n\r\n"
+        head += pool.address.via.encode() + b"Accept: application/json\r\nAccept-Encoding: identity\r\n\r\n"
         with await pool.open(head, b"") as exchange:
             if is_redirect(exchange.status, exchange.head):
                 raise redirected(provider, pool.address, path, exchange.status, exchange.head)

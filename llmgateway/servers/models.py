@@ -23,6 +23,8 @@ class Model:
     context_length: int | None = None
     loaded: bool | None = None
     """Whether it is in memory, so that a request would not have to wait for it."""
+    via: tuple[str, ...] = ()
+    """The gateways on the way to it, the nearest one first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,8 @@ class Listing:
 
     models: dict[str, Model]
     owners: frozenset[str] = frozenset()
+    via: tuple[str, ...] = ()
+    """The pseudonym of the gateway that wrote it, if one did."""
     trouble: str = ""
     """What in it could not be taken in, in words; the rest of it holds."""
 
@@ -41,6 +45,7 @@ class NotAnLLMServer(ValueError):
 
 _NAME_CHARACTERS: Final = 1_000
 _MODELS_LIMIT: Final = 10_000
+_HOPS_LIMIT: Final = 16
 _SHOWN_CHARACTERS: Final = 60
 _LENIENT_BYTES: Final = 1 << 20  # the reader that forgives is slow
 _HALVES: Final = re.compile("[\ud800-\udfff]")
@@ -58,7 +63,9 @@ def read_listing(body: bytes) -> Listing:
 
     Raises NotAnLLMServer: any 200 is not enough, another program may answer on the port.
     """
-    entries = _entries(body)
+    listing = _json(body)
+    entries = _entries(listing)
+    sender = _names([listing.get("via")])  # as `model_entry` and the list around it tell other gateways
     models: dict[str, Model] = {}
     owners: set[str] = set()
     unnamed: list[str] = []
@@ -69,12 +76,20 @@ def read_listing(body: bytes) -> Listing:
         elif name in models:
             twice += 1
         else:
-            models[name] = Model(name, positive(entry.get("created")), context_length(entry), loaded(entry))
+            way = (*sender, *_names(entry.get("via"))) if sender else ()
+            models[name] = Model(
+                name, positive(entry.get("created")), context_length(entry), loaded(entry), way
+            )
             if isinstance(owner := entry.get("owned_by"), str):
                 owners.add(owner)
     if unnamed and not models:
         raise NotAnLLMServer(f"its answer is not a list of models: no entry has a usable 'id' ({unnamed[0]})")
-    return Listing(models, frozenset(owners), _trouble(unnamed, twice, len(entries)))
+    return Listing(models, frozenset(owners), sender, _trouble(unnamed, twice, len(entries)))
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    found = value if isinstance(value, list) else []
+    return tuple(name for name in found[:_HOPS_LIMIT] if isinstance(name, str) and name)
 
 
 def model_name(value: Any) -> str | None:
@@ -107,8 +122,7 @@ def _shown(entry: Any) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
 
 
-def _entries(body: bytes) -> list[Any]:
-    listing = _json(body)
+def _entries(listing: Any) -> list[Any]:
     entries = listing.get("data", False) if isinstance(listing, dict) else False
     if entries is None:
         return []
@@ -152,8 +166,11 @@ def loaded(entry: Mapping[str, Any]) -> bool | None:
     return state == "loaded" if state in ("loaded", "unloaded", "not-loaded", "loading", "sleeping") else None
 
 
-def model_entry(model: Model, *, owned_by: str, created: int) -> dict[str, object]:
-    """Render one entry of OpenAI's model list; `created` is used where the server gave none."""
+def model_entry(model: Model, *, owned_by: str, created: int, by_way: bool = False) -> dict[str, object]:
+    """Render one entry of OpenAI's model list; `created` is used where the server gave none.
+
+    `by_way` tells by way of which gateways the model is had, for another gateway.
+    """
     entry: dict[str, object] = {
         "id": model.id,
         "object": "model",
@@ -162,4 +179,6 @@ def model_entry(model: Model, *, owned_by: str, created: int) -> dict[str, objec
     }
     if model.context_length:
         entry["context_length"] = model.context_length
+    if by_way and model.via:
+        entry["via"] = model.via
     return entry

@@ -85,7 +85,7 @@ class Gateway:
         self.journal = Journal(**_journal(config))
         self.ledger = _ledger(self.metrics, self.journal, self.fleet)
         self._certificate = None if config.server.tls is None else _certificate(config.server.tls)
-        self._upstream = Upstream(look_up)
+        self._upstream = Upstream(look_up, self.condition.name)
         clock = asyncio.get_running_loop().time  # the one that slots, providers and their breakers go by
         self._watch = Watch(self.fleet, self._upstream, Random(), clock)
         self.slots = Slots(self.fleet, Affinity(), config.queue, Random(), wake=Alarm().ring, clock=clock)

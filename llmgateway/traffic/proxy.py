@@ -18,10 +18,12 @@ from llmgateway.access.limits import Limits
 from llmgateway.api.usage import Meter
 from llmgateway.books.metrics import Metrics
 from llmgateway.errors import (
+    LOOP_DETECTED,
     UPSTREAM_ERROR,
     GatewayError,
     ProviderErrored,
     ProviderFailed,
+    ProviderLooped,
     ProviderRefused,
     ProviderWarming,
     no_provider,
@@ -34,6 +36,7 @@ from llmgateway.fleet.upstream import Upstream
 from llmgateway.http.client import Client, Heartbeat
 from llmgateway.http.exchange import Exchange
 from llmgateway.http.headers import AnswerHead
+from llmgateway.http.via import is_loop
 from llmgateway.log import Events
 from llmgateway.servers.kind import quote
 from llmgateway.servers.known import is_loading
@@ -221,6 +224,8 @@ class Proxy:
         if status in _REFUSED:
             trouble = trouble.rstrip(". ") + _about_the_key(provider, status)
             raise ProviderRefused(provider.name, trouble, brief)
+        if is_loop(status, body):
+            raise ProviderLooped(provider.name, trouble, brief)
         if is_loading(provider.kind, status, body):
             raise ProviderWarming(provider.name, trouble)
         raise ProviderErrored(provider.name, trouble, brief)
@@ -369,5 +374,6 @@ def _about_the_key(provider: Provider, status: int) -> str:
 def _none_left(model: str, failures: Sequence[ProviderFailed]) -> GatewayError:
     if not failures:
         return no_provider(model)
+    kind = LOOP_DETECTED if all(isinstance(f, ProviderLooped) for f in failures) else UPSTREAM_ERROR
     told = dict.fromkeys(failure.message.rstrip(".") for failure in failures)  # a model may load for long
-    return GatewayError(UPSTREAM_ERROR, "; ".join(told) + ".")
+    return GatewayError(kind, "; ".join(told) + ".")

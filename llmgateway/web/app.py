@@ -30,6 +30,7 @@ from llmgateway.errors import (
 from llmgateway.http.client import Client
 from llmgateway.http.headers import RequestHead
 from llmgateway.http.server import check_head
+from llmgateway.http.via import refuse_loop
 from llmgateway.log import Events, request_id
 from llmgateway.traffic.call import CallReader, Forward, refuse_compressed
 from llmgateway.traffic.proxy import Proxy
@@ -136,6 +137,8 @@ class App:
         self._running.add(client)
         try:
             route = self._open(route, client, entry)
+            if b"via" in client.head.named:
+                refuse_loop(client.head.named[b"via"], self._condition.name)
             caller = self._admit(route, client)
             entry.user, entry.key = caller.user, caller.key_name
             if isinstance(route, ModelList):

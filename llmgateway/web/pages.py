@@ -4,6 +4,7 @@ Health and the files need no key; they hold nothing. The metrics are for the net
 `server.metrics_from`, and for admins.
 """
 
+import asyncio
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -20,6 +21,7 @@ from llmgateway.errors import FORBIDDEN, GatewayError, draining, no_provider
 from llmgateway.fleet.fleet import Fleet
 from llmgateway.fleet.health import Watch
 from llmgateway.http.client import Client
+from llmgateway.http.via import hops
 from llmgateway.servers.models import Model, model_entry
 from llmgateway.web.routes import NO_STORE, PAGE, Page
 from llmgateway.web.status import Condition
@@ -39,6 +41,7 @@ _KINDS: Final = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
+_RING_S: Final = 0.5
 _PLAIN: Final = "text/plain; charset=utf-8"
 
 
@@ -75,17 +78,28 @@ class Pages:
 
     async def models(self, wanted: str, caller: Caller, client: Client) -> None:
         """Answer with the models that a caller can use now, or with the one that is wanted."""
-        await self._watch.settled()
+        via = hops(client.head.named.get(b"via", b""))
+        await self._settled(of_a_gateway=bool(via))
         if not wanted:
-            entries = [self._entry(*found) for _, found in sorted(self._fleet.models_for(caller).items())]
-            client.respond(200, orjson.dumps({"object": "list", "data": entries}))
-        elif (found := self._fleet.model_for(caller, wanted)) is not None:
+            models = sorted(self._fleet.models_for(caller, via).items())
+            entries = [self._entry(*found, by_way=bool(via)) for _, found in models]
+            sender = {"via": self._condition.name} if via else {}
+            client.respond(200, orjson.dumps({"object": "list", **sender, "data": entries}))
+        elif (found := self._fleet.model_for(caller, wanted, via)) is not None:
             client.respond(200, orjson.dumps(self._entry(*found)))
         else:
             raise no_provider(wanted)
 
-    def _entry(self, model: Model, provider: str) -> dict[str, object]:
-        return model_entry(model, owned_by=provider, created=self._started_at)
+    def _entry(self, model: Model, provider: str, *, by_way: bool = False) -> dict[str, object]:
+        return model_entry(model, owned_by=provider, created=self._started_at, by_way=by_way)
+
+    async def _settled(self, *, of_a_gateway: bool) -> None:
+        """Wait for the first look at the providers; another gateway may be one, and wait for this one."""
+        try:
+            async with asyncio.timeout(_RING_S if of_a_gateway else None):
+                await self._watch.settled()
+        except TimeoutError:
+            pass
 
     async def _healthz(self, client: Client) -> None:
         client.respond(200, b'{"status":"ok"}')

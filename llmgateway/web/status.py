@@ -20,6 +20,7 @@ from llmgateway.books.totals import Totals
 from llmgateway.fleet.appearance import shown_reason, shown_state
 from llmgateway.fleet.fleet import Fleet, Provider
 from llmgateway.fleet.health import Watch
+from llmgateway.http.via import new_name
 from llmgateway.traffic.slots import Slots
 
 MOST_REQUESTS: Final = 100
@@ -32,6 +33,8 @@ class Condition:
     """How the gateway itself fares; whoever learns of a change writes it here."""
 
     draining: bool = False
+    name: str = field(default_factory=new_name)
+    """The pseudonym under which other gateways meet it, as long as it runs."""
     started_at: float = field(default_factory=time.time)
     loaded_at: float = field(default_factory=time.time)
     problems: Sequence[str] = ()

@@ -512,7 +512,7 @@ async def test_an_exchange_that_is_cut_ends_its_connection_at_once() -> None:
 async def pool_to(server: FakeProvider) -> AsyncIterator[Pool]:
     config = build({"providers": {"rig": {"url": server.url, "timeouts": {"first_byte": "5s"}}}})
     entry = config.providers["rig"]
-    rig, address = Provider("rig", entry, config.health), Address(entry)
+    rig, address = Provider("rig", entry, config.health), Address(entry, "gateway")
     pool = Pool(rig, address, Dialer(rig, address, None, look_up))
     try:
         yield pool

@@ -125,7 +125,7 @@ async def test_end_to_end_headers_pass_in_their_order_spelling_and_number(
     ]
     response = await ask(gateway.port, asking(OPENAI, {"model": "m"}, KEY, *(f"{n}: {v}" for n, v in sent)))
     assert response.status == 200
-    came = fields(provider.requests[0].headers, "host", "content-length", "x-request-id")
+    came = fields(provider.requests[0].headers, "host", "content-length", "x-request-id", "via")
     assert came == sent
 
 
@@ -151,7 +151,7 @@ async def test_hop_by_hop_headers_and_what_connection_names_end_here(
     )
     assert (await ask(gateway.port, good(OPENAI, *headers))).status == 200
     came = provider.requests[0].headers
-    assert fields(came, "host", "content-length", "x-request-id") == [("X-Stays", "1")]
+    assert fields(came, "host", "content-length", "x-request-id", "via") == [("X-Stays", "1")]
     assert provider.requests[0].header("host") == f"127.0.0.1:{provider.port}"
 
 

@@ -7,6 +7,7 @@ Rules:
   live page sends. It is as good as that key is now, so a key that is removed or expires ends its sessions.
 - What proves that somebody has read the config file makes an admin who is no user, and only where the caller
   lets it: on this machine, to look.
+- A user's client that is trusted to names the person it asks for (see persons).
 - Nobody is remembered here but by a session: the answer is the config's in force.
 """
 
@@ -14,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from llmgateway.access.keys import Caller, KeyRing, digest, offered_keys
+from llmgateway.access.persons import Persons
 from llmgateway.access.sessions import LIFE_S, Sessions, token_in
 from llmgateway.config.settings import Config
 from llmgateway.errors import INVALID_API_KEY, GatewayError
@@ -26,11 +28,13 @@ class Doorkeeper:
 
     def __init__(self, config: Config, sessions: Sessions) -> None:
         self._sessions = sessions
+        self.persons = Persons()
         self.adopt(config)
 
     def adopt(self, config: Config) -> None:
         """Take in a config: its keys are those that are known from now on."""
         self.keys = KeyRing(config.users, config.groups)
+        self.persons.keep(config.users)
 
     def who(
         self, named: Mapping[bytes, bytes], *, now: float, by_session: bool = False, by_config: bool = False
@@ -47,7 +51,8 @@ class Doorkeeper:
             key_digest = self._sessions.key_digest(token_in(named))
             if key_digest is not None:
                 return self._owner(key_digest, now)
-        return self.keys.recognise(offered, now=now)
+        caller = self.keys.recognise(offered, now=now)
+        return self.persons.named(caller, named, now=now) if caller.person_header else caller
 
     def sign_in(self, key: str, *, now: float) -> tuple[str, float]:
         """Begin a session; gives its token, and its life in seconds. Raises GatewayError (401)."""

@@ -50,6 +50,15 @@ class Caller:
     key_limits: LimitsConfig = NO_LIMITS
     limited: bool = False
     """True if any limit is set for the user or the key."""
+    person_header: bytes = b""
+    """The field, in lower case, by which this user's clients may name a person; empty if they may not."""
+    person: str = ""
+    """Who of several behind the user's keys; empty for the user as such."""
+
+    @property
+    def party(self) -> str:
+        """Name whom requests are counted for: the person, else the user. No name of a user has a slash."""
+        return f"{self.user}/{self.person}" if self.person else self.user
 
     def has_expired(self, now: float) -> bool:
         """Tell whether the key is in force no more; `now` is in epoch seconds."""
@@ -126,6 +135,7 @@ def _caller(name: str, user: UserConfig, groups: frozenset[str], key: KeyConfig)
         limits=user.limits,
         key_limits=key.limits,
         limited=user.limits != NO_LIMITS or key.limits != NO_LIMITS,
+        person_header=(user.person_header or "").lower().encode(),
     )
 
 

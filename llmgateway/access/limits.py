@@ -1,4 +1,4 @@
-"""Rate limits and quotas, of a user with all their keys and of a single key.
+"""Rate limits and quotas, of a user with all their keys, of each person behind these, and of a single key.
 
 Rules:
 
@@ -27,7 +27,7 @@ PARALLEL_RETRY_S: Final = 1.0  # nobody knows when a request will end
 MAX_TERMS: Final = 4096  # keys whose rules are kept at hand
 
 Headers = tuple[tuple[str, str], ...]
-_Key = tuple[str, str, str | None]  # user, key id, key name
+_Key = tuple[str, str, str | None, str]  # user, key id, key name, person
 
 
 # --- What is limited ------------------------------------------------------------------------------
@@ -54,11 +54,12 @@ KINDS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class _Holder:
-    """Whose limit: a user's, or that of one of their keys."""
+    """Whose limit: a user's, that of a person who uses their keys, or that of one of the keys."""
 
     user: str
     key_id: str | None = None
     key_name: str | None = None
+    person: str = ""
 
     @property
     def key(self) -> str | None:
@@ -67,6 +68,8 @@ class _Holder:
 
     def __str__(self) -> str:
         user = f"user '{self.user}'"
+        if self.person:
+            return f"person '{self.person}' of {user}"
         return user if self.key is None else f"key '{self.key}' of {user}"
 
 
@@ -93,9 +96,15 @@ class _Rule:
         return f"{self.amount:,} {self.kind.noun}{plural}{self.kind.per} for {self.holder}"
 
 
+def _counted_under(holder: _Holder) -> tuple[str, ...]:
+    """Name a holder's counters. Names hold no slash but for a person's, the last, so no two share one."""
+    if holder.key_id is not None:
+        return ("key", holder.user, holder.key_id)
+    return ("person", holder.user, holder.person) if holder.person else ("user", holder.user)
+
+
 def _rules_of(holder: _Holder, config: LimitsConfig) -> Iterator[_Rule]:
-    # Names hold no slash, so two holders never share a counter.
-    who = ("user", holder.user) if holder.key_id is None else ("key", holder.user, holder.key_id)
+    who = _counted_under(holder)
     for kind in KINDS:
         amount: int | None = getattr(config, kind.name)
         if amount is not None:
@@ -123,9 +132,13 @@ class _Reading:
 
 @dataclass(frozen=True, slots=True)
 class LimitState:
-    """A row of the live page. `key` is None for a limit of the user; `resets_in_s` is 0 for `parallel`."""
+    """A row of the live page. `key` is None for a limit of the user, `person` for one that is of no person.
+
+    `resets_in_s` is 0 for `parallel`.
+    """
 
     user: str
+    person: str | None
     key: str | None
     name: str
     limit: int
@@ -157,13 +170,15 @@ class Limits:
         key_limits: LimitsConfig,
         *,
         key_name: str | None = None,
+        person: str = "",
     ) -> "Admission":
         """Let a request in, at the expense of the user and the key; the caller must release the admission.
 
+        If it is by a person, that is at the expense of the person instead of the user.
         `key_id` tells the key from all others; `key_name` is what people call it. Raises GatewayError (429),
         with a Retry-After that holds for all limits at once.
         """
-        rules = self._rules((user, key_id, key_name), user_limits, key_limits)
+        rules = self._rules((user, key_id, key_name, person), user_limits, key_limits)
         if not rules:
             return self._unlimited
         self._clock.tick()
@@ -176,22 +191,34 @@ class Limits:
         """Give the rules for a key, made anew only when its settings are others than the last time."""
         terms = self._terms.get(key)
         if terms is None or terms.user_limits is not user_limits or terms.key_limits is not key_limits:
-            rules = (*_rules_of(_Holder(key[0]), user_limits), *_rules_of(_Holder(*key), key_limits))
+            user, key_id, key_name, person = key
+            rules = (
+                *_rules_of(_Holder(user, person=person), user_limits),
+                *_rules_of(_Holder(user, key_id, key_name), key_limits),
+            )
             if len(self._terms) >= MAX_TERMS:
                 self._terms.clear()
             terms = self._terms[key] = _Terms(user_limits, key_limits, rules)
         return terms.rules
 
     def state(
-        self, user: str, limits: LimitsConfig, *, key_id: str | None = None, key_name: str | None = None
+        self,
+        user: str,
+        limits: LimitsConfig,
+        *,
+        key_id: str | None = None,
+        key_name: str | None = None,
+        person: str = "",
     ) -> list[LimitState]:
-        """Tell how far the limits of a user are used or, with `key_id`, those of one of their keys."""
+        """Tell how far the limits of a user are used, or those of a person or, with `key_id`, of a key."""
         self._clock.tick()
         rows = []
-        for rule in _rules_of(_Holder(user, key_id, key_name), limits):
+        for rule in _rules_of(_Holder(user, key_id, key_name, person), limits):
             now = self._read(rule)
             key = rule.holder.key
-            rows.append(LimitState(user, key, rule.kind.name, rule.amount, now.used, now.whole_in_s))
+            rows.append(
+                LimitState(user, person or None, key, rule.kind.name, rule.amount, now.used, now.whole_in_s)
+            )
         return rows
 
     def _read(self, rule: _Rule) -> _Reading:

@@ -21,6 +21,8 @@ class Entry:
     endpoint: str
     began: float
     user: str | None = None
+    person: str | None = None
+    """Who of several behind the user's keys, if that was told."""
     key: str | None = None
     model: str = ""
     provider: str = ""

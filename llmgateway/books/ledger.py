@@ -34,6 +34,7 @@ class _Traits(NamedTuple):
     model: str
     provider: str
     user: str
+    person: str
     key: str
     status: int
     outcome: str
@@ -114,6 +115,7 @@ class Ledger:
             entry.model,
             entry.provider,
             entry.user or "",
+            entry.person or "",
             entry.key or "",
             entry.status,
             entry.outcome,
@@ -130,7 +132,7 @@ class Ledger:
         tokens = added_up(entry.tokens for entry in entries if entry.tokens is not None)
         if traits.user:
             asked = traits.model if traits.tried else ""  # else it may be any name
-            account = Account(traits.day, traits.user, traits.key, asked, traits.provider)
+            account = Account(traits.day, traits.user, traits.person, traits.key, asked, traits.provider)
             self.totals.add(account, len(ended), tokens)
         if traits.estimated is not None:
             self.speeds.ended(traits.provider, ended)

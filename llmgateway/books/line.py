@@ -29,7 +29,7 @@ _LOGGED_CHARACTERS: Final = 100  # of what a client chose
 def line_of(entry: Entry, tokens: Tokens | None, time: str, now: float) -> dict[str, Any]:
     """Give a request's line in the request log: never a prompt, an answer or a key."""
     first_byte_at = entry.first_byte_at
-    return {
+    line = {
         "time": time,
         "id": entry.id,
         "user": entry.user,
@@ -53,6 +53,9 @@ def line_of(entry: Entry, tokens: Tokens | None, time: str, now: float) -> dict[
         "stream": entry.streams,
         "affinity": entry.affinity,
     }
+    if entry.person is not None:  # few keys have any, and the line is long enough
+        line["person"] = entry.person
+    return line
 
 
 def milliseconds(seconds: float) -> float:
@@ -87,6 +90,7 @@ class Line(msgspec.Struct, frozen=True, gc=False):
 
     time: str
     user: str
+    person: str
     key: str
     model: str
     """Empty for one that has reached no provider: anybody can ask for any name."""
@@ -121,6 +125,7 @@ def read_line(text: bytes) -> Line | None:
     return Line(
         time,
         _name(named("user")),
+        _name(named("person")),
         _name(named("key")),
         "" if named("attempts") == 0 else _name(named("model")),
         _name(named("provider")),
@@ -156,6 +161,7 @@ def _told(entry: Entry, now: float) -> dict[str, object]:
         "model": entry.model[:_LOGGED_CHARACTERS],
         "affinity": entry.affinity,
         "user": entry.user,
+        "person": entry.person,
         "key": entry.key,
         "provider": entry.provider,
         "client": entry.address,

@@ -1,4 +1,5 @@
-"""What usage adds up to, by account: a user's key on a model of a provider, on one day.
+"""What usage adds up to, by account: a user's key on a model of a provider, on one day,
+and the person behind it.
 
 The ledger adds to it with every request that has ended; after a start, the day so far is read from the
 request log. What has reached no provider is booked under no model: anybody can ask for any name. The map has
@@ -56,6 +57,7 @@ class Account(NamedTuple):
 
     day: str
     user: str
+    person: str
     key: str
     model: str
     provider: str
@@ -101,6 +103,6 @@ def totals_of(lines: Iterable[Line]) -> Accounts:
     found = Accounts()
     for line in lines:
         if line.user:
-            account = Account(line.day, line.user, line.key, line.model, line.provider)
+            account = Account(line.day, line.user, line.person, line.key, line.model, line.provider)
             found.add(account, 1, added_up([line.tokens]))
     return found

@@ -89,9 +89,8 @@ def _add_what_to_add_up(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--by",
         type=_names,
-        default="user,model",
         metavar="COLUMNS",
-        help=f"what to add up by, of {', '.join(COLUMNS)} (%(default)s)",
+        help=f"what to add up by, of {', '.join(COLUMNS)} (user,model, and person if any)",
     )
 
 

@@ -133,7 +133,7 @@ def _first_providers(servers: Mapping[str, Any]) -> str:
     return "".join(f"  {name}:\n    url: {entry['url']}\n" for name, entry in servers.items())
 
 
-def show_usage(path: Path, environ: Mapping[str, str], *, since_s: float, by: Sequence[str]) -> int:
+def show_usage(path: Path, environ: Mapping[str, str], *, since_s: float, by: Sequence[str] | None) -> int:
     """Add up the request log of the last `since_s` seconds, and print the table."""
     loaded = read_config(path, environ)
     if loaded is None:

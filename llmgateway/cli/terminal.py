@@ -147,7 +147,7 @@ def _request(row: Mapping[str, Any]) -> Sequence[str]:
     phase = f"{row['phase']} ({row['position']})" if row["position"] else row["phase"]
     age = _length(row["age_s"])
     return (
-        row["user"] or "-",
+        _who(row),
         row["model"] or "-",
         row["provider"] or "-",
         phase,
@@ -157,10 +157,16 @@ def _request(row: Mapping[str, Any]) -> Sequence[str]:
     )
 
 
+def _who(row: Mapping[str, Any]) -> str:
+    """Name the user and, if it was told, who of those behind its keys it is."""
+    user = row["user"] or "-"
+    return f"{row['person']} ({user})" if row.get("person") else user
+
+
 def _usage(row: Mapping[str, Any]) -> Sequence[str]:
     mark = "~" if row["estimated"] else ""
     return (
-        row["user"],
+        _who(row),
         row["model"] or "-",
         f"{row['requests']:,}",
         f"{mark}{row['prompt_tokens']:,}",

@@ -13,7 +13,8 @@ from llmgateway.cli.table import align, printable
 
 MAX_GROUPS: Final = 10_000  # names in a log may come from anybody who can send a request
 
-COLUMNS: Final = ("user", "key", "model", "provider", "endpoint", "day", "outcome")
+COLUMNS: Final = ("user", "person", "key", "model", "provider", "endpoint", "day", "outcome")
+_USUAL: Final = ("user", "person", "model")
 NOBODY: Final = "-"
 OTHERS: Final = "(others)"
 
@@ -56,8 +57,13 @@ class Usage:
     total: Sums
 
 
-def add_up(lines: Iterable[Line], by: Sequence[str] = ("user", "model")) -> Usage:
-    """Add up requests by some of COLUMNS. Days are those of UTC. Raises ValueError for another column."""
+def add_up(lines: Iterable[Line], by: Sequence[str] | None = None) -> Usage:
+    """Add up requests by some of COLUMNS, else by user and model and, where there are any, persons.
+
+    Days are those of UTC. Raises ValueError for another column.
+    """
+    if by is None:
+        return _without_nobody(add_up(lines, _USUAL), "person")
     by = _known(by)
     groups: dict[tuple[str, ...], Sums] = {}
     total = Sums()
@@ -71,6 +77,15 @@ def add_up(lines: Iterable[Line], by: Sequence[str] = ("user", "model")) -> Usag
         total.add(line)
     ordered = sorted(groups.items(), key=lambda each: (-each[1].tokens, -each[1].requests, each[0]))
     return Usage(by, tuple(ordered), total)
+
+
+def _without_nobody(usage: Usage, column: str) -> Usage:
+    """Leave out a column in which nobody is named."""
+    at = usage.by.index(column)
+    if any(group[at] != NOBODY for group, _ in usage.groups):
+        return usage
+    groups = tuple(((*group[:at], *group[at + 1 :]), sums) for group, sums in usage.groups)
+    return Usage((*usage.by[:at], *usage.by[at + 1 :]), groups, usage.total)
 
 
 def _known(by: Sequence[str]) -> tuple[str, ...]:

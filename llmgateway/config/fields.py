@@ -136,6 +136,7 @@ Reference = Annotated[str, _value(str), _WORD]  # whether it names anybody, `ref
 ModelName = Annotated[str, _value(values.model), _WORD]
 ApiKey = Annotated[str, _value(values.api_key, "the api_key"), _WORD]
 HeaderName = Annotated[str, _value(values.header_name), WithJsonSchema({"type": "string"})]
+PersonHeader = Annotated[str, _value(values.person_header), WithJsonSchema({"type": "string"})]
 HeaderValue = Annotated[str, _value(values.header_value, "the value of this header"), _WORD]
 Route = Annotated[Literal["any", "prefer_own", "only_own"], _value(str), _Also(_VARIABLE)]
 Level = Annotated[Literal["debug", "info", "warning", "error"], _value(str), _Also(_VARIABLE)]

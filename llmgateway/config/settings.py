@@ -56,6 +56,7 @@ from llmgateway.config.fields import (
     Origin,
     OrNothing,
     OrOneWord,
+    PersonHeader,
     PlainKey,
     Port,
     PositiveDuration,
@@ -226,6 +227,11 @@ class UserConfig(Section):
         NO_LIMITS, description="How much they may use, with all their keys together."
     )
     weight: Weight = Field(1.0, description="Their share of a busy provider, compared with other users.")
+    person_header: PersonHeader | None = Field(
+        None,
+        description="Request header by which their clients name the person behind the key, for whom usage, "
+        "share and limits are kept then; unset: nobody is named.",
+    )
 
 
 class TimeoutsConfig(Section):

@@ -68,6 +68,9 @@ _NOT_OURS_TO_SET: Final = frozenset(
 )
 
 
+_CREDENTIALS: Final = frozenset({"authorization", "x-api-key", "api-key", "cookie"})
+
+
 def whole(text: str) -> int:
     if not _WHOLE.fullmatch(text):
         raise ValueError("is not a whole number; write one in digits, such as 3")
@@ -227,6 +230,12 @@ def header_name(text: str) -> str:
     if text.lower() in _NOT_OURS_TO_SET:
         raise ValueError("belongs to the connection, which the gateway makes itself; leave it out")
     return text
+
+
+def person_header(text: str) -> str:
+    if text.lower() in _CREDENTIALS:
+        raise ValueError("holds keys, and names of persons are logged; name another header, such as X-User")
+    return header_name(text)
 
 
 def header_value(text: str) -> str:

@@ -83,7 +83,7 @@ class CallReader:
         session = None
         if not self._session_fields.keys().isdisjoint(named):
             session = next(filter(None, map(named.get, self._session_fields)), None)
-        thread = thread_of(seen, user=caller.user, session=session)
+        thread = thread_of(seen, user=caller.party, session=session)
         keepalive_s = self._keepalive_s if streams else 0.0
         return Call(model, outgoing, thread, entry, prompt_bytes, seen.output_limit, keepalive_s)
 

@@ -166,7 +166,7 @@ class Line:
     def moved(self, granted: Order, *, now: float) -> None:
         """Note that an order is granted: whom it overtakes, and how fast its queue moves."""
         for order in self.orders:
-            if order.arrival < granted.arrival and order.caller.user == granted.caller.user:
+            if order.arrival < granted.arrival and order.standing is granted.standing:
                 order.overtaken += 1
         self._pace_of(granted.model, now).moved(now)
 
@@ -176,11 +176,13 @@ class Line:
         Nobody, if the order's own user has as many.
         """
         waiting = [other for other in self.orders if other.model == order.model]
-        crowd = Counter(other.caller.user for other in waiting)
-        user, count = crowd.most_common(1)[0]
-        if count <= crowd[order.caller.user] + 1:
+        crowd = Counter(other.standing for other in waiting)
+        standing, count = crowd.most_common(1)[0]
+        if count <= crowd[order.standing] + 1:
             return None
-        return max((other for other in waiting if other.caller.user == user), key=lambda other: other.arrival)
+        return max(
+            (other for other in waiting if other.standing is standing), key=lambda other: other.arrival
+        )
 
     # -- in which order they go
 
@@ -191,7 +193,7 @@ class Line:
 
     def _standing(self, order: Order) -> tuple[float, int, int, int]:
         """Order by fairness; among equals by cache, within reason; then by last service; then by arrival."""
-        counter, served = self._fair.rank(order.caller.user)
+        counter, served = self._fair.rank(order.standing.user)
         haste = -1 if order.overtaken >= MAX_OVERTAKEN else 0 if self._home_is_free(order) else 1
         return counter, haste, served, order.arrival
 
@@ -200,7 +202,7 @@ class Line:
         ahead: defaultdict[str, float] = defaultdict(float)
         outlook = []
         for order in self.in_turn():
-            user, weight = order.caller.user, order.caller.weight
+            user, weight = order.standing.user, order.caller.weight
             outlook.append((self._fair.rank(user)[0] + ahead[user] / weight, order))
             ahead[user] += order.estimate
         return [order for _, order in sorted(outlook, key=lambda entry: entry[0])]

@@ -154,7 +154,12 @@ class Proxy:
     def _admitted(self, call: Call, caller: Caller, client: Client) -> Iterator[None]:
         """Hold a call to the limits of its caller, and charge it to them. Raises GatewayError (429)."""
         with self._limits.admit(
-            caller.user, caller.limits, caller.key_id, caller.key_limits, key_name=caller.key_name
+            caller.user,
+            caller.limits,
+            caller.key_id,
+            caller.key_limits,
+            key_name=caller.key_name,
+            person=caller.person,
         ) as admission:
             client.tell(admission.headers(), instead_of="x-ratelimit-")
             try:

@@ -71,7 +71,7 @@ class Slots:
         What `correct` has not corrected by then stays charged as it was estimated.
         """
         self._arrivals += 1
-        standing = self._fair.enter(caller.user)
+        standing = self._fair.enter(caller.party)
         return Order(caller, model, thread, estimate, standing, self, request_id, arrival=self._arrivals)
 
     def permitted_name(self, caller: Caller, model: str) -> str:

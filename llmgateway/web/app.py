@@ -140,7 +140,7 @@ class App:
             if b"via" in client.head.named:
                 refuse_loop(client.head.named[b"via"], self._condition.name)
             caller = self._admit(route, client)
-            entry.user, entry.key = caller.user, caller.key_name
+            entry.user, entry.person, entry.key = caller.user, caller.person or None, caller.key_name
             if isinstance(route, ModelList):
                 await self._pages.models(route.wanted, caller, client)
             else:

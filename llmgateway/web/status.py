@@ -5,7 +5,7 @@ see all; others see what is theirs, and the providers that they may use.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any, Final
@@ -26,6 +26,9 @@ from llmgateway.traffic.slots import Slots
 MOST_REQUESTS: Final = 100
 MOST_RECENT: Final = 50
 MOST_MODELS: Final = 200
+MOST_USAGE: Final = 200  # rows
+MOST_PERSONS: Final = 50  # of a user, whose limits are shown
+OTHERS: Final = "(others)"
 
 
 @dataclass(slots=True)
@@ -135,12 +138,20 @@ class Status:
 
     def _usage(self, viewer: Caller, wall: float) -> dict[str, Any]:
         day = time.strftime("%Y-%m-%d", time.gmtime(wall))
-        sums: dict[tuple[str, str], Totals] = {}
+        sums: dict[tuple[str, str, str], Totals] = {}
         for account, totals in self._ledger.totals.items():
             if account.day == day and _sees(viewer, account.user):
-                sums.setdefault((account.user, account.model), Totals()).merge(totals)
+                sums.setdefault((account.user, account.person, account.model), Totals()).merge(totals)
         ordered = sorted(sums.items(), key=lambda item: -item[1].prompt_tokens - item[1].completion_tokens)
-        rows = [{"user": user, "model": model, **totals.counts()} for (user, model), totals in ordered]
+        if len(ordered) > MOST_USAGE:
+            others = Totals()
+            for _, totals in ordered[MOST_USAGE - 1 :]:
+                others.merge(totals)
+            ordered[MOST_USAGE - 1 :] = [((OTHERS, "", ""), others)]
+        rows = [
+            {"user": user, "person": person or None, "model": model, **totals.counts()}
+            for (user, person, model), totals in ordered
+        ]
         return {"day": day, "rows": rows}
 
     def _recent(self, viewer: Caller) -> Iterable[dict[str, Any]]:
@@ -153,10 +164,17 @@ class Status:
             if caller.user not in users:
                 users.add(caller.user)
                 states += self._limits.state(caller.user, caller.limits)
+                states += self._limits_of_persons(caller)
             states += self._limits.state(
                 caller.user, caller.key_limits, key_id=caller.key_id, key_name=caller.key_name
             )
         return [asdict(state) | {"resets_in_s": round(state.resets_in_s, 1)} for state in states]
+
+    def _limits_of_persons(self, caller: Caller) -> Iterator[LimitState]:
+        """Tell how far a user's limits are used by the persons behind their keys, by those seen last."""
+        for person in self._doorkeeper.persons.of(caller.user)[:MOST_PERSONS]:
+            states = self._limits.state(caller.user, caller.limits, person=person)
+            yield from (state for state in states if state.used)
 
 
 def _sees(viewer: Caller, user: str | None) -> bool:
@@ -168,6 +186,7 @@ def _request(entry: Entry, positions: Mapping[str, int], now: float) -> dict[str
     return {
         "id": entry.id,
         "user": entry.user,
+        "person": entry.person,
         "model": entry.model,
         "provider": entry.provider,
         "endpoint": entry.endpoint,

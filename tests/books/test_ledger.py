@@ -28,6 +28,7 @@ MOMENTS = st.floats(0, 200, allow_nan=False)
 def entries(draw: st.DrawFn) -> Entry:
     entry = Entry(draw(st.sampled_from("ab")), "/v1/chat/completions", 1000.0 - draw(MOMENTS))
     entry.user = draw(st.sampled_from(["alice", "bob", None]))
+    entry.person = draw(st.sampled_from(["ann@example.org", None])) if entry.user == "bob" else None
     entry.key = draw(st.sampled_from(["laptop", None]))
     entry.model = draw(st.sampled_from(["m", "unknown", ""]))
     entry.status, entry.outcome = draw(

@@ -106,6 +106,18 @@ async def test_usage_goes_back_as_far_as_it_is_told_and_adds_up_by_what_it_is_to
     assert (await run("usage", "--since", "soon", cwd=logged)).code == 2
 
 
+async def test_usage_tells_persons_apart_where_there_are_any(logged: Path) -> None:
+    assert "PERSON" not in (await run("usage", cwd=logged)).out
+    with (logged / "requests.jsonl").open("a") as log:
+        log.write("\n" + log_line("page", "m", "2999-01-01T00:00:00.000Z", person="ann@example.org"))
+        log.write(log_line("page", "m", "2999-01-01T00:00:00.000Z", person=None))
+    rows = [line.split() for line in (await run("usage", cwd=logged)).out.splitlines()]
+    assert rows[0][:3] == ["USER", "PERSON", "MODEL"]
+    assert ["page", "ann@example.org", "m", "1"] in [row[:4] for row in rows]
+    assert ["page", "-", "m", "1"] in [row[:4] for row in rows]
+    assert "ann@example.org" in (await run("usage", "--by", "person", cwd=logged)).out
+
+
 async def test_usage_without_a_log_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("users: {alice: {}}\n")
     none_yet = await run("usage", cwd=tmp_path)

@@ -903,6 +903,15 @@ def test_one_user_cannot_have_a_key_twice_either() -> None:
             "c.yaml:1:21: affinity.headers: a list belongs here; put the value in",
         ),
         ("affinity: {headers: {x-chat: 1}}", "affinity.headers: a list belongs here"),
+        (
+            "users: {a: {person_header: Authorization}}",
+            "c.yaml:1:28: users.a.person_header: 'Authorization' holds keys, and names of persons are logged",
+        ),
+        (
+            "users: {a: {person_header: x user}}",
+            "users.a.person_header: 'x user' is not a header name; write",
+        ),
+        ("users: {a: {persons_header: X-User}}", "did you mean `person_header`?"),
         ("affinity: {headers: [a b]}", "c.yaml:1:22: affinity.headers[0]: 'a b' is not a header name; write"),
         ("affinity: {headers: ['x:']}", "affinity.headers[0]: 'x:' is not a header name"),
         ("affinity: {headers: [a, host]}", "affinity.headers[1]: 'host' belongs to the connection"),

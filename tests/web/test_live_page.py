@@ -56,17 +56,19 @@ SNAPSHOT: dict[str, Any] = {
         "in_flight": int, "slots": COUNT_OR_NOT, "waiting": int, "tokens_per_s": NUMBER, "hour": [NUMBER],
     }],
     "requests": [{
-        "id": str, "user": str, "model": str, "provider": str, "endpoint": str, "phase": str,
-        "position": int, "age_s": NUMBER, "tokens": int,
+        "id": str, "user": str, "person": TEXT_OR_NOT, "model": str, "provider": str,
+        "endpoint": str, "phase": str, "position": int, "age_s": NUMBER, "tokens": int,
     }],
     "in_flight": int,
     "usage": {"day": str, "rows": [{
-        "user": str, "model": str, "requests": int, "prompt_tokens": int, "completion_tokens": int,
+        "user": str, "person": TEXT_OR_NOT, "model": str, "requests": int,
+        "prompt_tokens": int, "completion_tokens": int,
         "cached_tokens": int, "reasoning_tokens": int, "estimated": int,
     }]},
     "recent": [LINE],
     "limits": [{
-        "user": str, "key": TEXT_OR_NOT, "name": str, "limit": int, "used": int, "resets_in_s": NUMBER,
+        "user": str, "person": TEXT_OR_NOT, "key": TEXT_OR_NOT,
+        "name": str, "limit": int, "used": int, "resets_in_s": NUMBER,
     }],
 }  # fmt: skip
 """What a snapshot is made of: types, lists of one shape, and objects with exactly these keys."""

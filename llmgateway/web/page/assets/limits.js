@@ -2,7 +2,7 @@
 
 import { KeyedChildren, byId, el, setAttribute, setText, show } from "./dom.js";
 import { age, short } from "./format.js";
-import { sentence } from "./words.js";
+import { sentence, who as named } from "./words.js";
 
 const NEARLY = 0.8;
 
@@ -16,7 +16,7 @@ export function limitMeters() {
   };
 }
 
-const keyOf = (limit) => JSON.stringify([limit.user, limit.key, limit.name]);
+const keyOf = (limit) => JSON.stringify([limit.user, limit.person, limit.key, limit.name]);
 
 function meter() {
   const who = el("span", { class: "who" });
@@ -28,7 +28,7 @@ function meter() {
   const node = el("li", { "data-testid": "limit" }, el("p", {}, who, name, used), bar, reset);
   const update = (limit, elapsed_s) => {
     const share = limit.limit ? Math.min(1, limit.used / limit.limit) : 1;
-    const label = limit.key ? `${limit.user}, key ${limit.key}` : limit.user;
+    const label = limit.key ? `${limit.user}, key ${limit.key}` : named(limit);
     setText(who, label);
     setText(name, sentence(limit.name));
     setText(used, `${short(limit.used)} of ${short(limit.limit)}`);

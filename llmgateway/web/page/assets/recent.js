@@ -3,13 +3,13 @@
 import { byId, setAttribute, setText, show } from "./dom.js";
 import { DASH, milliseconds, moment, short } from "./format.js";
 import { Table } from "./table.js";
-import { OUTCOMES, say } from "./words.js";
+import { OUTCOMES, say, who } from "./words.js";
 
 const COLUMNS = [
   { name: "time", label: "Ended", text: (entry) => moment(Date.parse(entry.time) / 1000), title: (entry) => `request ${entry.id}` },
   { name: "model", label: "Model", heads: true, text: (entry) => entry.model ?? DASH, title: (entry) => entry.endpoint },
   { name: "outcome", label: "Outcome", text: outcome, tone: (entry) => say(OUTCOMES, outcomeOf(entry))[1] },
-  { name: "user", label: "User", text: (entry) => entry.user ?? DASH, title: key },
+  { name: "user", label: "User", text: who, title: key },
   { name: "provider", label: "Provider", text: provider },
   { name: "in", label: "Tokens in", number: true, text: (entry) => tokens(entry, entry.prompt_tokens) },
   { name: "out", label: "Out", number: true, text: (entry) => tokens(entry, entry.completion_tokens) },

@@ -3,11 +3,11 @@
 import { byId, setAttribute, setText, show } from "./dom.js";
 import { DASH, age, count } from "./format.js";
 import { Table } from "./table.js";
-import { PHASES, say } from "./words.js";
+import { PHASES, say, who } from "./words.js";
 
 const COLUMNS = [
   { name: "model", label: "Model", heads: true, text: (request) => request.model || DASH, title: (request) => request.endpoint },
-  { name: "user", label: "User", text: (request) => request.user ?? DASH },
+  { name: "user", label: "User", text: who },
   { name: "provider", label: "Provider", text: (request) => request.provider || DASH },
   { name: "phase", label: "Phase", text: phase, tone: (request) => say(PHASES, request.phase)[1] },
   { name: "tokens", label: "Tokens", number: true, text: (request) => (request.tokens ? count(request.tokens) : DASH) },

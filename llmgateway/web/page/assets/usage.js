@@ -3,10 +3,11 @@
 import { byId, setAttribute, setText, show } from "./dom.js";
 import { count, plural, short } from "./format.js";
 import { Table } from "./table.js";
+import { who } from "./words.js";
 
 const COLUMNS = [
   { name: "model", label: "Model", heads: true, text: (row) => row.model },
-  { name: "user", label: "User", text: (row) => row.user },
+  { name: "user", label: "User", text: who },
   { name: "requests", label: "Requests", number: true, text: (row) => count(row.requests) },
   { name: "prompt", label: "Prompt", number: true, text: (row) => tokens(row, "prompt_tokens"), title },
   { name: "cached", label: "Cached", number: true, text: (row) => short(row.cached_tokens) },
@@ -19,7 +20,7 @@ const SUMMED = ["requests", "prompt_tokens", "completion_tokens", "cached_tokens
 /** @returns {(snapshot: any) => void} */
 export function usageTable() {
   const node = byId("usage-table");
-  const table = new Table(node, COLUMNS, { keyOf: (row) => JSON.stringify([row.user, row.model, Boolean(row.sum)]), mark });
+  const table = new Table(node, COLUMNS, { keyOf: (row) => JSON.stringify([row.user, row.person, row.model, Boolean(row.sum)]), mark });
   return ({ usage }) => {
     table.render(usage.rows.length > 1 ? [...usage.rows, sum(usage.rows)] : usage.rows);
     show(node.parentElement, usage.rows.length > 0);

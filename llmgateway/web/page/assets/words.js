@@ -52,6 +52,11 @@ export function say(table, name) {
   return Object.hasOwn(table, name) ? table[name] : [sentence(name), "idle"];
 }
 
+/** @returns {string} the user and, if it was told, who of those behind its keys it is */
+export function who({ user, person }) {
+  return person ? `${person} (${user})` : (user ?? "–");
+}
+
 /** "tokens_per_day" -> "Tokens per day" */
 export function sentence(name) {
   const words = String(name).replaceAll("_", " ");

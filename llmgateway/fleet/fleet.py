@@ -54,6 +54,8 @@ class Probe:
     slots: int | None = None
     certain: bool = False
     """True if this is no passing trouble, so that one such sighting is enough."""
+    absent: bool = False
+    """True if no connection came about, so that nobody can be at work there."""
     kind: Kind | None = None
 
 

@@ -2,7 +2,8 @@
 
 A probe is `GET {url}/models`, never a completion: that would load models and burn power. Each provider is
 watched by a task of its own, so that a hung one delays nobody. A provider that is streaming is alive whatever
-a probe says.
+a probe says; one that works for us in silence, as those do that can do one thing at a time, is as alive as it
+was, unless nobody is there any more.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final
 
-from llmgateway.errors import ProviderFailed, ProviderRedirected
+from llmgateway.errors import ProviderFailed, ProviderRedirected, ProviderUnreachable
 from llmgateway.fleet.fleet import Fleet, Probe, Provider, State
 from llmgateway.fleet.upstream import Upstream
 from llmgateway.http.via import is_loop
@@ -44,7 +45,7 @@ async def probe(upstream: Upstream, provider: Provider) -> Probe:
             return Probe(State.OFFLINE, f"its host name cannot be looked up in {limit_s:g} s")
         return Probe(State.OFFLINE, f"no answer to a probe within {limit_s:g} s")
     except ProviderFailed as failure:
-        return Probe(State.OFFLINE, failure.message)
+        return Probe(State.OFFLINE, failure.message, absent=isinstance(failure, ProviderUnreachable))
 
 
 async def _look(upstream: Upstream, provider: Provider) -> Probe:
@@ -247,15 +248,20 @@ class Watch:
 
     async def _look(self, provider: Provider) -> None:
         seen = await probe(self._upstream, provider)
+        if seen.state in _FAILED and not seen.certain and self._streams(provider):
+            events.debug("probe failed while streaming", provider=provider.name, reason=seen.reason)
+            seen = Probe(State.ONLINE)
+        if seen.state in _FAILED and not (seen.certain or seen.absent) and self._upstream.works(provider):
+            events.debug("probe failed while at work", provider=provider.name, reason=seen.reason)
+        else:
+            provider.observe(seen, now=self._now())
+        self._upstream.sweep(provider)
+
+    def _streams(self, provider: Provider) -> bool:
         lately = self._now() - max(provider.health.interval, provider.health.timeout)
         streamed_at = self._upstream.last_byte(provider)
         # Right after a start of the machine the clock is young, and "lately" may lie before its zero.
-        streams = streamed_at > 0 and streamed_at > lately
-        if seen.state in _FAILED and not seen.certain and streams:
-            events.debug("probe failed while streaming", provider=provider.name, reason=seen.reason)
-            seen = Probe(State.ONLINE)
-        provider.observe(seen, now=self._now())
-        self._upstream.sweep(provider)
+        return streamed_at > 0 and streamed_at > lately
 
     async def _pause(self, provider: Provider, asked: asyncio.Event) -> None:
         """Wait for the next turn, or for somebody who asks; never less than a second, however many ask."""

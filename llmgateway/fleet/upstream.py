@@ -110,6 +110,10 @@ class Pool:
         """Tell when an answer that is still under way last brought a byte (loop's clock); 0 if none has."""
         return max((c.exchange.last_byte for c in self._all if c.exchange is not None), default=0.0)
 
+    def works(self) -> bool:
+        """Tell whether an answer is awaited or under way, within its time limits; not if nobody reads it."""
+        return any(c.exchange is not None and not c.reading_paused for c in self._all)
+
     def sweep(self) -> None:
         """Close connections that have been idle for too long."""
         now = asyncio.get_running_loop().time()
@@ -207,6 +211,11 @@ class Upstream:
         """Tell when an answer that is under way last brought a byte (loop's clock); 0 if none is."""
         pool = self._pools.get(provider)
         return pool.last_byte() if pool is not None else 0.0
+
+    def works(self, provider: Provider) -> bool:
+        """Tell whether the provider is at work for us, within the time limits of that work."""
+        pool = self._pools.get(provider)
+        return pool is not None and pool.works()
 
     def sweep(self, provider: Provider) -> None:
         """Close the provider's connections that have been idle for too long."""

@@ -22,6 +22,7 @@ from tests.journey import eventually, settings
 from tests.raw_client import RawClient, Response, chat, request
 from tests.script import (
     answer,
+    completion,
     cut,
     done,
     drip,
@@ -352,6 +353,80 @@ async def test_a_provider_that_streams_is_alive_whatever_a_probe_says(
             pass
     assert states == {State.ONLINE}
     await eventually(lambda: not known(gateway).online, saying="without a stream the probes count again")
+
+
+WORK: dict[str, tuple[Script, bool]] = {  # what it is at, and whether that is a stream
+    "a long prompt": (sse(), True),
+    "a pause in a stream": (play(sse(), word("Hel")), True),
+    "an answer that is not streamed": (play(), False),
+}
+BUSY: dict[str, Script] = {
+    "silence": stall(),
+    "a cut": play(raw(b"HTTP/1.1 "), cut()),
+    "503": error(503, "busy"),
+}
+
+
+@pytest.mark.parametrize(("work", "stream"), WORK.values(), ids=WORK.keys())
+@pytest.mark.parametrize("script", BUSY.values(), ids=BUSY.keys())
+async def test_one_that_computes_for_us_is_alive_whatever_a_probe_says_and_who_waits_for_it_is_served(
+    provider: FakeProvider, gateway_for: GatewayFor, work: Script, stream: bool, script: Script
+) -> None:
+    gate = asyncio.Event()
+    provider.settings["slots"] = 1
+    provider.once(play(work, wait(gate), done()) if stream else play(wait(gate), completion()))
+    gateway = await gateway_for(provider, health={**QUICK, "timeout": "100ms"})
+    async with RawClient(gateway.port) as client, RawClient(gateway.port) as waiter:
+        await client.send(chat(stream=stream))
+        await provider.next_call()
+        provider.on[MODELS] = script
+        await waiter.send(chat())
+        seen = len(provider.looks)
+        await eventually(lambda: len(provider.looks) > seen + 6)
+        assert known(gateway).online
+        gate.set()
+        assert (await client.response()).status == 200
+        assert (await waiter.response()).status == 200
+    await eventually(lambda: not known(gateway).online, saying="idle and silent is not alive")
+
+
+async def test_work_that_runs_out_of_its_own_time_is_no_sign_of_life(
+    provider: FakeProvider, gateway_for: GatewayFor
+) -> None:
+    provider.settings["timeouts"] = {"first_byte": "600ms"}
+    provider.once(stall())
+    gateway = await gateway_for(provider, health={**QUICK, "timeout": "100ms"})
+    provider.on[MODELS] = stall()
+    assert (await ask(gateway.port)).status == 502
+    await eventually(lambda: known(gateway).state is State.OFFLINE)
+
+
+async def test_one_that_is_not_read_from_gives_no_sign_of_life(
+    provider: FakeProvider, gateway_for: GatewayFor
+) -> None:
+    provider.once(play(sse(), flood(50_000_000)))
+    gateway = await gateway_for(provider, health={**QUICK, "timeout": "100ms"})
+    provider.on[MODELS] = stall()
+    async with RawClient(gateway.port) as client:
+        await client.send(chat(stream=True))  # and reads nothing
+        await eventually(lambda: known(gateway).state is State.OFFLINE, 10)
+
+
+async def test_one_to_which_no_connection_comes_about_is_gone_whatever_is_open_there(
+    provider: FakeProvider, gateway_for: GatewayFor
+) -> None:
+    unpooled = answer(200, {"data": [{"id": "m"}]}, {"Connection": "close"})
+    provider.on[MODELS] = unpooled
+    provider.script = stall()
+    gateway = await gateway_for(provider, health=QUICK)
+    async with RawClient(gateway.port) as client:
+        await client.send(chat())
+        await provider.next_call()
+        await provider.stop_accepting()
+        await eventually(lambda: known(gateway).state is State.OFFLINE)
+        assert "refused" in known(gateway).reason
+        assert provider.connections == 1
+    await provider.come_back()
 
 
 # What a config and special servers say.

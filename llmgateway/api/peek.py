@@ -1,6 +1,7 @@
 """Read off a JSON body what routing needs: the model, the stream flag, who said what.
 
 Bytes in, values out. A request body is only ever looked at: what is read from it here is never written back.
+The fields that are read are those that the dialects name, of all of them at once and in one pass.
 """
 
 import codecs
@@ -37,7 +38,10 @@ _ABSENT: Final = msgspec.Raw(b"null")
 
 
 class _Envelope(msgspec.Struct):
-    """What every request has, as it stands; msgspec checks and skips the rest, and builds nothing."""
+    """What every request has, as it stands, and beside it the fields of all dialects, in `_ENVELOPE`.
+
+    msgspec checks and skips the rest, and builds nothing.
+    """
 
     model: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     stream: msgspec.Raw = _ABSENT
@@ -46,7 +50,7 @@ class _Envelope(msgspec.Struct):
 class _Chat(msgspec.Struct):
     """A chat request, as all SDKs write it; what is written otherwise is for _Envelope.
 
-    The fields that make another kind of request must be absent.
+    The other fields of the dialects, which make another kind of request, must be absent: see `_CHAT`.
     """
 
     model: str
@@ -101,9 +105,11 @@ _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 _MOST_SURROGATES: Final = 100_000
 _NAME_CHARACTERS: Final = 1_000  # longer than any name a server advertises
 STEP_BYTES: Final = 1 << 16
+"""How much of a body is looked at, at a time."""
 
 
 def bad(message: str) -> GatewayError:
+    """Give the error that a body which cannot be routed gets."""
     return GatewayError(INVALID_REQUEST, message)
 
 
@@ -303,6 +309,7 @@ def _model_name(raw: msgspec.Raw | msgspec.UnsetType) -> str:
 
 
 def check_model(model: str) -> None:
+    """Refuse what cannot be the name of a model. Raises GatewayError (400)."""
     if not model:
         raise bad("'model' must not be empty.")
     if len(model) > _NAME_CHARACTERS:

@@ -89,8 +89,11 @@ class Provider:
     """Which kind of LLM server it is, as far as it has told."""
     kind_is_known: bool = False
     """Whether it has told since it was last away."""
+    busy: dict[str, int] = field(default_factory=dict)
+    """How many of the requests in flight are for each model, by the name that was asked for."""
     gone: bool = False
     """True once a newer config has no place for it: what it works on may end, and nothing new comes."""
+    _slots_by_model: bool = False
     _told_slots: int | None = None
     _streak: int = 0  # probes in a row that spoke against the present state
 
@@ -111,8 +114,27 @@ class Provider:
 
     @property
     def has_free_slot(self) -> bool:
-        """True if it would start on one more request at once, as far as is known."""
+        """True if it would start on one more request for some model at once, as far as is known."""
         return self.capacity is None or self.in_flight < self.capacity
+
+    def has_room_for(self, model: str, more: int = 1) -> bool:
+        """Tell whether it would start on so many more requests for a model at once, as far as is known."""
+        if self.capacity is not None or not self._slots_by_model:
+            return self.capacity is None or self.in_flight + more <= self.capacity
+        slots = self.slots_for(model)
+        return slots is None or self.busy.get(model, 0) + more <= slots
+
+    def slots_for(self, model: str) -> int | None:
+        """Tell how many requests for a model it works on at once, if anybody knows."""
+        found = self.find(model) if self._slots_by_model else None
+        return self.capacity if self.capacity is not None or found is None else found.slots
+
+    @property
+    def slots(self) -> int | None:
+        """How many requests it works on at once, for all models that it has told of."""
+        if self.capacity is not None or not self._slots_by_model:
+            return self.capacity
+        return sum(model.slots or 0 for model in self.models.values())
 
     @property
     def secrets(self) -> list[str]:
@@ -132,6 +154,15 @@ class Provider:
     def find(self, name: str) -> Model | None:
         """Give the model that it takes a name for: the one listed so, else the one whose short name it is."""
         return self.models.get(name) or self.models.get(self.kind.full_name(name))
+
+    def serves(self, name: str) -> bool:
+        """Tell whether requests for a model may be sent to it now."""
+        return self.online and (found := self.find(name)) is not None and found.servable
+
+    def may_come_to_serve(self, name: str) -> bool:
+        """Tell whether it is worth waiting until it serves a model: it is about to, or may have it loaded."""
+        found = self.find(name)
+        return found is not None and (self.promising or (self.online and not found.servable))
 
     def reached_as(self, config: ProviderConfig) -> bool:
         """Tell whether a config means the same server, spoken to in the same way."""
@@ -156,6 +187,7 @@ class Provider:
         before = self._standing
         if probe.models is not None:
             self.models = probe.models
+            self._slots_by_model = any(model.slots for model in probe.models.values())
         if probe.kind is not None:
             self.kind = probe.kind
         self.kind_is_known = probe.kind is not None
@@ -187,11 +219,16 @@ class Provider:
     def took(self, model: str, *, now: float) -> tuple[Breaker, ...]:
         """Count a request that goes to it; gives the breakers whose trial after a pause that is."""
         self.in_flight += 1
+        self.busy[model] = self.busy.get(model, 0) + 1
         return () if self.conduct.spotless else self.conduct.started(model, now)
 
-    def gave_back(self) -> None:
+    def gave_back(self, model: str) -> None:
         """Count a request less."""
         self.in_flight -= 1
+        if (left := self.busy[model] - 1) > 0:
+            self.busy[model] = left
+        else:
+            del self.busy[model]
 
     def answered(self, model: str) -> None:
         """Note that it has begun to answer a request."""
@@ -315,7 +352,7 @@ class Fleet:
         asked = (caller.user, caller.groups, caller.route, model)
         found = self._serving.get(asked)
         if found is None:
-            found = [p for p in self.usable_by(caller) if p.state is State.ONLINE and p.find(model)]
+            found = [p for p in self.usable_by(caller) if p.serves(model)]
             if found:  # anybody can ask for any name
                 self._serving[asked] = found
         return found
@@ -343,10 +380,9 @@ class Fleet:
     def model_for(self, caller: Caller, name: str, via: Collection[str] = ()) -> tuple[Model, str] | None:
         """Give the model that this caller can use now by a name, and the name of its first provider."""
         models = self.models_for(caller, via)
-        if name in models:
-            return models[name]
-        found = (p.find(name) for p in self.usable_by(caller) if p.online or p.promising)
-        return next((models[model.id] for model in found if model is not None and model.id in models), None)
+        found = (p.find(name) for p in self.usable_by(caller))
+        names = (name, *(model.id for model in found if model is not None))
+        return next((models[each] for each in names if each in models), None)
 
     def models_for(self, caller: Caller, via: Collection[str] = ()) -> dict[str, tuple[Model, str]]:
         """Give each model that this caller can use now, with the name of its first provider.

@@ -123,12 +123,13 @@ async def _with_details(
     try:
         async with asyncio.timeout(provider.health.timeout / 2):
             kind = await _kind(upstream, provider, listing)
-            for details in kind.details:
-                status, body = await upstream.get(provider, details.path, _DETAILS_BYTES)
-                if status in _REFUSED and await _refuses_work(upstream, provider):
-                    return _refused(provider, status)
-                if status == 200:
-                    facts = read_details(details, facts, body)
+            for ask_for in (lambda facts: kind.details, kind.more):
+                for details in ask_for(facts):
+                    status, body = await upstream.get(provider, details.path, _DETAILS_BYTES)
+                    if status in _REFUSED and await _refuses_work(upstream, provider):
+                        return _refused(provider, status)
+                    if status == 200:
+                        facts = read_details(details, facts, body)
     except (ProviderFailed, TimeoutError):
         pass  # what was told before stays true
     trouble = quote(listing.trouble.encode(), provider.secrets)

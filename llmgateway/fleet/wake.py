@@ -37,7 +37,7 @@ class Alarm:
         now = asyncio.get_running_loop().time()
         if any(p.state is State.WARMING or now - self._sent_at(p) < LEAST_PAUSE_S for p in prospects):
             return
-        asleep = [p for p in prospects if p.config.wake is not None]
+        asleep = [p for p in prospects if p.config.wake is not None and not p.online]
         if asleep:
             self._send(min(asleep, key=self._sent_at), now)
 

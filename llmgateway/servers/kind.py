@@ -20,6 +20,8 @@ class Facts:
 
     models: dict[str, Model]
     slots: int | None = None
+    asks_by_model: bool = False
+    """Whether it tells more of each model where it is asked for that one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,11 @@ class Proof:
 
     path: str
     shows: Callable[[Any], bool]
+
+
+def nothing(facts: Facts) -> tuple[Details, ...]:
+    """Have nothing more to ask."""
+    return ()
 
 
 def never(status: int, body: bytes) -> bool:
@@ -73,6 +80,8 @@ class Kind:
     ports: tuple[int, ...] = ()
     """Where it listens unless it is told otherwise, the likeliest first."""
     details: tuple[Details, ...] = ()
+    more: Callable[[Facts], tuple[Details, ...]] = nothing
+    """What else is to be asked once the details have been read, as they say."""
     is_loading: Callable[[int, bytes], bool] = never
     """Whether an answer (status and body) says that the model is being loaded: warming, not broken."""
     idle_s: float | None = None
@@ -108,15 +117,19 @@ def by_name(entries: Any, field: str) -> dict[str, Mapping[str, Any]]:
 
     Raises TypeError where it is no list, or one of nothing but such.
     """
-    if not isinstance(entries, list):  # a text or a mapping could be walked as well
-        raise TypeError("not a list")
-    named: dict[str, Mapping[str, Any]] = {}
-    for entry in entries:
-        if isinstance(entry, dict) and (name := model_name(entry.get(field))) is not None:
-            named[name] = entry
-    if entries and not named:
+    found = named(entries, field)
+    if not isinstance(entries, list) or (entries and not found):
         raise TypeError("not a list of models")
-    return named
+    return found
+
+
+def named(entries: Any, field: str) -> dict[str, Mapping[str, Any]]:
+    """Give what has a name in a list, by its name; nothing if it is no list."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, dict) and (name := model_name(entry.get(field))) is not None:
+            found[name] = entry
+    return found
 
 
 # --- what it says when it fails ------------------------------------------------------------

@@ -1,19 +1,47 @@
 """LM Studio: its OpenAI listing says next to nothing, its own API the state and the context of each model.
 
-A request for a model that is not in memory waits until it is; nothing is said meanwhile.
+A request for a model that is not in memory waits until it is; nothing is said meanwhile. The newer of its own
+APIs tells of each instance of a model in memory how many requests it works on at once; of what it does not
+have, LM Studio says so with a 200.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from llmgateway.servers.kind import Details, Facts, Kind, by_name, with_context
-from llmgateway.servers.models import context_length, loaded
+from llmgateway.servers.kind import Details, Facts, Kind, by_name, named, with_context
+from llmgateway.servers.models import Model, context_length, loaded, positive
+
+
+def _instances(facts: Facts, listing: Any) -> Facts:
+    """Read `/api/v1/models`: an instance has the name of its model, unless it was given another."""
+    models = dict(facts.models)
+    for key, entry in by_name(listing["models"], "key").items():
+        instances = named(entry.get("loaded_instances", ()), "id")
+        usual = next(iter(instances.values()), None)
+        for name in models.keys() & {key, *instances}:
+            models[name] = _with(models[name], entry, instances.get(name, usual))
+    return replace(facts, models=models)
+
+
+def _with(model: Model, entry: Mapping[str, Any], instance: Mapping[str, Any] | None) -> Model:
+    config = {} if instance is None else instance.get("config")
+    if not isinstance(config, dict):
+        config = {}
+    length = model.context_length or context_length(config) or context_length(entry)
+    is_loaded = instance is not None
+    return replace(model, context_length=length, loaded=is_loaded, slots=positive(config.get("parallel")))
 
 
 def _own_listing(facts: Facts, listing: Any) -> Facts:
+    """Read `/api/v0/models`, which older releases have alone."""
     entries = by_name(listing["data"], "id")
     told = with_context(facts.models, {name: context_length(entry) for name, entry in entries.items()})
-    models = {name: replace(model, loaded=loaded(entries.get(name, {}))) for name, model in told.items()}
+    states = {name: loaded(entry) for name, entry in entries.items()}
+    models = {
+        name: replace(model, loaded=states.get(name) if model.loaded is None else model.loaded)
+        for name, model in told.items()
+    }
     return replace(facts, models=models)
 
 
@@ -23,5 +51,5 @@ KIND: Final = Kind(
     wrote=lambda listing: "organization_owner" in listing.owners,
     speaks=frozenset({"openai", "responses", "anthropic"}),
     ports=(1234,),
-    details=(Details("/api/v0/models", _own_listing),),  # /api/v1 has other names for the same
+    details=(Details("/api/v1/models", _instances), Details("/api/v0/models", _own_listing)),
 )

@@ -25,6 +25,12 @@ class Model:
     """Whether it is in memory, so that a request would not have to wait for it."""
     via: tuple[str, ...] = ()
     """The gateways on the way to it, the nearest one first."""
+    asleep: bool = False
+    """Whether it has left memory until the next request for it comes."""
+    servable: bool = True
+    """False while its server would refuse a request for it, and load it for nobody."""
+    slots: int | None = None
+    """How many requests for it its server works on at once, whatever it does for other models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,7 @@ _HOPS_LIMIT: Final = 16
 _SHOWN_CHARACTERS: Final = 60
 _LENIENT_BYTES: Final = 1 << 20  # the reader that forgives is slow
 _HALVES: Final = re.compile("[\ud800-\udfff]")
+_STATES: Final = ("loaded", "unloaded", "not-loaded", "loading", "sleeping", "downloading", "downloaded")
 _CONTEXT_KEYS: Final = (
     "context_length",
     "max_model_len",  # vLLM
@@ -76,10 +83,7 @@ def read_listing(body: bytes) -> Listing:
         elif name in models:
             twice += 1
         else:
-            way = (*sender, *_names(entry.get("via"))) if sender else ()
-            models[name] = Model(
-                name, positive(entry.get("created")), context_length(entry), loaded(entry), way
-            )
+            models[name] = _model(name, entry, sender)
             if isinstance(owner := entry.get("owned_by"), str):
                 owners.add(owner)
     if unnamed and not models:
@@ -90,6 +94,12 @@ def read_listing(body: bytes) -> Listing:
 def _names(value: Any) -> tuple[str, ...]:
     found = value if isinstance(value, list) else []
     return tuple(name for name in found[:_HOPS_LIMIT] if isinstance(name, str) and name)
+
+
+def _model(name: str, entry: Mapping[str, Any], sender: tuple[str, ...]) -> Model:
+    way = (*sender, *_names(entry.get("via"))) if sender else ()
+    created, length = positive(entry.get("created")), context_length(entry)
+    return Model(name, created, length, loaded(entry), way, asleep=_state(entry) == "sleeping")
 
 
 def model_name(value: Any) -> str | None:
@@ -160,10 +170,15 @@ def context_length(entry: Mapping[str, Any]) -> int | None:
 
 
 def loaded(entry: Mapping[str, Any]) -> bool | None:
+    """Tell whether a model is in memory, if its entry says what state it is in."""
+    state = _state(entry)
+    return state == "loaded" if state in _STATES else None
+
+
+def _state(entry: Mapping[str, Any]) -> Any:
     """Read LM Studio's `state`, and `status.value` of llama.cpp's router, which lists what it could load."""
     status = entry.get("status")
-    state = status.get("value") if isinstance(status, dict) else entry.get("state")
-    return state == "loaded" if state in ("loaded", "unloaded", "not-loaded", "loading", "sleeping") else None
+    return status.get("value") if isinstance(status, dict) else entry.get("state")
 
 
 def model_entry(model: Model, *, owned_by: str, created: int, by_way: bool = False) -> dict[str, object]:

@@ -49,8 +49,11 @@ def candidates(
 
 
 def prospects(fleet: Fleet, caller: Caller, model: str, tried: Collection[str] = ()) -> list[Provider]:
-    """Give the providers that are worth waiting for: those that warm up, or sleep and can be woken."""
-    return [p for p in fleet.usable_by(caller) if p.promising and p.find(model) and p.name not in tried]
+    """Give the providers that are worth waiting for.
+
+    Those that warm up, or sleep and can be woken; and those that have the model loaded only by somebody else.
+    """
+    return [p for p in fleet.usable_by(caller) if p.name not in tried and p.may_come_to_serve(model)]
 
 
 def place(
@@ -74,7 +77,7 @@ def place(
     if len(among) != 1:
         return _choose(among, caller, model, thread, match, affinity, chance, now=now)
     (only,) = among
-    if not only.has_free_slot:
+    if not only.has_room_for(model):
         return None
     _, conversation = match
     known = conversation is not None and conversation.home == only.name
@@ -93,7 +96,7 @@ def _choose(
     now: float,
 ) -> Placement | None:
     _, conversation = match
-    free = [p for p in among if p.has_free_slot]
+    free = [p for p in among if p.has_room_for(model)]
     if caller.route == "prefer_own":
         free = [p for p in free if p.config.owner == caller.user] or free
     if not free:
@@ -102,7 +105,7 @@ def _choose(
     if home is not None and thread.opening and not _least_busy(home, free):
         home = None  # it opens as another one did: most likely a conversation of its own
     if home in free:
-        if not _crowded(home, free):
+        if not _crowded(home, free, model):
             return Placement(home, "hit", match)
         free.remove(home)
     subject = affinity.subject(thread, now=now) if conversation is None else None
@@ -111,8 +114,8 @@ def _choose(
 
     def standing(p: Provider) -> tuple[bool, bool, bool, float, float, bool, float]:
         found = p.find(model)
-        loads = (found is not None and found.loaded is False) or _crowded(p, free)
-        pushes_out = subject is not None and p.name == subject.home and not _has_room_beside(p)
+        loads = (found is not None and found.loaded is False) or _crowded(p, free, model)
+        pushes_out = subject is not None and p.name == subject.home and not _has_room_beside(p, model)
         holds = affinity.holds_system(thread, p.name, now=now) and live[p.name] <= least + SYSTEM_PROMPT_SLACK
         weight = p.config.weight
         living = live[p.name] / weight if thread.known else 0.0
@@ -125,18 +128,18 @@ def _choose(
     return Placement(best, "miss" if home is None else "spill", match)
 
 
-def _has_room_beside(provider: Provider) -> bool:
+def _has_room_beside(provider: Provider, model: str) -> bool:
     """Tell whether a provider surely has a free slot beside that in which a conversation rests."""
-    return provider.capacity is not None and provider.in_flight + 1 < provider.capacity
+    return provider.slots_for(model) is not None and provider.has_room_for(model, 2)
 
 
 def _least_busy(provider: Provider, among: Sequence[Provider]) -> bool:
     return provider.in_flight / provider.config.weight <= min(p.in_flight / p.config.weight for p in among)
 
 
-def _crowded(provider: Provider, among: Sequence[Provider]) -> bool:
+def _crowded(provider: Provider, among: Sequence[Provider], model: str) -> bool:
     """Tell whether a provider of unknown capacity is clearly busier than another that could take the call."""
-    if provider.capacity is not None:
+    if provider.slots_for(model) is not None:
         return False
     fair = min(p.in_flight / p.config.weight for p in among) * provider.config.weight
     return provider.in_flight >= fair + CROWDED_BY and provider.in_flight > CROWDED_TIMES * fair

@@ -145,7 +145,7 @@ class Slots:
 
         A trial that has told nothing by now, and leaves no doubt, frees the way for another.
         """
-        provider.gave_back()
+        provider.gave_back(order.model)
         if order.trials:
             _abandon(order.trials)
             order.trials = ()
@@ -177,6 +177,8 @@ class Slots:
             if was_granted(granted):
                 return granted.result().provider
             words = f"No slot for model '{order.model}' became free in time."
+            if not self._candidates(order):
+                words = f"No provider had model '{order.model}' ready in time."
             raise self.line.overloaded(order.model, words, now=self._now()) from None
         except BaseException:
             if was_granted(granted):
@@ -253,7 +255,9 @@ class Slots:
         conversation = self._affinity.find(order.thread, now=self._now())
         if conversation is None:
             return False
-        return any(p.name == conversation.home and p.has_free_slot for p in self._candidates(order))
+        return any(
+            p.name == conversation.home and p.has_room_for(order.model) for p in self._candidates(order)
+        )
 
     def _place(self, order: Order, now: float) -> Placement | None:
         among = candidates(self._fleet, order.caller, order.model, order.tried, now=now)

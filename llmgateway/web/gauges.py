@@ -41,8 +41,8 @@ def _of_providers(fleet: Fleet) -> Iterator[Metric]:
     )
     for provider in fleet.providers.values():
         in_flight.add_metric([provider.name], provider.in_flight)
-        if provider.capacity is not None:
-            capacity.add_metric([provider.name], provider.capacity)
+        if provider.slots is not None:
+            capacity.add_metric([provider.name], provider.slots)
         shown = shown_state(provider)
         for each in STATES:
             state.add_metric([provider.name, each], each == shown)

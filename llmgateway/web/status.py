@@ -130,7 +130,7 @@ class Status:
                 for model in islice(provider.models.values(), MOST_MODELS)
             ],
             "in_flight": provider.in_flight,
-            "slots": provider.capacity,
+            "slots": provider.slots,
             "waiting": waiting.get(provider.name, 0),
             "tokens_per_s": round(self._ledger.speeds.tokens_per_s(provider.name, now=now), 1),
             "hour": self._ledger.speeds.hour(provider.name, now=now, wall=wall),

@@ -289,6 +289,7 @@ def test_a_slot_is_free_until_all_are_taken(slots: int | None, in_flight: int, f
     provider = Fleet(config({"slots": slots})).providers["p1"]
     provider.in_flight = in_flight
     assert provider.has_free_slot is free
+    assert provider.has_room_for("m") is free
 
 
 def test_who_listens_hears_of_every_change_that_could_matter_to_a_waiter_and_of_nothing_else() -> None:

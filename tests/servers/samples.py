@@ -88,6 +88,37 @@ LMSTUDIO: Final = Sample(
         "object": "list",
     },
     pages={
+        "/api/v1/models": {
+            "models": [
+                {
+                    "type": "llm",
+                    "publisher": "qwen",
+                    "key": "qwen3-8b",
+                    "display_name": "Qwen3 8B",
+                    "architecture": "qwen3",
+                    "quantization": {"name": "Q4_K_M", "bits_per_weight": 4},
+                    "size_bytes": 5_027_783_488,
+                    "params_string": "8B",
+                    "loaded_instances": [
+                        {
+                            "id": "qwen3-8b",
+                            "config": {"context_length": 4096, "eval_batch_size": 512, "parallel": 4},
+                        }
+                    ],
+                    "max_context_length": 40_960,
+                    "format": "gguf",
+                    "capabilities": {"vision": False, "trained_for_tool_use": True},
+                },
+                {
+                    "type": "embedding",
+                    "publisher": "nomic-ai",
+                    "key": "text-embedding-nomic",
+                    "loaded_instances": [],
+                    "max_context_length": 2048,
+                    "format": "gguf",
+                },
+            ]
+        },
         "/api/v0/models": {
             "object": "list",
             "data": [
@@ -111,11 +142,11 @@ LMSTUDIO: Final = Sample(
                     "max_context_length": 2048,
                 },
             ],
-        }
+        },
     },
     facts=Facts(
         {
-            "qwen3-8b": Model("qwen3-8b", context_length=4096, loaded=True),
+            "qwen3-8b": Model("qwen3-8b", context_length=4096, loaded=True, slots=4),
             "text-embedding-nomic": Model("text-embedding-nomic", context_length=2048, loaded=False),
         }
     ),

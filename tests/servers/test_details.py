@@ -9,13 +9,15 @@ import pytest
 
 from llmgateway.servers import llamacpp, lmstudio, ollama
 from llmgateway.servers.kind import Facts, Kind, quote, read_details
-from llmgateway.servers.models import Model
+from llmgateway.servers.models import Model, read_listing
 
 
 def told(kind: Kind, models: dict[str, Model], answer: Any) -> Facts:
-    """What is known of these models once the one page of details has been read."""
-    (details,) = kind.details
-    return read_details(details, Facts(models), json.dumps(answer).encode())
+    """What is known of these models once each page of details has been read, and says this."""
+    facts = Facts(models)
+    for details in kind.details:
+        facts = read_details(details, facts, json.dumps(answer).encode())
+    return facts
 
 
 # --- the context, and the slots ---------------------------------------------------------------------------
@@ -86,6 +88,86 @@ def test_ollama_tells_what_it_runs() -> None:
 def test_lm_studio_tells_the_state_of_each_model(state: Any, loaded: bool | None) -> None:
     entries = [{"id": None}, "a", {"id": "b", "state": state}]
     assert in_memory(lmstudio.KIND, "a b", {"data": entries}) == [None, loaded]
+
+
+def test_lm_studio_tells_what_each_instance_of_a_model_can_do() -> None:
+    def instance(name: str, context: object, parallel: object) -> dict[str, Any]:
+        return {"id": name, "config": {"context_length": context, "parallel": parallel}}
+
+    answer = {
+        "models": [
+            {"key": "one", "loaded_instances": [instance("one", 4096, 4)], "max_context_length": 40_960},
+            {"key": "two", "loaded_instances": [instance("fast", 8192, 2), instance("two", 512, 1)]},
+            {"key": "odd", "loaded_instances": [instance("odd", "4096", 0)], "max_context_length": 99},
+            {"key": "none", "loaded_instances": [], "max_context_length": 99},
+            {"key": "embeds", "loaded_instances": [{"id": "embeds", "config": {"context_length": 64}}]},
+            {"key": "bad", "loaded_instances": None},
+            {"key": None, "loaded_instances": []},
+            "bad",
+        ]
+    }
+    names = ("one", "two", "fast", "odd", "none", "embeds", "unheard-of")
+    facts = told(lmstudio.KIND, {name: Model(name) for name in names}, answer)
+    assert [(m.context_length, m.loaded, m.slots) for m in facts.models.values()] == [
+        (4096, True, 4),
+        (512, True, 1),
+        (8192, True, 2),
+        (99, True, None),
+        (99, False, None),
+        (64, True, None),
+        (None, None, None),
+    ]
+    assert facts.slots is None
+
+
+# --- llama.cpp as a router, and asleep ----------------------------------------------------------------------
+
+# As a router of September 2026 says them; `default_generation_settings` is there for the sake of web pages.
+ROUTER: dict[str, Any] = {
+    "role": "router",
+    "max_instances": 4,
+    "model_alias": "llama-server",
+    "model_path": "none",
+    "default_generation_settings": {"params": None, "n_ctx": 0},
+}
+
+
+@pytest.mark.parametrize("loads", [True, False, None, "no", 0])
+def test_a_router_that_loads_nothing_serves_what_is_in_memory_or_sleeps(loads: Any) -> None:
+    states = {"up": "loaded", "down": "unloaded", "coming": "loading", "naps": "sleeping", "new": "of later"}
+    listed = [{"id": name, "owned_by": "llamacpp", "status": {"value": v}} for name, v in states.items()]
+    models = read_listing(json.dumps({"data": listed}).encode()).models
+    facts = told(llamacpp.KIND, models, {**ROUTER, "models_autoload": loads})
+    served = [name for name, model in facts.models.items() if model.servable]
+    assert served == (["up", "naps", "new"] if loads is False else list(states))
+    assert facts.slots is None and not any(model.context_length for model in facts.models.values())
+    assert [details.path for details in llamacpp.KIND.more(facts)] == ["/props?model=up&autoload=false"]
+
+
+def test_a_router_is_asked_for_each_model_in_memory_and_may_not_load_one_for_that() -> None:
+    models = {name: Model(name, loaded=True) for name in ("org/a:Q4", "b c&d")} | {"down": Model("down")}
+    facts = told(llamacpp.KIND, models, ROUTER)
+    of_each = llamacpp.KIND.more(facts)
+    assert [details.path for details in of_each] == [
+        "/props?model=org%2Fa%3AQ4&autoload=false",
+        "/props?model=b%20c%26d&autoload=false",
+    ]
+    props = {"default_generation_settings": {"n_ctx": 512}, "total_slots": 3, "is_sleeping": False}
+    facts = read_details(of_each[0], facts, json.dumps(props).encode())
+    facts = read_details(of_each[1], facts, json.dumps({**props, "is_sleeping": True}).encode())
+    assert list(facts.models.values()) == [
+        Model("org/a:Q4", context_length=512, loaded=True, slots=3),
+        Model("b c&d", context_length=512, loaded=False, asleep=True, slots=3),
+        Model("down"),
+    ]
+
+
+@pytest.mark.parametrize(("sleeps", "loaded"), [(True, False), (False, True), (None, None), ("yes", None)])
+def test_a_server_that_sleeps_has_no_model_in_memory(sleeps: Any, loaded: bool | None) -> None:
+    props = {"default_generation_settings": {"n_ctx": 512}, "total_slots": 2, "is_sleeping": sleeps}
+    facts = told(llamacpp.KIND, {"m": Model("m")}, props)
+    assert facts == Facts({"m": Model("m", None, 512, loaded, asleep=sleeps is True)}, 2)
+    assert llamacpp.KIND.more(facts) == ()
 
 
 # --- its errors --------------------------------------------------------------------------------

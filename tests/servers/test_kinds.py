@@ -218,6 +218,8 @@ async def test_a_probe_finds_out_the_kind_and_all_that_it_tells(
     assert (provider.state, provider.kind, provider.reason) == (State.ONLINE, kind, "")
     assert Facts(dict(provider.models), seen.slots) == sample.facts
     assert provider.capacity == sample.facts.slots
+    for name, model in sample.facts.models.items():
+        assert provider.slots_for(name) == model.slots or sample.facts.slots
 
 
 @every_kind

@@ -153,6 +153,8 @@ def test_the_context_that_a_request_can_have_is_read_by_any_of_its_names(
     [
         ({"value": "loaded", "args": []}, True),
         ({"value": "unloaded"}, False),
+        ({"value": "unloaded", "failed": True, "exit_code": 1}, False),
+        ({"value": "downloading", "progress": {}}, False),
         ({"value": "loading"}, False),
         ({"value": "sleeping"}, False),
         ({"value": "of a later version"}, None),
@@ -164,7 +166,9 @@ def test_the_context_that_a_request_can_have_is_read_by_any_of_its_names(
     ids=str,
 )
 def test_a_router_of_models_lists_what_it_could_load(status: Any, loaded: bool | None) -> None:
-    assert models_in({"data": [{"id": "m", "status": status}]}) == {"m": Model("m", loaded=loaded)}
+    asleep = status == {"value": "sleeping"}
+    expected = {"m": Model("m", loaded=loaded, asleep=asleep)}
+    assert models_in({"data": [{"id": "m", "status": status}]}) == expected
 
 
 def test_a_model_is_listed_as_openai_lists_it() -> None:

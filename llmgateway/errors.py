@@ -101,9 +101,13 @@ class ProviderTimedOut(ProviderFailed):
 
 
 class ProviderBroke(ProviderFailed):
-    """The answer ended before its framing did, or was not HTTP."""
+    """The answer ended before its framing did, or was not HTTP; `wordless` if it had not even begun."""
 
     reason = "broken"
+
+    def __init__(self, provider: str, trouble: str, *, wordless: bool = False) -> None:
+        super().__init__(provider, trouble)
+        self.wordless = wordless
 
 
 class ProviderErrored(ProviderFailed):

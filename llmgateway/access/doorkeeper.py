@@ -14,7 +14,7 @@ Rules:
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from llmgateway.access.keys import Caller, KeyRing, digest, offered_keys
+from llmgateway.access.keys import Caller, KeyRing, digest, odd_way, offered_keys
 from llmgateway.access.persons import Persons
 from llmgateway.access.sessions import LIFE_S, Sessions, token_in
 from llmgateway.config.settings import Config
@@ -37,12 +37,20 @@ class Doorkeeper:
         self.persons.keep(config.users)
 
     def who(
-        self, named: Mapping[bytes, bytes], *, now: float, by_session: bool = False, by_config: bool = False
+        self,
+        named: Mapping[bytes, bytes],
+        target: str = "",
+        /,
+        *,
+        now: float,
+        by_session: bool = False,
+        by_config: bool = False,
     ) -> Caller:
         """Name who asks, from the header fields by lower-case name. Raises GatewayError (401).
 
-        `now` is in epoch seconds. `by_session` lets a session's cookie do where no key is shown, `by_config`
-        what only somebody can show who has read the config file.
+        `target` is what was asked for: somebody may have put a key there, where none is looked for. `now` is
+        in epoch seconds. `by_session` lets a session's cookie do where no key is shown, `by_config` what only
+        somebody can show who has read the config file.
         """
         offered = offered_keys(named)
         if by_config and self._shows_the_config(offered):
@@ -51,6 +59,8 @@ class Doorkeeper:
             key_digest = self._sessions.key_digest(token_in(named))
             if key_digest is not None:
                 return self._owner(key_digest, now)
+        if not offered and (refusal := odd_way(named, target)) is not None:
+            raise refusal
         caller = self.keys.recognise(offered, now=now)
         return self.persons.named(caller, named, now=now) if caller.person_header else caller
 

@@ -19,6 +19,28 @@ from llmgateway.errors import INVALID_API_KEY, MODEL_NOT_ALLOWED, GatewayError
 _RANDOM_BYTES: Final = 32
 _LOCAL: Final = b"llmgateway status"
 _LOCAL_PREFIX: Final = "local-"
+_CHALLENGE: Final = (("WWW-Authenticate", "Bearer"),)
+_HOW: Final = "Send 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
+_SCHEMES: Final = ("basic", "token", "key", "apikey", "api-key", "digest", "negotiate")
+"""Of `Authorization`, beside ours; what else stands there may be the key itself, and is not repeated."""
+_ODD_FIELDS: Final = (
+    b"api-key",
+    b"apikey",
+    b"x-goog-api-key",
+    b"xi-api-key",
+    b"x-api-token",
+    b"x-auth-token",
+    b"x-auth-key",
+    b"x-authorization",
+    b"x-access-token",
+    b"openai-api-key",
+    b"anthropic-api-key",
+    b"proxy-authorization",
+)
+_VARIABLE: Final = re.compile(r"\$\w+|\$?\{.*\}|\$\(.*\)|%\w+%|os\.environ\b.*|env[:.]\w+|<.*>")
+_IN_QUERY: Final = re.compile(
+    r"[?&;](key|api[-_]?key|x-api-key|token|access_token|auth)=[^&;]", re.IGNORECASE
+)
 
 
 def mint() -> str:
@@ -89,16 +111,16 @@ class KeyRing:
 
         `now` is in epoch seconds. Raises GatewayError (401).
         """
-        problem = "No API key given. Send 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
+        problem = f"No API key given. {_HOW}"
         for key in offered:
-            problem = "Invalid API key."
+            problem = f"Invalid API key.{_hint(key)}"
             caller = self.find(digest(key))
             if caller is None:
                 continue
             if not caller.has_expired(now):
                 return caller
             problem = "This API key has expired."
-        raise GatewayError(INVALID_API_KEY, problem, (("WWW-Authenticate", "Bearer"),))
+        raise GatewayError(INVALID_API_KEY, problem, _CHALLENGE)
 
     def find(self, key_digest: bytes) -> Caller | None:
         """Name the caller by the digest of a key, in force or not."""
@@ -149,3 +171,38 @@ def offered_keys(named: Mapping[bytes, bytes]) -> list[bytes]:
     if b"x-api-key" in named:
         keys.append(named[b"x-api-key"].strip())
     return [key for key in keys if key] if b"" in keys else keys
+
+
+def odd_way(named: Mapping[bytes, bytes], target: str) -> GatewayError | None:
+    """Say in which way, that is not understood here, a request shows what may be a key; never the key."""
+    way = _odd_credentials(named.get(b"authorization", b"").strip())
+    if not way and (field := next((name for name in _ODD_FIELDS if named.get(name, b"").strip()), b"")):
+        way = f"a header '{field.decode()}' came"
+    if not way and (found := _IN_QUERY.search(target)):
+        way = f"'?{found[1].lower()}=' came in the URL"
+    if not way:
+        return None
+    words = f"No API key given in a way that is understood here: {way}. {_HOW}"
+    return GatewayError(INVALID_API_KEY, words, _CHALLENGE)
+
+
+def _odd_credentials(credentials: bytes) -> str:
+    scheme, separator, _ = credentials.decode("latin-1").partition(" ")
+    if not scheme or scheme.lower() == "bearer":
+        return ""
+    if not separator:
+        return "'Authorization' has no word 'Bearer' and a space before the key"
+    said = scheme if scheme.lower() in _SCHEMES else "another scheme"
+    return f"'Authorization' came with {said} instead of Bearer"
+
+
+def _hint(key: str | bytes) -> str:
+    """Say what is odd about a key that nobody has, if it looks like no key at all."""
+    text = key if isinstance(key, str) else key.decode("latin-1")
+    if text.lower().startswith("bearer "):
+        return f" The word 'Bearer' is part of what came as the key. {_HOW}"
+    if text.startswith(("'", '"')) or text.endswith(("'", '"')):
+        return " There are quotes around what came as the key; send it without them."
+    if _VARIABLE.fullmatch(text):
+        return " What came is the name of a variable, not what it holds: the client has not looked it up."
+    return ""

@@ -103,6 +103,11 @@ _MOST_DIGITS: Final = 20  # of a number that is worth a look
 _MOST_COMMAS: Final = 200_000  # in a body whose turns are told apart: each takes about 400 bytes for a moment
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 _MOST_SURROGATES: Final = 100_000
+_PLACE: Final = re.compile(r"\(byte (\d+)\)$")  # of what is wrong, as msgspec tells it
+_ODD_NUMBER: Final = re.compile(rb"[:,\[\s-](NaN|Infinity)\b")
+_LEAST_LOOKS: Final = 4  # at a body with such numbers: each look mends one
+_MOST_LOOKS: Final = 1_000
+_MOST_LOOKED_AT: Final = 64 << 20  # bytes, in all looks together
 _NAME_CHARACTERS: Final = 1_000  # longer than any name a server advertises
 STEP_BYTES: Final = 1 << 16
 """How much of a body is looked at, at a time."""
@@ -260,18 +265,36 @@ def _tokens(limit: msgspec.Raw) -> int | None:
 
 
 def _decode(body: Body) -> _Envelope:
-    """Parse the body; half an emoji, as JavaScript cuts it, is JSON all the same and no business of ours."""
+    """Parse the body, and what is no JSON but is taken for it by servers: a BOM, NaN, half an emoji."""
     try:
         return _ENVELOPE.decode(body)
     except msgspec.ValidationError:
         raise
     except msgspec.DecodeError:
-        return _ENVELOPE.decode(_mended(body))
+        return _decode_mended(_mended(body))
+
+
+def _decode_mended(copy: bytearray) -> _Envelope:
+    """Parse a copy, in which each number that JSON does not have gives way to one, as its place is told."""
+    for _ in range(max(_LEAST_LOOKS, min(_MOST_LOOKS, _MOST_LOOKED_AT // len(copy)))):
+        try:
+            return _ENVELOPE.decode(copy)
+        except msgspec.ValidationError:
+            raise
+        except msgspec.DecodeError as exc:
+            place = _PLACE.search(str(exc))
+            number = _ODD_NUMBER.match(copy, max(0, int(place[1]) - 1)) if place else None
+            if number is None:
+                raise
+            copy[number.start(1) : number.end(1)] = b"1" * len(number[1])
+    raise bad("The request body is not valid JSON: there are too many numbers in it that are none.")
 
 
 def _mended(body: Body) -> bytearray:
-    """Put U+FFFD in the place of surrogate escapes, in a copy; both are six bytes long."""
+    """Put blanks in the place of a BOM, and U+FFFD in that of surrogate escapes, in a copy as long."""
     copy = bytearray(body)
+    if body.startswith(codecs.BOM_UTF8):
+        copy[: len(codecs.BOM_UTF8)] = b" " * len(codecs.BOM_UTF8)
     for count, found in enumerate(_SURROGATE.finditer(body)):
         if count == _MOST_SURROGATES:
             raise bad("The request body is not valid JSON: too many halves of surrogate pairs.")

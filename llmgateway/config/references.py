@@ -5,6 +5,7 @@ It looks at the tree as it was written, not at the models, so that a mistake of 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -197,8 +198,9 @@ def doubts(config: Config, root: Pairs, *, now: float) -> Iterator[Finding]:
         )
     if not config.providers:
         yield ("providers",), "no providers, so there is no model to use; write one with its `url`"
+    yield from _unread_variables(root)
     for name, user in config.users.items():
-        yield from _about_keys(name, user, now)
+        yield from _about_keys(name, user, root, now)
         yield from _about_limits(name, user, root)
     seen: dict[tuple[str, str | None], str] = {}
     for name, provider in config.providers.items():
@@ -219,12 +221,50 @@ def _about_server(server: ServerConfig) -> Iterator[Finding]:
             )
 
 
-def _about_keys(name: str, user: UserConfig, now: float) -> Iterator[Finding]:
+def _unread_variables(root: Pairs) -> Iterator[Finding]:
+    """Credentials that look like a variable as other programs write it; here they are taken as they stand."""
+    for user in _names_in(root, "users"):
+        for path, _ in _variables_among(root, user):
+            yield path, _NO_VARIABLE
+    for provider in _names_in(root, "providers"):
+        api_key = _at(root, "providers", provider, "api_key")
+        if isinstance(api_key, Scalar) and _is_unread(api_key):
+            yield ("providers", provider, "api_key"), _NO_VARIABLE
+        headers = _at(root, "providers", provider, "headers")
+        for header, pair in headers.pairs.items() if isinstance(headers, Pairs) else ():
+            if isinstance(pair.value, Scalar) and _is_unread(pair.value):
+                yield ("providers", provider, "headers", header), _NO_VARIABLE
+
+
+def _variables_among(root: Pairs, user: str) -> Iterator[tuple[Steps, Scalar]]:
+    keys = _at(root, "users", user, "keys")
+    for index, key in enumerate(keys.items if isinstance(keys, Series) else ()):
+        for last, scalar in _forms(key):
+            if _is_unread(scalar):
+                yield ("users", user, "keys", index, *last), scalar
+
+
+def _is_unread(scalar: Scalar) -> bool:
+    return counts(scalar) and not scalar.from_env and _VARIABLE.fullmatch(scalar.text) is not None
+
+
+# $NAME, $${NAME}, $(NAME), %NAME%, os.environ/NAME, env.NAME, env:NAME, {env:NAME}, {{ NAME }}
+_VARIABLE: Final = re.compile(
+    r"(?:[Bb]earer +)?"
+    r"(?:\$[A-Za-z_]\w*|\$\{.*\}|\$\(.*\)|%[A-Za-z_]\w*%|os\.environ\W.+|env[.:/][A-Za-z_]\w*|\{\{?\s*(?:env[.:])?[A-Za-z_]\w*\s*\}\}?)"
+)
+_NO_VARIABLE: Final = (
+    "this is taken as it stands, and not from the environment; write ${NAME} to have the variable's value"
+)
+
+
+def _about_keys(name: str, user: UserConfig, root: Pairs, now: float) -> Iterator[Finding]:
+    unread = {path[3] for path, _ in _variables_among(root, name)}
     make = f"`python gateway.py key {name}`"
     if not user.keys:
         yield ("users", name), f"this user has no keys, so they cannot call; {make} makes one"
     for index, key in enumerate(user.keys):
-        if key.plain:
+        if key.plain and index not in unread:
             what = "the key stands in this file for everybody who can read it"
             yield (
                 ("users", name, "keys", index, "key"),

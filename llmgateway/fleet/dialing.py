@@ -14,6 +14,7 @@ from llmgateway.errors import ProviderTimedOut, ProviderUnreachable
 from llmgateway.fleet.address import Address
 from llmgateway.fleet.fleet import Provider
 from llmgateway.fleet.names import Found, HostName, LookUp, NameFailed, SocketAddress
+from llmgateway.fleet.schemes import IF_HTTP, of_tls
 from llmgateway.http.connection import Connection
 
 Make = Callable[[], Connection]
@@ -42,7 +43,7 @@ class Dialer:
         except TimeoutError:
             raise ProviderTimedOut(name, "connect", limit_s) from None
         except (OSError, UnicodeError) as exc:
-            raise ProviderUnreachable(name, f"is unreachable: {_words(exc)}.") from exc
+            raise ProviderUnreachable(name, f"is unreachable: {_words(exc, self._tls is not None)}.") from exc
 
     async def _dial(self, make: Make, limit_s: float) -> Connection:
         began_at = self._loop.time()
@@ -110,13 +111,15 @@ async def _writable(sock: socket.socket, loop: asyncio.AbstractEventLoop) -> Non
         loop.remove_writer(sock)
 
 
-def _words(exc: Exception) -> str:
+def _words(exc: Exception, secure: bool) -> str:
     """Say in words why no connection came about."""
     match exc:
         case ssl.SSLCertVerificationError():
             return f"its TLS certificate is not accepted ({exc.verify_message})"
         case ssl.SSLError():
-            return f"TLS failed ({exc.reason or 'no details'})"
+            return of_tls(exc)
+        case ConnectionResetError() | ConnectionAbortedError() if secure:
+            return f"TLS failed (the connection was closed). {IF_HTTP}"
         case socket.gaierror() | UnicodeError():
             return "its host name cannot be resolved"
         case ConnectionRefusedError():

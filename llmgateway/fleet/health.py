@@ -14,6 +14,7 @@ from typing import Final
 
 from llmgateway.errors import ProviderFailed, ProviderRedirected, ProviderUnreachable
 from llmgateway.fleet.fleet import Fleet, Probe, Provider, State
+from llmgateway.fleet.schemes import WRITE_HTTPS, complaint_about_http, told
 from llmgateway.fleet.upstream import Upstream
 from llmgateway.http.via import is_loop
 from llmgateway.log import Events
@@ -45,7 +46,8 @@ async def probe(upstream: Upstream, provider: Provider) -> Probe:
             return Probe(State.OFFLINE, f"its host name cannot be looked up in {limit_s:g} s")
         return Probe(State.OFFLINE, f"no answer to a probe within {limit_s:g} s")
     except ProviderFailed as failure:
-        return Probe(State.OFFLINE, failure.message, absent=isinstance(failure, ProviderUnreachable))
+        words = told(failure, provider.config.url)
+        return Probe(State.OFFLINE, words, absent=isinstance(failure, ProviderUnreachable))
 
 
 async def _look(upstream: Upstream, provider: Provider) -> Probe:
@@ -57,6 +59,9 @@ async def _look(upstream: Upstream, provider: Provider) -> Probe:
         status, body = 302, b""  # it has no such list, and shows its callers in
     if status in _REFUSED:
         return _refused(provider, status)
+    if complaint := complaint_about_http(status, body):
+        said = quote(complaint, provider.secrets)
+        return Probe(State.MISCONFIGURED, f"it wants HTTPS: {WRITE_HTTPS}; it says: {said}", certain=True)
     if is_loading(provider.kind, status, body):
         return Probe(State.WARMING, "it is loading its model")
     if is_loop(status, body):  # nobody else knows this gateway's pseudonym by a request of its own

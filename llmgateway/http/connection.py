@@ -22,6 +22,8 @@ from llmgateway.http.headers import AnswerHead, Field, answer_head, keep_alive_l
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 _SMALL_HEAD_BYTES: Final = 4 * 1024  # of one that is remembered: larger ones are rare, and would fill memory
+IS_TLS: Final = "it is TLS"
+_TLS_RECORDS: Final = (b"\x15\x03", b"\x16\x03")  # an alert and a handshake, of whatever version
 MAX_INTERIM_ANSWERS: Final = 16
 DEFAULT_IDLE_S: Final = 4.0  # uvicorn (vLLM) and llama.cpp close after 5 s; most do not say so
 MAX_IDLE_S: Final = 60.0
@@ -211,7 +213,7 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
-            self._fault = self._fault or str(exc)
+            self._fault = self._fault or (IS_TLS if data.startswith(_TLS_RECORDS) else str(exc))
         # Behind a chunk only its own end, or a whole size line of the next one, can end in CRLF.
         self._between_chunks = self._chunk_ended and data.endswith(b"\r\n") and not self._fault
         pieces = self._pieces

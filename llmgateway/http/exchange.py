@@ -235,7 +235,7 @@ class Exchange:
 
     def broke(self, trouble: str) -> None:
         """Learn that no more of this answer will come."""
-        self._fail(ProviderBroke(self.provider, trouble))
+        self._fail(ProviderBroke(self.provider, trouble, wordless=self.untouched))
 
     def idled(self, limit_s: float) -> None:
         """Learn that the provider has been silent for too long."""

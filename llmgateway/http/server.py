@@ -33,6 +33,7 @@ events = Events("downstream")
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_LINE_BYTES: Final = 16 * 1024
+_OF_TLS: Final = "HTTPS traffic"  # as aiohttp names what begins like it
 
 
 class ClientConnection(RequestHandler):
@@ -229,16 +230,20 @@ class ClientConnection(RequestHandler):
             error = GatewayError(
                 REQUEST_TIMEOUT, f"The request's head took longer than {self.patience.head_s:g} s."
             )
-            self.transport.write(_plain_error(error))
+            self.transport.write(plain_error(error))
         self.force_close()
 
     def _refuse(self, exc: BaseException) -> None:
         """Answer what was not HTTP, in the envelope; nothing of it is quoted or logged: it may hold a key."""
+        words = "is not valid HTTP/1.1"
+        if isinstance(exc, LineTooLong):
+            words = f"has a line over {MAX_LINE_BYTES} bytes"
+        elif _OF_TLS in str(exc):
+            words = "is TLS, and this port speaks plain HTTP; the URL must begin with http://"
+            events.info("a client speaks TLS to the plain HTTP port; its URL must begin with http://")
         events.info("malformed request", trouble=type(exc).__name__)
-        too_long = isinstance(exc, LineTooLong)
-        words = f"has a line over {MAX_LINE_BYTES} bytes" if too_long else "is not valid HTTP/1.1"
         if self.transport is not None:
-            self.transport.write(_plain_error(GatewayError(INVALID_REQUEST, f"The request {words}.")))
+            self.transport.write(plain_error(GatewayError(INVALID_REQUEST, f"The request {words}.")))
 
     def pause_writing(self) -> None:
         """Hold the provider back: the client does not read as fast as it writes."""
@@ -303,9 +308,9 @@ def check_head(client: Client) -> None:
         raise GatewayError(INVALID_REQUEST, trouble)
 
 
-def _plain_error(error: GatewayError) -> bytes:
+def plain_error(error: GatewayError) -> bytes:
     """Render an error for a connection on which no request was understood."""
-    request_id = secrets.token_hex(12)
+    request_id = secrets.token_hex(16)
     body = ELSEWHERE.error_body(error, request_id)
     head = (
         f"HTTP/1.1 {error.kind.status} {HTTPStatus(error.kind.status).phrase}\r\n"

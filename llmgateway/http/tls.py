@@ -3,11 +3,20 @@
 A new certificate gets a context of its own, and every handshake is moved to the newest. Loading it into the
 context that the listener holds would not do: OpenSSL keeps one certificate for each kind of key, so an old
 one of another kind would live on, and a pair that changes in the middle of being read would spoil it.
+
+Who speaks plain HTTP here is told so, in plain HTTP: the bare end of a connection has cost people evenings.
 """
 
 import ssl
-from typing import Final
+from typing import Any, Final
 
+from llmgateway.errors import INVALID_REQUEST, GatewayError
+from llmgateway.http.server import plain_error
+from llmgateway.log import Events
+
+events = Events("downstream")
+
+_SPEAK_HTTPS: Final = "This is an HTTPS port, and plain HTTP came; the URL must begin with https://."
 _NO_PASSWORD: Final = "the key is encrypted; give one without a passphrase"
 
 
@@ -44,8 +53,39 @@ class Certificate:
         return context
 
 
+class _Handshake(ssl.SSLObject):
+    """One client's TLS; it hears it when what comes is a request in plain HTTP, and answers that."""
+
+    outgoing: ssl.MemoryBIO | None = None
+
+    def do_handshake(self) -> None:
+        """Go on with the handshake; behind an answer in plain HTTP nothing more is understood."""
+        try:
+            super().do_handshake()
+        except ssl.SSLError as exc:
+            outgoing = self.outgoing
+            if exc.reason != "HTTP_REQUEST" or outgoing is None:
+                raise
+            self.outgoing = None
+            events.info("a client speaks plain HTTP to the HTTPS port; its URL must begin with https://")
+            outgoing.write(plain_error(GatewayError(INVALID_REQUEST, _SPEAK_HTTPS)))
+            raise ssl.SSLWantReadError from None  # which sends what is outgoing; the client is to close then
+
+
+class _Context(ssl.SSLContext):
+    sslobject_class = _Handshake
+
+    def wrap_bio(
+        self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, *more: Any, **named: Any
+    ) -> _Handshake:
+        wrapped = super().wrap_bio(incoming, outgoing, *more, **named)
+        assert isinstance(wrapped, _Handshake)
+        wrapped.outgoing = outgoing
+        return wrapped
+
+
 def _fresh() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = _Context(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     return context

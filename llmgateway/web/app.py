@@ -23,7 +23,6 @@ from llmgateway.errors import (
     DRAINING,
     INTERNAL_ERROR,
     INVALID_API_KEY,
-    NOT_FOUND,
     GatewayError,
     draining,
 )
@@ -38,6 +37,7 @@ from llmgateway.web.cors import is_of_the_api, share
 from llmgateway.web.live import Live
 from llmgateway.web.pages import Pages
 from llmgateway.web.routes import CHAT, MODELS, ModelList, Page, Route, below, not_allowed, path_of
+from llmgateway.web.signpost import Signpost
 from llmgateway.web.status import Condition
 from llmgateway.web.visitors import Visitors
 
@@ -92,6 +92,7 @@ class App:
         }
         base = config.server.base_path
         self._targets = {base + path: (path, route) for path, route in self._routes.items()}
+        self._signpost = Signpost(base, self._routes)
 
     async def handle(self, client: Client) -> None:
         """Answer one request; whatever happens inside, it ends here, and the process goes on."""
@@ -185,7 +186,7 @@ class App:
             entry.endpoint = route.endpoint.path
             self._ledger.open(entry)
         elif route is None:
-            raise GatewayError(NOT_FOUND, "There is no such endpoint here.")
+            raise self._signpost.no_endpoint(client.raw_path)
         elif client.method not in ("GET", "HEAD"):
             raise not_allowed("endpoint", "GET", "HEAD")
         return route

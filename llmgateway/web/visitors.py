@@ -45,6 +45,7 @@ class Visitors:
         """
         return self._doorkeeper.who(
             client.head.named,
+            client.raw_path,
             now=time.time(),
             by_session=by_session,
             by_config=by_config and self._is_on_this_machine(client),

@@ -56,7 +56,7 @@ def chunked_head(path: str = OPENAI) -> bytes:
         (b"{'model': 'm'}", "not valid JSON"),
         (b" ", "not valid JSON"),
         (b"\x00", "not valid JSON"),
-        (b"\xef\xbb\xbf" + b'{"model": "m"}', "not valid JSON"),
+        (b'{"model": "m"}' + b"\xef\xbb\xbf", "not valid JSON"),
         (b"[]", "object"),
         (b'[{"model": "m"}]', "object"),
         (b'"m"', "object"),

@@ -132,6 +132,14 @@ def named(entries: Any, field: str) -> dict[str, Mapping[str, Any]]:
     return found
 
 
+def described(models: dict[str, Model], entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Model]:
+    """Add what clients of such servers like to know of each model, by name."""
+    return {
+        name: replace(model, more={**model.more, **entries[name]}) if name in entries else model
+        for name, model in models.items()
+    }
+
+
 # --- what it says when it fails ------------------------------------------------------------
 
 _QUOTE_CHARACTERS: Final = 300

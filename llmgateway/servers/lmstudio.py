@@ -9,19 +9,34 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from llmgateway.servers.kind import Details, Facts, Kind, by_name, named, with_context
-from llmgateway.servers.models import Model, context_length, loaded, positive
+from llmgateway.servers.kind import Details, Facts, Kind, by_name, described, named, with_context
+from llmgateway.servers.models import Model, context_length, loaded, positive, told_besides
+
+_TOLD: Final = ("type", "publisher", "arch", "compatibility_type", "quantization", "max_context_length")
+_NEWER_NAMES: Final = {"arch": "architecture", "compatibility_type": "format"}
 
 
 def _instances(facts: Facts, listing: Any) -> Facts:
     """Read `/api/v1/models`: an instance has the name of its model, unless it was given another."""
     models = dict(facts.models)
+    more: dict[str, dict[str, Any]] = {}
     for key, entry in by_name(listing["models"], "key").items():
         instances = named(entry.get("loaded_instances", ()), "id")
         usual = next(iter(instances.values()), None)
         for name in models.keys() & {key, *instances}:
             models[name] = _with(models[name], entry, instances.get(name, usual))
-    return replace(facts, models=models)
+            more[name] = _told(entry)
+    return replace(facts, models=described(models, more))
+
+
+def _told(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Tell of a model in the words of the older API, which more clients know."""
+    quantization, capabilities = entry.get("quantization"), entry.get("capabilities")
+    older = {name: entry.get(_NEWER_NAMES.get(name, name)) for name in _TOLD}
+    older["quantization"] = quantization.get("name") if isinstance(quantization, dict) else None
+    if isinstance(capabilities, dict) and capabilities.get("trained_for_tool_use") is True:
+        older["capabilities"] = ["tool_use"]
+    return told_besides(older, (*_TOLD, "capabilities"))
 
 
 def _with(model: Model, entry: Mapping[str, Any], instance: Mapping[str, Any] | None) -> Model:
@@ -42,7 +57,8 @@ def _own_listing(facts: Facts, listing: Any) -> Facts:
         name: replace(model, loaded=states.get(name) if model.loaded is None else model.loaded)
         for name, model in told.items()
     }
-    return replace(facts, models=models)
+    more = {name: told_besides(entry, (*_TOLD, "capabilities")) for name, entry in entries.items()}
+    return replace(facts, models=described(models, more))
 
 
 KIND: Final = Kind(

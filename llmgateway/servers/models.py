@@ -7,8 +7,8 @@ that is none says what it is instead.
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
@@ -31,6 +31,8 @@ class Model:
     """False while its server would refuse a request for it, and load it for nobody."""
     slots: int | None = None
     """How many requests for it its server works on at once, whatever it does for other models."""
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """What its server tells of it besides, in the words that clients of such servers know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class NotAnLLMServer(ValueError):
 _NAME_CHARACTERS: Final = 1_000
 _MODELS_LIMIT: Final = 10_000
 _HOPS_LIMIT: Final = 16
+_FIELDS_LIMIT: Final = 32
 _SHOWN_CHARACTERS: Final = 60
 _LENIENT_BYTES: Final = 1 << 20  # the reader that forgives is slow
 _HALVES: Final = re.compile("[\ud800-\udfff]")
@@ -169,6 +172,23 @@ def context_length(entry: Mapping[str, Any]) -> int | None:
     return next((length for key in _CONTEXT_KEYS if (length := positive(entry.get(key)))), None)
 
 
+def told_besides(entry: Mapping[str, Any], fields: Iterable[str]) -> dict[str, Any]:
+    """Give those of some fields that an entry has, as far as they are small and plain."""
+    return {name: value for name in fields if _is_plain(value := entry.get(name))}
+
+
+def _is_plain(value: Any, depth: int = 2) -> bool:
+    if isinstance(value, dict):
+        return (
+            depth > 0
+            and 0 < len(value) <= _FIELDS_LIMIT
+            and all(_is_plain(v, depth - 1) for v in value.values())
+        )
+    if isinstance(value, list):
+        return depth > 0 and 0 < len(value) <= _FIELDS_LIMIT and all(_is_plain(v, 0) for v in value)
+    return isinstance(value, int) or (isinstance(value, str) and len(value) <= _NAME_CHARACTERS)
+
+
 def loaded(entry: Mapping[str, Any]) -> bool | None:
     """Tell whether a model is in memory, if its entry says what state it is in."""
     state = _state(entry)
@@ -194,6 +214,9 @@ def model_entry(model: Model, *, owned_by: str, created: int, by_way: bool = Fal
     }
     if model.context_length:
         entry["context_length"] = model.context_length
+    if model.loaded is not None:
+        entry["state"] = "loaded" if model.loaded else "not-loaded"  # as LM Studio says it
+    entry.update(model.more)
     if by_way and model.via:
         entry["via"] = model.via
     return entry

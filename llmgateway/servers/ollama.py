@@ -8,8 +8,16 @@ name, which says who made the server only for models of Ollama's own library.
 from dataclasses import replace
 from typing import Any, Final
 
-from llmgateway.servers.kind import Details, Facts, Kind, Proof, by_name, with_context
-from llmgateway.servers.models import positive
+from llmgateway.servers.kind import Details, Facts, Kind, Proof, by_name, described, with_context
+from llmgateway.servers.models import positive, told_besides
+
+_TOLD: Final = ("size", "digest", "modified_at", "details", "capabilities")
+
+
+def _tags(facts: Facts, tags: Any) -> Facts:
+    entries = by_name(tags["models"], "model")
+    more = {name: told_besides(entry, _TOLD) for name, entry in entries.items()}
+    return replace(facts, models=described(facts.models, more))
 
 
 def _running(facts: Facts, running: Any) -> Facts:
@@ -37,5 +45,5 @@ KIND: Final = Kind(
     full_name=_full_name,
     speaks=frozenset({"openai", "responses", "anthropic", "ollama"}),
     ports=(11434,),
-    details=(Details("/api/ps", _running),),
+    details=(Details("/api/tags", _tags), Details("/api/ps", _running)),
 )

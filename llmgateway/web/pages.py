@@ -5,6 +5,7 @@ Health and the files need no key; they hold nothing. The metrics are for the net
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -27,6 +28,7 @@ from llmgateway.web.routes import NO_STORE, PAGE, Page
 from llmgateway.web.status import Condition
 from llmgateway.web.visitors import Visitors
 
+_CODEX_ASKS: Final = re.compile(r"[?&]client_version=")
 _SAFE_LINES: Final = (
     "X-Content-Type-Options: nosniff\r\n"
     "Referrer-Policy: no-referrer\r\n"
@@ -84,7 +86,10 @@ class Pages:
             models = sorted(self._fleet.models_for(caller, via).items())
             entries = [self._entry(*found, by_way=bool(via)) for _, found in models]
             sender = {"via": self._condition.name} if via else {}
-            client.respond(200, orjson.dumps({"object": "list", **sender, "data": entries}))
+            # Codex reads this list of its own, and what it finds there takes the place of all that it knows
+            # of a model, its instructions as well: it knows better.
+            of_codex: dict[str, list[object]] = {"models": []} if _CODEX_ASKS.search(client.raw_path) else {}
+            client.respond(200, orjson.dumps({"object": "list", **sender, "data": entries, **of_codex}))
         elif (found := self._fleet.model_for(caller, wanted, via)) is not None:
             client.respond(200, orjson.dumps(self._entry(*found)))
         else:

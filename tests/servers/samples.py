@@ -48,6 +48,13 @@ LLAMACPP: Final = Sample(
     loading=(503, {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}),
     facts=Facts({"tiny": Model("tiny", 1_790_000_000, 2048)}, slots=4),
 )
+OLLAMA_MORE: Final = {
+    "modified_at": "2026-09-21T18:26:41.5Z",
+    "size": 5_225_388_164,
+    "digest": "500a1f067a9f",
+    "details": {"parent_model": "", "family": "qwen3", "families": ["qwen3"]},
+    "capabilities": ["completion", "tools"],
+}
 OLLAMA: Final = Sample(
     listing={
         "object": "list",
@@ -58,6 +65,19 @@ OLLAMA: Final = Sample(
     },
     proof={"version": "0.12.6"},
     pages={
+        "/api/tags": {
+            "models": [
+                {
+                    "name": "qwen3:8b",
+                    "model": "qwen3:8b",
+                    "modified_at": "2026-09-21T18:26:41.5Z",
+                    "size": 5_225_388_164,
+                    "digest": "500a1f067a9f",
+                    "details": {"parent_model": "", "family": "qwen3", "families": ["qwen3"]},
+                    "capabilities": ["completion", "tools"],
+                }
+            ]
+        },
         "/api/ps": {
             "models": [
                 {
@@ -70,15 +90,30 @@ OLLAMA: Final = Sample(
                     "context_length": 8192,
                 }
             ]
-        }
+        },
     },
     facts=Facts(
         {
-            "qwen3:8b": Model("qwen3:8b", 1_790_000_001, 8192, loaded=True),
+            "qwen3:8b": Model("qwen3:8b", 1_790_000_001, 8192, loaded=True, more=OLLAMA_MORE),
             "alice/llama3.2:3b": Model("alice/llama3.2:3b", 1_790_000_002, loaded=False),
         }
     ),
 )
+LMSTUDIO_MORE: Final = {
+    "type": "llm",
+    "publisher": "lmstudio-community",  # the older API has the last word
+    "arch": "qwen3",
+    "compatibility_type": "gguf",
+    "quantization": "Q4_K_M",
+    "max_context_length": 40_960,
+    "capabilities": ["tool_use"],
+}
+LMSTUDIO_MORE_OF_THE_OTHER: Final = {
+    "type": "embeddings",
+    "publisher": "nomic-ai",
+    "compatibility_type": "gguf",
+    "max_context_length": 2048,
+}
 LMSTUDIO: Final = Sample(
     listing={
         "data": [
@@ -146,8 +181,10 @@ LMSTUDIO: Final = Sample(
     },
     facts=Facts(
         {
-            "qwen3-8b": Model("qwen3-8b", context_length=4096, loaded=True, slots=4),
-            "text-embedding-nomic": Model("text-embedding-nomic", context_length=2048, loaded=False),
+            "qwen3-8b": Model("qwen3-8b", context_length=4096, loaded=True, slots=4, more=LMSTUDIO_MORE),
+            "text-embedding-nomic": Model(
+                "text-embedding-nomic", context_length=2048, loaded=False, more=LMSTUDIO_MORE_OF_THE_OTHER
+            ),
         }
     ),
 )

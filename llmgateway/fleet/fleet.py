@@ -364,26 +364,6 @@ class Fleet:
             return [p for p in usable if p.config.owner == caller.user]
         return usable
 
-    def permitted_name(self, caller: Caller, model: str) -> str:
-        """Give the name by which a caller may have a model: that asked for, else what it is short for.
-
-        Raises GatewayError (403) if this key is good for neither.
-        """
-        if not caller.may_use(model):
-            for provider in self.usable_by(caller):
-                found = provider.find(model)
-                if found is not None and caller.may_use(found.id):
-                    return found.id
-            caller.require(model)
-        return model
-
-    def model_for(self, caller: Caller, name: str, via: Collection[str] = ()) -> tuple[Model, str] | None:
-        """Give the model that this caller can use now by a name, and the name of its first provider."""
-        models = self.models_for(caller, via)
-        found = (p.find(name) for p in self.usable_by(caller))
-        names = (name, *(model.id for model in found if model is not None))
-        return next((models[each] for each in names if each in models), None)
-
     def models_for(self, caller: Caller, via: Collection[str] = ()) -> dict[str, tuple[Model, str]]:
         """Give each model that this caller can use now, with the name of its first provider.
 

@@ -21,6 +21,7 @@ from llmgateway.config.settings import Config, QueueConfig
 from llmgateway.errors import ProviderFailed
 from llmgateway.fleet.breaker import Breaker
 from llmgateway.fleet.fleet import Fleet, Provider
+from llmgateway.fleet.naming import permitted_name
 from llmgateway.traffic.affinity import Affinity, Thread
 from llmgateway.traffic.fairness import FairShare, cost
 from llmgateway.traffic.line import Doubt, Line, NoCandidate, Order, was_granted
@@ -76,7 +77,7 @@ class Slots:
 
     def permitted_name(self, caller: Caller, model: str) -> str:
         """Give the name by which a caller may have a model. Raises GatewayError (403)."""
-        return self._fleet.permitted_name(caller, model) if caller.models else model
+        return permitted_name(self._fleet, caller, model) if caller.models else model
 
     def leave(self, order: Order) -> None:
         """Let an order take part no longer."""

@@ -21,6 +21,7 @@ from llmgateway.config.settings import Config
 from llmgateway.errors import FORBIDDEN, GatewayError, draining, no_provider
 from llmgateway.fleet.fleet import Fleet
 from llmgateway.fleet.health import Watch
+from llmgateway.fleet.naming import model_for
 from llmgateway.http.client import Client
 from llmgateway.http.via import hops
 from llmgateway.servers.models import Model, model_entry
@@ -90,7 +91,7 @@ class Pages:
             # of a model, its instructions as well: it knows better.
             of_codex: dict[str, list[object]] = {"models": []} if _CODEX_ASKS.search(client.raw_path) else {}
             client.respond(200, orjson.dumps({"object": "list", **sender, "data": entries, **of_codex}))
-        elif (found := self._fleet.model_for(caller, wanted, via)) is not None:
+        elif (found := model_for(self._fleet, caller, wanted, via)) is not None:
             client.respond(200, orjson.dumps(self._entry(*found)))
         else:
             raise no_provider(wanted)

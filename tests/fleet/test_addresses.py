@@ -72,7 +72,7 @@ async def test_a_dot_says_that_the_api_is_at_the_root(
     assert gateway.fleet.providers["rig"].online
     assert await ask(gateway.port) == 200
     assert provider.requests[0].target == "/chat/completions"
-    assert [probe.target for probe in provider.probes] == ["/models"]
+    assert [probe.target for probe in provider.probes] == ["/models", "/api/version"]
 
 
 @pytest.mark.parametrize(("prefix", "remedy"), [("", "/."), ("/llm", "/llm")])

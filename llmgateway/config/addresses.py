@@ -20,6 +20,8 @@ _HOST: Final = re.compile(r"(?!-)[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
 _URL_PATH: Final = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")
 _EXTRA_PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@-]+)+")
 _BASE_PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")  # it stands in cookies and HTML as well
+_SOCKET: Final = re.compile(r"/[A-Za-z0-9._~@+=,/-]+")
+_SOCKET_BYTES: Final = 107  # of a path in sockaddr_un, with its end; macOS has 103
 _ZONED: Final = re.compile(r"\[[0-9a-fA-F:.]+%(?:25)?(?!25\])[A-Za-z0-9._~-]+\]")
 _ORIGIN: Final = re.compile(
     r"([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[^:/?#@\[\]]+)(?::([0-9]+))?/?", re.IGNORECASE | re.ASCII
@@ -120,6 +122,8 @@ def mac(text: str) -> str:
 
 def base_url(text: str) -> str:
     """scheme://host[:port]/path without a slash at the end; a bare origin means /v1, and /. the root."""
+    if text.startswith("unix:"):
+        return _on_a_socket(text)
     parts = _split(text)
     _check_origin(parts)
     if "?" in text or "#" in text:
@@ -131,6 +135,21 @@ def base_url(text: str) -> str:
     if percent:
         zone = f"%25{zone.removeprefix('25')}"
     return f"{parts.scheme}://{host_name.lower()}{zone}{path}"
+
+
+def _on_a_socket(text: str) -> str:
+    """unix:/path/of/the.sock:/path; without a path /v1 is meant, as elsewhere."""
+    example = "such as unix:/run/llm.sock:/v1"
+    socket, _, path = text.removeprefix("unix:").removeprefix("//").partition(":")
+    if not _SOCKET.fullmatch(socket) or {"", ".", ".."} & set(socket[1:].split("/")):
+        raise ValueError(
+            f"has no whole path of a socket; write one without spaces and odd characters, {example}"
+        )
+    if len(socket) > _SOCKET_BYTES:
+        raise ValueError(f"has a socket of over {_SOCKET_BYTES} characters; write a shorter path")
+    if path and not path.startswith("/"):
+        raise ValueError(f"has no path after the socket's colon; write one, {example}")
+    return f"unix:{socket}:{_path_of_url(path)}"
 
 
 def _split(text: str) -> SplitResult:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 MOST_SECRET_BYTES: Final = 64 * 1024
+MOST_CERTIFICATE_BYTES: Final = 8 << 20
 
 
 class Unreadable(ValueError):
@@ -16,6 +17,12 @@ class Unreadable(ValueError):
 def check(path: Path) -> None:
     """See that a file can be read. Raises Unreadable."""
     _read(path, 0)
+
+
+def check_certificates(path: Path) -> None:
+    """See that a file can be read and looks like certificates. Raises Unreadable."""
+    if b"CERTIFICATE-----" not in _read(path, MOST_CERTIFICATE_BYTES):
+        raise Unreadable("the file holds no certificate in PEM; name one with -----BEGIN CERTIFICATE-----")
 
 
 def secret(path: Path) -> str:

@@ -7,7 +7,7 @@ together.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from llmgateway.config import files, references, values
 from llmgateway.config.references import KEY, Finding, Steps
-from llmgateway.config.settings import Config, KeyConfig, KeyEntry, Section, TlsConfig
+from llmgateway.config.settings import Config, KeyConfig, KeyEntry, ProviderConfig, Section, TlsConfig
 from llmgateway.config.source import MAX_BYTES, Document, read
 from llmgateway.config.tree import (
     ConfigError,
@@ -134,9 +134,17 @@ def _seen_from(folder: Path, config: Config) -> Config:
         server = server.model_copy(update={"tls": server.tls.model_copy(update=tls)})
     if server.listen is not None:
         server = server.model_copy(update={"listen": str(folder / server.listen)})
+    providers = {name: _trusting(folder, provider) for name, provider in config.providers.items()}
     if log.requests is not None:
         log = log.model_copy(update={"requests": str(folder / log.requests)})
-    return config.model_copy(update={"server": server, "log": log})
+    return config.model_copy(update={"server": server, "log": log, "providers": providers})
+
+
+def _trusting(folder: Path, provider: ProviderConfig) -> ProviderConfig:
+    if provider.tls.ca is None:
+        return provider
+    tls = provider.tls.model_copy(update={"ca": str(folder / provider.tls.ca)})
+    return provider.model_copy(update={"tls": tls})
 
 
 def _with_keys(root: Pairs, folder: Path, findings: list[Finding]) -> Pairs:
@@ -169,24 +177,29 @@ def _with_keys(root: Pairs, folder: Path, findings: list[Finding]) -> Pairs:
 
 
 def _unreadable(root: Pairs | None, folder: Path) -> Iterator[Finding]:
-    """Why the certificate and its key, if any are named, cannot be read."""
+    """Why the certificates and the key that are named, if any, cannot be read."""
     if root is None:
         return
-    for name in TlsConfig.model_fields:
-        path = ("server", "tls", name)
+    providers = _locate(root, ("providers",)).node
+    names = providers.pairs if isinstance(providers, Pairs) else ()
+    own = ((("server", "tls", name), files.check) for name in TlsConfig.model_fields)
+    theirs = ((("providers", name, "tls", "ca"), files.check_certificates) for name in names)
+    for path, check in (*own, *theirs):
         node = _locate(root, path).node
-        if isinstance(node, Scalar) and references.counts(node) and (why := _why_not(node.text, folder)):
+        if not isinstance(node, Scalar) or not references.counts(node):
+            continue
+        if why := _why_not(node.text, folder, check):
             yield path, why
 
 
-def _why_not(name: str, folder: Path) -> str:
+def _why_not(name: str, folder: Path, check: Callable[[Path], None]) -> str:
     """Say what keeps a file from being read; "" if nothing does."""
     try:
         path = folder / values.file_path(name)
     except ValueError:
         return ""  # no path at all, as `fields` tells
     try:
-        files.check(path)
+        check(path)
     except files.Unreadable as exc:
         return str(exc)
     return ""

@@ -55,6 +55,7 @@ def complaints(root: Pairs) -> Iterator[Finding]:
     yield from _members(root, names)
     yield from _owners_and_shares(root, names)
     yield from _two_credentials(root)
+    yield from _needless_trust(root)
     yield from _same_keys(root)
     yield from _same_paths(root)
     yield from _same_headers(root)
@@ -112,6 +113,20 @@ def _two_credentials(root: Pairs) -> Iterator[Finding]:
             if name.lower() == "authorization":
                 path = ("providers", provider, "headers", name, KEY)
                 yield path, "`api_key` is sent in this header; write one of them, not both"
+
+
+def _needless_trust(root: Pairs) -> Iterator[Finding]:
+    for provider in _names_in(root, "providers"):
+        url, tls = _at(root, "providers", provider, "url"), _at(root, "providers", provider, "tls")
+        if not isinstance(tls, Pairs):
+            continue
+        if isinstance(url, Scalar) and counts(url) and url.text.lower().startswith(("http://", "unix:")):
+            what = "the url is not https://, so there is no certificate; correct it, or leave this out"
+            yield ("providers", provider, "tls", KEY), what
+        verify = _at(tls, "verify")
+        if "ca" in tls.pairs and isinstance(verify, Scalar) and verify.text.lower() == "false":
+            what = "nothing is checked with this, so `ca` means nothing; leave one of them out"
+            yield ("providers", provider, "tls", "verify"), what
 
 
 def _same_keys(root: Pairs) -> Iterator[Finding]:
@@ -315,6 +330,9 @@ def _about_provider(
         same = f"the same server with the same api_key as {shown(seen[account])}"
         yield ("providers", name, "url"), f"{same}, so it is probed and counted twice; remove one of them"
     seen.setdefault(account, name)
+    if not provider.tls.verify:
+        what = "whoever is in between can pose as this server, and gets its api_key and every prompt"
+        yield ("providers", name, "tls", "verify"), f"{what}; write `ca` with the file of its certificate"
     if provider.share and provider.owner is None:
         yield (
             ("providers", name, "share"),

@@ -56,6 +56,7 @@ from llmgateway.config.fields import (
     Origin,
     OrNothing,
     OrOneWord,
+    OwnHeaderName,
     PersonHeader,
     PlainKey,
     Port,
@@ -244,6 +245,16 @@ class TimeoutsConfig(Section):
     idle: PositiveDuration = Field(300.0, description="Between two pieces of an answer.")
 
 
+class TrustConfig(Section):
+    """How the certificate of a provider that speaks HTTPS is checked."""
+
+    ca: FilePath | None = Field(
+        None,
+        description="The file with the certificate of who has signed it, in PEM; unset: the system's.",
+    )
+    verify: Flag = Field(True, description="Whether it is checked at all.")
+
+
 class WakeConfig(Section):
     """How to wake a machine that sleeps (wake-on-LAN)."""
 
@@ -254,7 +265,9 @@ class WakeConfig(Section):
 class ProviderConfig(Section):
     """An LLM server."""
 
-    url: Url = Field(description="Base URL of its OpenAI API; without a path, /v1 is meant; /. is the root.")
+    url: Url = Field(
+        description="Base URL of its OpenAI API, or unix:SOCKET:PATH; no path means /v1, and /. the root."
+    )
     owner: Reference | None = Field(
         None, description="The user whose server this is; unset: it belongs to everybody."
     )
@@ -267,9 +280,10 @@ class ProviderConfig(Section):
     api_key_file: FilePath | None = Field(
         None, description="A file that holds the api_key, such as a secret of Docker or systemd."
     )
-    headers: MappingOf[HeaderName, HeaderValue] = Field(
+    headers: MappingOf[OwnHeaderName, HeaderValue] = Field(
         {}, repr=False, description="Headers to send with every request to it."
     )
+    tls: OrNothing[TrustConfig] = Field(TrustConfig(), description="How its certificate is checked.")
     slots: Count | None = Field(
         None, description="How many requests it works on at once; unset: ask the server, else no limit."
     )

@@ -238,6 +238,11 @@ def person_header(text: str) -> str:
     return header_name(text)
 
 
+def own_header_name(text: str) -> str:
+    """A header that is sent to a provider; `Host` is one, for servers that answer to several names."""
+    return text if text.lower() == "host" else header_name(text)
+
+
 def header_value(text: str) -> str:
     if not _FIELD_VALUE.fullmatch(text):
         raise ValueError(

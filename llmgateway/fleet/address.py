@@ -34,7 +34,9 @@ class Address:
 
     def __init__(self, config: ProviderConfig, gateway: str) -> None:
         """Take the address from the config; `gateway` is the pseudonym of who sends the requests."""
-        parts = urlsplit(config.url)
+        url, self.socket = _with_socket(config.url)
+        """The path of the Unix socket that it listens on; "" if it is on a network."""
+        parts = urlsplit(url)
         assert parts.hostname is not None
         self.host = unquote(parts.hostname)
         """A name, or an address; an IPv6 one may have a zone, as `fe80::1%eth0`."""
@@ -81,6 +83,14 @@ class Address:
     def _opening(self, request: Outgoing) -> bytes:
         query = f"?{request.query}" if request.query else ""
         return f"POST {self.target(request.path)}{query} HTTP/1.1\r\n".encode() + self.lines
+
+
+def _with_socket(url: str) -> tuple[str, str]:
+    """Give a URL that HTTP knows, and the path of a Unix socket if that is where it leads."""
+    if not url.startswith("unix:"):
+        return url, ""
+    socket, _, path = url.removeprefix("unix:").partition(":")
+    return f"http://localhost{path}", socket
 
 
 def _without_zone(netloc: str) -> str:

@@ -15,6 +15,7 @@ from llmgateway.fleet.address import Address
 from llmgateway.fleet.fleet import Provider
 from llmgateway.fleet.names import Found, HostName, LookUp, NameFailed, SocketAddress
 from llmgateway.fleet.schemes import IF_HTTP, of_tls
+from llmgateway.fleet.trust import NoTrust, Trust
 from llmgateway.http.connection import Connection
 
 Make = Callable[[], Connection]
@@ -23,13 +24,11 @@ Make = Callable[[], Connection]
 class Dialer:
     """Makes the connections to one provider."""
 
-    def __init__(
-        self, provider: Provider, address: Address, tls: ssl.SSLContext | None, look_up: LookUp
-    ) -> None:
+    def __init__(self, provider: Provider, address: Address, trust: Trust, look_up: LookUp) -> None:
         self.name = HostName(address.host, address.port, look_up)
         self._provider = provider
         self._address = address
-        self._tls = tls
+        self._trust = trust
         self._loop = asyncio.get_running_loop()
 
     async def dial(self, make: Make) -> Connection:
@@ -38,14 +37,18 @@ class Dialer:
         name = self._provider.name
         try:
             return await self._dial(make, limit_s)
-        except NameFailed as failure:
+        except (NameFailed, NoTrust) as failure:
             raise ProviderUnreachable(name, f"is unreachable: {failure}.") from None
         except TimeoutError:
             raise ProviderTimedOut(name, "connect", limit_s) from None
         except (OSError, UnicodeError) as exc:
-            raise ProviderUnreachable(name, f"is unreachable: {_words(exc, self._tls is not None)}.") from exc
+            raise ProviderUnreachable(name, f"is unreachable: {_words(exc, self._address.secure)}.") from exc
 
     async def _dial(self, make: Make, limit_s: float) -> Connection:
+        if self._address.socket:
+            async with asyncio.timeout(limit_s):
+                _, connection = await self._loop.create_unix_connection(make, self._address.socket)
+            return connection
         began_at = self._loop.time()
         found = await self.name.addresses(limit_s)
         try:
@@ -70,17 +73,18 @@ class Dialer:
             return await self._to(last, make)
 
     async def _to(self, address: SocketAddress, make: Make) -> Connection:
-        server_hostname = self._address.host.partition("%")[0] if self._tls else None
+        tls = self._trust.context(self._provider.config.tls) if self._address.secure else None
+        server_hostname = self._address.host.partition("%")[0] if tls else None
         if len(address) == 4 and address[3]:
             _, connection = await self._loop.create_connection(
                 make,
                 sock=await _connected(address, self._loop),
-                ssl=self._tls,
+                ssl=tls,
                 server_hostname=server_hostname,
             )
         else:
             _, connection = await self._loop.create_connection(
-                make, address[0], address[1], ssl=self._tls, server_hostname=server_hostname
+                make, address[0], address[1], ssl=tls, server_hostname=server_hostname
             )
         return connection
 
@@ -122,6 +126,8 @@ def _words(exc: Exception, secure: bool) -> str:
             return f"TLS failed (the connection was closed). {IF_HTTP}"
         case socket.gaierror() | UnicodeError():
             return "its host name cannot be resolved"
+        case FileNotFoundError():
+            return "there is no such socket"
         case ConnectionRefusedError():
             return "connection refused"
         case OSError(errno=int(number)):

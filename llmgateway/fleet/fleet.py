@@ -140,7 +140,8 @@ class Provider:
     def secrets(self) -> list[str]:
         """What this provider is told and nobody else may read, should it repeat it in a message."""
         key = self.config.api_key
-        return [*([key] if key else []), *filter(None, self.config.headers.values())]
+        headers = (value for name, value in self.config.headers.items() if name.lower() != "host")
+        return [*([key] if key else []), *filter(None, headers)]
 
     def usable_by(self, caller: Caller) -> bool:
         """Tell whether this caller may know of it: their own, shared with them, or everybody's."""
@@ -166,8 +167,8 @@ class Provider:
 
     def reached_as(self, config: ProviderConfig) -> bool:
         """Tell whether a config means the same server, spoken to in the same way."""
-        own = self.config
-        return (own.url, own.api_key, own.headers) == (config.url, config.api_key, config.headers)
+        way = "url", "tls", "api_key", "headers"
+        return all(getattr(self.config, setting) == getattr(config, setting) for setting in way)
 
     def adopt(self, config: ProviderConfig, health: HealthConfig) -> None:
         """Take over new settings; what is known of the server stays true.
@@ -365,18 +366,14 @@ class Fleet:
         return usable
 
     def models_for(self, caller: Caller, via: Collection[str] = ()) -> dict[str, tuple[Model, str]]:
-        """Give each model that this caller can use now, with the name of its first provider.
-
-        A caller who is a gateway, or asks by way of some, is not told what is had from there.
-        """
+        """Give each model that can be used now, but for those had by way of `via`, and its first provider."""
         passed = frozenset(via)
         found: dict[str, tuple[Model, str]] = {}
         for provider in self.usable_by(caller):
             if not (provider.online or provider.promising):
                 continue
             for name, model in provider.models.items():
-                if not caller.may_use(name) or not passed.isdisjoint(model.via):
-                    continue
-                if name not in found or (passed and len(model.via) < len(found[name][0].via)):
+                told = caller.may_use(name) and passed.isdisjoint(model.via)
+                if told and (name not in found or (passed and len(model.via) < len(found[name][0].via))):
                     found[name] = model, provider.name
         return found

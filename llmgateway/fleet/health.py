@@ -97,7 +97,7 @@ async def _api_beside(upstream: Upstream, provider: Provider, status: int) -> st
     try:
         status, body = await upstream.get(provider, "/models", _LIST_BYTES)
         if status == 200 and read_listing(body):
-            is_origin = root.count("/") == 2
+            is_origin = root.endswith(":") or (root.count("/") == 2 and not root.startswith("unix:"))
             return f", but its API is above: write {root}{'/.' if is_origin else ''} as its url"
     except (ProviderFailed, NotAnLLMServer):
         pass

@@ -8,7 +8,6 @@ exchange.
 """
 
 import asyncio
-import ssl
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final
 
@@ -19,6 +18,7 @@ from llmgateway.fleet.dialing import Dialer
 from llmgateway.fleet.fleet import Provider
 from llmgateway.fleet.names import LookUp, look_up
 from llmgateway.fleet.redirects import is_redirect, redirected
+from llmgateway.fleet.trust import Trust
 from llmgateway.http.connection import Connection
 from llmgateway.http.exchange import Deadlines, Exchange
 from llmgateway.http.via import new_name
@@ -147,19 +147,14 @@ class Upstream:
         """The pseudonym of the gateway, in the `Via` of all that it sends."""
         self._look_up = look_up
         self._pools: dict[Provider, Pool] = {}
-        self._tls: ssl.SSLContext | None = None
+        self._trust = Trust()
 
     def pool(self, provider: Provider) -> Pool:
         """Give the provider's pool."""
         pool = self._pools.get(provider)
         if pool is None:
             address = Address(provider.config, self.name)
-            if address.secure and self._tls is None:
-                self._tls = (
-                    ssl.create_default_context()
-                )  # reads the system's certificates: only if somebody needs them
-            tls = self._tls if address.secure else None
-            dialer = Dialer(provider, address, tls, self._look_up)
+            dialer = Dialer(provider, address, self._trust, self._look_up)
             pool = self._pools[provider] = Pool(provider, address, dialer, self._forget)
         return pool
 

@@ -20,6 +20,7 @@ from llmgateway.fleet.address import Address
 from llmgateway.fleet.dialing import Dialer
 from llmgateway.fleet.fleet import Provider
 from llmgateway.fleet.names import look_up
+from llmgateway.fleet.trust import Trust
 from llmgateway.fleet.upstream import Pool
 from llmgateway.http.connection import MAX_INTERIM_ANSWERS, Connection, _judge_again, _size_line
 from llmgateway.http.exchange import BUFFER_BYTES, Deadlines, Exchange
@@ -513,7 +514,7 @@ async def pool_to(server: FakeProvider) -> AsyncIterator[Pool]:
     config = build({"providers": {"rig": {"url": server.url, "timeouts": {"first_byte": "5s"}}}})
     entry = config.providers["rig"]
     rig, address = Provider("rig", entry, config.health), Address(entry, "gateway")
-    pool = Pool(rig, address, Dialer(rig, address, None, look_up))
+    pool = Pool(rig, address, Dialer(rig, address, Trust(), look_up))
     try:
         yield pool
     finally:

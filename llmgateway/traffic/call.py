@@ -5,9 +5,11 @@ Rules:
 - The body is looked at, and goes on as it came; what is compressed cannot be looked at, and is refused.
 - The path that a provider is asked for comes from the endpoint table, never from the client.
 - What a browser adds for the gateway's own page goes no further.
+- A client's own id of its request goes on if it is a UUID; some servers refuse whatever else they get as one.
 """
 
 import re
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -24,9 +26,13 @@ from llmgateway.errors import INVALID_REQUEST, GatewayError
 from llmgateway.fleet.address import Outgoing
 from llmgateway.http.client import Client
 from llmgateway.http.headers import request_head
+from llmgateway.log import Events
 from llmgateway.traffic.affinity import Thread, thread_of
 
+events = Events("app")
+
 _SANE_QUERY: Final = re.compile(r"[!$-~]*")  # visible ASCII but for `"` and `#`
+_UUID: Final = re.compile(r"(?i)[0-9a-f]{8}(-?)[0-9a-f]{4}\1[0-9a-f]{4}\1[0-9a-f]{4}\1[0-9a-f]{12}")
 _MODEL_CHARACTERS: Final = 200
 _OF_THE_PAGE: Final = frozenset({b"cookie", b"referer"})
 
@@ -76,7 +82,8 @@ class CallReader:
             fields = tuple(field for field in fields if field[0].lower() not in _OF_THE_PAGE)
             lines = request_head(fields).lines
         query = _query(client.raw_path) if "?" in client.raw_path else ""
-        outgoing = Outgoing(endpoint.path, query, fields, lines, client.request_id, body)
+        request_id = client.request_id if b"x-request-id" not in named else _uuid(client.request_id)
+        outgoing = Outgoing(endpoint.path, query, fields, lines, request_id, body)
         prompt_bytes = (seen.prompt_bytes or size) if endpoint.reads else 0
         if not endpoint.streams:  # what answers in events builds on a KV cache, and nothing else does
             return Call(model, outgoing, Thread(), entry, prompt_bytes, seen.output_limit)
@@ -93,6 +100,15 @@ def refuse_compressed(named: Mapping[bytes, bytes]) -> None:
     if named.get(b"content-encoding", b"").lower() not in (b"", b"identity"):
         words = "A compressed request body is not understood; send it as it is."
         raise GatewayError(INVALID_REQUEST, words)
+
+
+def _uuid(request_id: str) -> str:
+    """Give an id that every server takes: this one, or another in the place of what is no UUID."""
+    if _UUID.fullmatch(request_id):
+        return request_id
+    instead = uuid.uuid4().hex
+    events.debug("a request has another id at its provider", there=instead)
+    return instead
 
 
 def _query(raw_path: str) -> str:

@@ -67,7 +67,7 @@ class App:
         self._proxy = proxy
         self._ledger = ledger
         self._ids = count(1)
-        self._id_prefix = secrets.token_hex(8)
+        self._id_prefix = _version_4(secrets.token_hex(8))
         self._cutting = False
         self._running: set[Client] = set()
         self._none_running: asyncio.Event | None = None
@@ -126,11 +126,12 @@ class App:
     def _id_of(self, given: bytes | None) -> str:
         """Give the id that a client gave its request, if it is a sane one, else one of our own.
 
-        Ours are unique, and no secrets; chance is asked once only, as asking costs.
+        Ours are unique, and no secrets; chance is asked once only, as asking costs. They are UUIDs: there are
+        servers that take nothing else.
         """
         if given is not None and _SANE_ID.fullmatch(given):
             return given.decode()
-        return f"{self._id_prefix}{next(self._ids)}"
+        return f"{self._id_prefix}{next(self._ids):015x}"
 
     async def _follow(self, path: str, route: Forward | ModelList | None, client: Client) -> None:
         """Serve a request of the API, and write down what became of it."""
@@ -237,3 +238,8 @@ class App:
         for client in list(self._running):
             client.fail(draining())
             client.cancel()
+
+
+def _version_4(digits: str) -> str:
+    """Make the first 17 of the 32 digits of a UUID that is made by chance (RFC 9562 5.4), of 16."""
+    return f"{digits[:12]}4{digits[13:]}8"

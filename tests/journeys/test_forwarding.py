@@ -202,12 +202,12 @@ async def test_the_content_type_of_json_is_not_checked(
 
 
 @pytest.mark.parametrize("own", ["abc", "req_1-2.3:4/5+6=", "x" * 128, "0"])
-async def test_a_sane_request_id_of_the_client_is_kept_and_forwarded(
+async def test_a_sane_request_id_of_the_client_is_kept(
     provider: FakeProvider, gateway_for: GatewayFor, own: str
 ) -> None:
     gateway = await gateway_for(provider)
     response = await ask(gateway.port, good(OPENAI, f"X-Request-ID: {own}"))
-    assert response.header("x-request-id") == provider.requests[0].header("x-request-id") == own
+    assert response.header("x-request-id") == own
     refused = await ask(gateway.port, asking(ANTHROPIC, b"{", KEY, f"x-request-id: {own}"))
     assert refused.header("x-request-id") == refused.json["request_id"] == own
 

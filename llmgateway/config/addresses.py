@@ -34,7 +34,13 @@ _MAC: Final = re.compile(
 # What people copy out of a curl line; the base URL ends before it.
 _AFTER_BASE_URL: Final = (*(endpoint.path.removeprefix("/v1") for endpoint in ENDPOINTS), "/models")
 _OLLAMA: Final = ("/api", "/api/chat", "/api/generate", "/api/tags", "/api/embed")
-_OWN_PATHS: Final = ("/healthz", "/readyz", "/metrics", "/gateway", "/v1/models")
+_OWN_PATHS: Final = (*("/healthz", "/readyz", "/health", "/v1/health", "/metrics", "/gateway", "/v1/models"),)
+_FORWARDED: Final = frozenset(endpoint.path for endpoint in ENDPOINTS)
+ONCE_EXTRA: Final = frozenset(
+    {"/tokenize", "/detokenize", "/apply-template"}
+    | {"/v1/responses/input_tokens", "/v1/chat/completions/input_tokens"}
+)
+"""Forwarded anyway since they are in the table; configs from before may name them still."""
 
 
 def host(text: str) -> str:
@@ -225,7 +231,7 @@ def extra_path(text: str) -> str:
         )
     if any(text == own or text.startswith(f"{own}/") for own in _OWN_PATHS):
         raise ValueError("is answered by the gateway itself; choose another path")
-    if text.removeprefix("/v1") in _AFTER_BASE_URL:
+    if (text in _FORWARDED or f"/v1{text}" in _FORWARDED) and text not in ONCE_EXTRA:
         raise ValueError("is forwarded anyway; leave it out")
     return text
 

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from typing import Final, TypeAlias
 
 from llmgateway.config import values
+from llmgateway.config.addresses import ONCE_EXTRA
 from llmgateway.config.settings import (
     NO_LIMITS,
     Config,
@@ -223,6 +224,9 @@ def doubts(config: Config, root: Pairs, *, now: float) -> Iterator[Finding]:
 
 
 def _about_server(server: ServerConfig) -> Iterator[Finding]:
+    for index, path in enumerate(server.extra_paths):
+        if path in ONCE_EXTRA:
+            yield ("server", "extra_paths", index), "this path is forwarded anyway; leave it out"
     if "*" in server.cors and len(server.cors) > 1:
         yield (
             ("server", "cors"),

@@ -81,7 +81,7 @@ class App:
         self._origins = frozenset(config.server.cors)
         self._calls = CallReader(config)
         extra = (Endpoint(path, dialect=dialect_of(path)) for path in config.server.extra_paths)
-        endpoints = {endpoint.path: endpoint for endpoint in (*ENDPOINTS, *extra)}
+        endpoints = {endpoint.path: endpoint for endpoint in (*extra, *ENDPOINTS)}
         self._routes: dict[str, Route] = {
             **self._pages.routes,
             **self._live.routes,
@@ -104,7 +104,7 @@ class App:
             client.close_after()
         try:
             check_head(client)
-            if isinstance(route, Page):
+            if isinstance(route, Page) and route.is_there_for(client.method):
                 route.require(client.method)
                 await route.answer(client)
             elif not (self._origins and is_of_the_api(path) and share(client, self._origins)):
@@ -133,7 +133,7 @@ class App:
             return given.decode()
         return f"{self._id_prefix}{next(self._ids):015x}"
 
-    async def _follow(self, path: str, route: Forward | ModelList | None, client: Client) -> None:
+    async def _follow(self, path: str, route: Route | None, client: Client) -> None:
         """Serve a request of the API, and write down what became of it."""
         entry = Entry(client.request_id, path, time.monotonic())
         self._running.add(client)
@@ -179,14 +179,14 @@ class App:
         else:
             log_all([(entry, time.monotonic(), time.time())])
 
-    def _open(self, route: Forward | ModelList | None, client: Client, entry: Entry) -> Forward | ModelList:
+    def _open(self, route: Route | None, client: Client, entry: Entry) -> Forward | ModelList:
         """Open the books for what is forwarded. Raises GatewayError if it leads nowhere, or not so."""
         if isinstance(route, Forward):
             if client.method != "POST":
                 raise not_allowed("endpoint", "POST")
             entry.endpoint = route.endpoint.path
             self._ledger.open(entry)
-        elif route is None:
+        elif route is None or isinstance(route, Page):
             raise self._signpost.no_endpoint(client.raw_path)
         elif client.method not in ("GET", "HEAD"):
             raise not_allowed("endpoint", "GET", "HEAD")

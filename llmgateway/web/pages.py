@@ -69,6 +69,9 @@ class Pages:
         self.adopt(config)
         self.routes: Mapping[str, Page] = {
             "/healthz": Page(self._healthz),
+            "/health": Page(self._healthz),  # as llama.cpp and vLLM have it, and as clients ask them
+            "/v1/health": Page(self._healthz),
+            "/": Page(self._healthz, ("HEAD",), hidden=True),
             "/readyz": Page(self._readyz),
             "/metrics": Page(self._scrape),
             PAGE.rstrip("/"): Page(self._to_page),

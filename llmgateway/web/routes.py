@@ -24,6 +24,12 @@ class Page:
 
     answer: Callable[[Client], Awaitable[None]]
     methods: tuple[str, ...] = ("GET", "HEAD")
+    hidden: bool = False
+    """Whether other methods find nothing here, instead of being told which ones do."""
+
+    def is_there_for(self, method: str) -> bool:
+        """Tell whether the page answers this method, if only to refuse it."""
+        return not self.hidden or method in self.methods
 
     def require(self, method: str) -> None:
         """Raise GatewayError (405) if the page does not take this method."""

@@ -36,7 +36,9 @@ FORM_TYPE = "Content-Type: multipart/form-data; boundary=b"
 JSON_PATHS = """
     /v1/chat/completions /v1/completions /v1/embeddings /v1/responses /v1/rerank /v1/score /v1/audio/speech
     /v1/images/generations /v1/moderations /v1/messages /v1/messages/count_tokens
+    /v1/responses/input_tokens /v1/chat/completions/input_tokens
 """.split()
+ROOT_PATHS = ["/tokenize", "/detokenize", "/apply-template"]
 FORM_PATHS = "/v1/audio/transcriptions /v1/audio/translations /v1/images/edits".split()
 CLIENT_CREDENTIALS = (f"authorization: Bearer {KEY}", f"X-Api-Key: {KEY}")
 
@@ -56,7 +58,7 @@ def fields(exchange_headers: list[tuple[str, str]], *but: str) -> list[tuple[str
 
 
 def test_the_endpoint_table_is_the_contract() -> None:
-    assert {endpoint.path for endpoint in ENDPOINTS} == {*JSON_PATHS, *FORM_PATHS}
+    assert {endpoint.path for endpoint in ENDPOINTS} == {*JSON_PATHS, *FORM_PATHS, *ROOT_PATHS}
 
 
 @pytest.mark.parametrize("path", [*JSON_PATHS, *FORM_PATHS])
@@ -76,6 +78,23 @@ async def test_every_endpoint_is_forwarded_below_the_providers_base_url(
         assert provider.requests[-1].method == "POST"
 
 
+@pytest.mark.parametrize("path", ROOT_PATHS)
+async def test_what_servers_have_beside_their_v1_is_forwarded_there_by_its_model(
+    provider_for: ProviderFor, gateway_for: GatewayFor, path: str
+) -> None:
+    one, other = await provider_for("one", models=["m"]), await provider_for("other", models=["n"])
+    other.settings["url"] = f"http://127.0.0.1:{other.port}/llama/v1"
+    other.on["/llama/v1/models"] = answer(200, {"object": "list", "data": [{"id": "n"}]})
+    gateway = await gateway_for(one, other)
+    for model in ("m", "n"):
+        assert (await ask(gateway.port, asking(path, {"model": model, "content": "hi"}))).status == 200
+    assert [sent.target for sent in (*one.requests, *other.requests)] == [path, f"/llama{path}"]
+    message = refusal(await ask(gateway.port, asking(path, {"content": "hi"})), 400, "invalid_request")
+    assert "no 'model'" in message
+    refusal(await ask(gateway.port, asking(path, key=None)), 401, "invalid_api_key")
+    refusal(await ask(gateway.port, asking(f"/v1{path}")), 404, "not_found")
+
+
 async def test_extra_paths_are_forwarded_too_and_nothing_else_is(
     provider: FakeProvider, gateway_for: GatewayFor
 ) -> None:
@@ -84,7 +103,7 @@ async def test_extra_paths_are_forwarded_too_and_nothing_else_is(
     for path in paths:
         assert (await ask(gateway.port, good(path))).status == 200
         refusal(await ask(gateway.port, request("GET", path)), 405, "method_not_allowed")
-    for path in ("/v1/tokenize", "/detokenize", "/tokenize/", "/tokenizer"):
+    for path in ("/v1/tokenize", "/tokenize/", "/tokenizer"):
         refusal(await ask(gateway.port, good(path)), 404, "not_found")
     assert [sent.target for sent in provider.requests] == list(paths)
 

@@ -29,6 +29,11 @@ DIALECT: Final = Dialect(
         Row("/v1/audio/transcriptions", body="multipart", reads=False),
         Row("/v1/audio/translations", body="multipart", reads=False),
         Row("/v1/images/edits", body="multipart", reads=False),
+        Row("/v1/chat/completions/input_tokens", reads=False),
+        # llama.cpp's and vLLM's, beside their /v1
+        Row("/tokenize", reads=False),
+        Row("/detokenize", reads=False),
+        Row("/apply-template", reads=False),
     ),
     error=error,
     stream=SSE,

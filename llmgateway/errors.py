@@ -59,7 +59,7 @@ class GatewayError(Exception):
 
 
 def no_provider(model: str) -> GatewayError:
-    """Say that nobody serves the model; the words are part of the API, and the same whatever the reason."""
+    """Say that nobody serves the model; the words are part of the API; others may follow them."""
     return GatewayError(NO_PROVIDER, f"No online provider serving model '{model}' for this user.")
 
 

@@ -36,7 +36,8 @@ PURE_WINGS: Final = frozenset({"errors", "log", "api", "servers", "config", "acc
 PURE_MODULES: Final = frozenset(
     {"books.entry", "books.history", "books.ledger", "books.line", "books.metrics"}
     | {"cli.arguments", "cli.table", "cli.usage"}
-    | {"books.speed", "books.totals", "fleet.appearance", "fleet.breaker", "fleet.fleet", "fleet.naming"}
+    | {"books.speed", "books.totals", "fleet.absence", "fleet.appearance", "fleet.breaker"}
+    | {"fleet.fleet", "fleet.naming"}
     | {"http.headers", "http.peers", "http.via"}
     | {"traffic.affinity", "traffic.estimate", "traffic.fairness", "traffic.router"}
 )

@@ -101,6 +101,7 @@ _LENGTH_OF_TIME: Final = WithJsonSchema(
 _SIZE: Final = WithJsonSchema({"type": ["string", "integer"], "examples": ["100MB", "64KiB"]})
 
 Port = Annotated[int, _number(values.port), _or_variable(type="integer", minimum=0, maximum=65535)]
+UnavailableStatus = Annotated[int, _number(values.unavailable_status), _or_variable(enum=[404, 503])]
 Count = Annotated[int, _number(values.count), _or_variable(type="integer", minimum=1)]
 Weight = Annotated[float, _number(values.weight), _or_variable(type="number", exclusiveMinimum=0)]
 Amount = Annotated[

@@ -65,6 +65,7 @@ from llmgateway.config.fields import (
     Route,
     Size,
     SocketPath,
+    UnavailableStatus,
     Url,
     Weight,
     mapping,
@@ -123,6 +124,9 @@ class ServerConfig(Section):
     )
     extra_paths: ListOf[ExtraPath] = Field(
         (), description="More paths to forward, beside the OpenAI endpoints; their JSON bodies name a model."
+    )
+    unavailable_status: UnavailableStatus = Field(
+        404, description="What a request gets for a model whose servers are all away: 404, or 503."
     )
     drain_timeout: Duration = Field(
         30.0, description="How long requests may take to finish when the gateway stops."

@@ -84,6 +84,13 @@ def port(text: str) -> int:
     return value
 
 
+def unavailable_status(text: str) -> int:
+    value = whole(text)
+    if value not in (404, 503):
+        raise ValueError("is not a status for this; write 404, or 503 so that clients try again")
+    return value
+
+
 def count(text: str) -> int:
     value = whole(text)
     if value < 1:

@@ -8,7 +8,7 @@ dying fleet is not finished off by retries.
 """
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 FAILURES_IN_A_ROW: Final = 5
 FIRST_PAUSE_S: Final = 10.0
@@ -126,6 +126,17 @@ class Conduct:
         yield self.machine
         if model in self.models:
             yield self.models[model]
+
+
+class Sequel(NamedTuple):
+    """What follows from a failure."""
+
+    probe: bool = False
+    """Whether a look at the provider would tell more."""
+    try_again: bool = False
+    """Whether the same request may come back to it."""
+    in_doubt: bool = False
+    """Whether it may as well be the fault of the request; another provider's answer to it tells."""
 
 
 class RetryBudget:

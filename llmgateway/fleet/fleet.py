@@ -9,10 +9,10 @@ that is reached in another way is another provider. What is in flight with one t
 time.
 """
 
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple
 
 from llmgateway.access.keys import Caller
 from llmgateway.config.settings import Config, HealthConfig, ProviderConfig
@@ -25,7 +25,7 @@ from llmgateway.errors import (
     ProviderUnreachable,
     ProviderWarming,
 )
-from llmgateway.fleet.breaker import Breaker, Conduct
+from llmgateway.fleet.breaker import Breaker, Conduct, Sequel
 from llmgateway.log import Events
 from llmgateway.servers import generic
 from llmgateway.servers.kind import Kind
@@ -54,20 +54,9 @@ class Probe:
     slots: int | None = None
     certain: bool = False
     """True if this is no passing trouble, so that one such sighting is enough."""
-    absent: bool = False
-    """True if no connection came about, so that nobody can be at work there."""
+    silent: bool = False
+    """True if there was no answer, as from one who is at work, or gone without a word."""
     kind: Kind | None = None
-
-
-class Sequel(NamedTuple):
-    """What follows from a failure."""
-
-    probe: bool = False
-    """Whether a look at the provider would tell more."""
-    try_again: bool = False
-    """Whether the same request may come back to it."""
-    in_doubt: bool = False
-    """Whether it may as well be the fault of the request; another provider's answer to it tells."""
 
 
 @dataclass(eq=False)
@@ -91,6 +80,11 @@ class Provider:
     """Whether it has told since it was last away."""
     busy: dict[str, int] = field(default_factory=dict)
     """How many of the requests in flight are for each model, by the name that was asked for."""
+    wall: Callable[[], float] = time.time
+    since: float = 0.0
+    """When it came into its state, in epoch seconds."""
+    has_served: bool = False
+    """True once it has been online."""
     gone: bool = False
     """True once a newer config has no place for it: what it works on may end, and nothing new comes."""
     _slots_by_model: bool = False
@@ -98,6 +92,7 @@ class Provider:
     _streak: int = 0  # probes in a row that spoke against the present state
 
     def __post_init__(self) -> None:
+        self.since = self.wall()
         self._serve_what_is_configured()
         self.capacity = self.config.slots
 
@@ -296,6 +291,8 @@ class Provider:
     def _become(self, state: State, reason: str) -> None:
         if state is not self.state:
             self._streak = 0
+            self.since = self.wall()
+            self.has_served = self.has_served or state is State.ONLINE
             report = events.info if state in (State.ONLINE, State.WARMING) else events.warning
             report(f"provider is {state.value}", provider=self.name, reason=reason, models=len(self.models))
         elif state is State.ONLINE and reason and reason != self.reason:
@@ -317,6 +314,7 @@ class Fleet:
 
         They are for the caller to retire; what they work on ends untouched.
         """
+        self.unavailable_status = config.server.unavailable_status
         before = self.providers
         kept = {
             name: provider

@@ -3,7 +3,7 @@
 A probe is `GET {url}/models`, never a completion: that would load models and burn power. Each provider is
 watched by a task of its own, so that a hung one delays nobody. A provider that is streaming is alive whatever
 a probe says; one that works for us in silence, as those do that can do one thing at a time, is as alive as it
-was, unless nobody is there any more.
+was until it gives an answer, or nobody is there any more.
 """
 
 import asyncio
@@ -43,11 +43,11 @@ async def probe(upstream: Upstream, provider: Provider) -> Probe:
             return await _look(upstream, provider)
     except TimeoutError:
         if upstream.seeks(provider):
-            return Probe(State.OFFLINE, f"its host name cannot be looked up in {limit_s:g} s")
-        return Probe(State.OFFLINE, f"no answer to a probe within {limit_s:g} s")
+            return Probe(State.OFFLINE, f"its host name cannot be looked up in {limit_s:g} s", silent=True)
+        return Probe(State.OFFLINE, f"no answer to a probe within {limit_s:g} s", silent=True)
     except ProviderFailed as failure:
         words = told(failure, provider.config.url)
-        return Probe(State.OFFLINE, words, absent=isinstance(failure, ProviderUnreachable))
+        return Probe(State.OFFLINE, words, silent=not isinstance(failure, ProviderUnreachable))
 
 
 async def _look(upstream: Upstream, provider: Provider) -> Probe:
@@ -257,7 +257,7 @@ class Watch:
         if seen.state in _FAILED and not seen.certain and self._streams(provider):
             events.debug("probe failed while streaming", provider=provider.name, reason=seen.reason)
             seen = Probe(State.ONLINE)
-        if seen.state in _FAILED and not (seen.certain or seen.absent) and self._upstream.works(provider):
+        if seen.silent and self._upstream.works(provider):
             events.debug("probe failed while at work", provider=provider.name, reason=seen.reason)
         else:
             provider.observe(seen, now=self._now())

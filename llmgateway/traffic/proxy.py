@@ -26,7 +26,6 @@ from llmgateway.errors import (
     ProviderLooped,
     ProviderRefused,
     ProviderWarming,
-    no_provider,
 )
 from llmgateway.fleet.breaker import RetryBudget
 from llmgateway.fleet.fleet import Provider
@@ -302,7 +301,7 @@ class Proxy:
         """Give the client the best of what the candidates said. Raises GatewayError if that is not much."""
         call, client, held = story.call, story.client, story.held
         if held is None:
-            raise _none_left(call.model, story.failures)
+            raise _none_left(story.failures) if story.failures else self._slots.nobody_serves(story.order)
         call.entry.provider = held.provider.name
         call.entry.first_byte_at = monotonic()
         if client.started:
@@ -376,9 +375,7 @@ def _about_the_key(provider: Provider, status: int) -> str:
     return "; it was sent the credentials that the config has for it."
 
 
-def _none_left(model: str, failures: Sequence[ProviderFailed]) -> GatewayError:
-    if not failures:
-        return no_provider(model)
+def _none_left(failures: Sequence[ProviderFailed]) -> GatewayError:
     kind = LOOP_DETECTED if all(isinstance(f, ProviderLooped) for f in failures) else UPSTREAM_ERROR
     told = dict.fromkeys(failure.message.rstrip(".") for failure in failures)  # a model may load for long
     return GatewayError(kind, "; ".join(told) + ".")

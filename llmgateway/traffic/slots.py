@@ -10,6 +10,7 @@ the waiter itself, in `wait`, on its way out.
 """
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from random import Random
@@ -18,7 +19,8 @@ from typing import Final
 from llmgateway.access.keys import Caller
 from llmgateway.api.usage import Tokens
 from llmgateway.config.settings import Config, QueueConfig
-from llmgateway.errors import ProviderFailed
+from llmgateway.errors import GatewayError, ProviderFailed
+from llmgateway.fleet.absence import nobody_serves
 from llmgateway.fleet.breaker import Breaker
 from llmgateway.fleet.fleet import Fleet, Provider
 from llmgateway.fleet.naming import permitted_name
@@ -124,6 +126,10 @@ class Slots:
     def hopeful(self, order: Order) -> bool:
         """Tell whether somebody serves this order, or is about to."""
         return bool(self._candidates(order) or self._prospects(order))
+
+    def nobody_serves(self, order: Order) -> GatewayError:
+        """Say that nobody serves an order, and who did."""
+        return nobody_serves(order.model, self._fleet, order.caller, wall=time.time())
 
     def allow_again(self, order: Order, provider: Provider) -> None:
         """Let an order go back to a provider that was only warming up, unless it has waited long enough."""

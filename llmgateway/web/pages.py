@@ -18,7 +18,8 @@ import orjson
 from llmgateway.access.keys import Caller
 from llmgateway.books.metrics import Metrics
 from llmgateway.config.settings import Config
-from llmgateway.errors import FORBIDDEN, GatewayError, draining, no_provider
+from llmgateway.errors import FORBIDDEN, GatewayError, draining
+from llmgateway.fleet.absence import nobody_serves
 from llmgateway.fleet.fleet import Fleet
 from llmgateway.fleet.health import Watch
 from llmgateway.fleet.naming import model_for
@@ -97,7 +98,7 @@ class Pages:
         elif (found := model_for(self._fleet, caller, wanted, via)) is not None:
             client.respond(200, orjson.dumps(self._entry(*found)))
         else:
-            raise no_provider(wanted)
+            raise nobody_serves(wanted, self._fleet, caller, wall=time.time())
 
     def _entry(self, model: Model, provider: str, *, by_way: bool = False) -> dict[str, object]:
         return model_entry(model, owned_by=provider, created=self._started_at, by_way=by_way)

@@ -64,6 +64,7 @@ def problem(text: str, **environ: str) -> str:
 FULL = f"""
 server:
   {{host: "::", port: 0, base_path: /llm/, max_body: 64KiB, extra_paths: [/v1/tokenize], drain_timeout: 1m30s,
+  unavailable_status: 503,
    tls: {{cert: tls/cert.pem, key: /etc/key.pem}}, cors: ["*", HTTPS://Chat.Example.net/],
    trusted_proxies: [172.16.0.0/12, "fd00::1"], metrics_from: [10.0.0.7]}}
 users:
@@ -111,6 +112,7 @@ def test_every_setting_arrives() -> None:
         trusted_proxies=("172.16.0.0/12", "fd00::1"),
         metrics_from=("10.0.0.7",),
         extra_paths=("/v1/tokenize",),
+        unavailable_status=503,
         drain_timeout=90.0,
     )
     assert made.server.trusted_proxies == (ip_network("172.16.0.0/12"), ip_network("fd00::1/128"))
@@ -477,6 +479,12 @@ def test_expiry(written: str, epoch_s: float) -> None:
         ("max_body: -1", "server.max_body: '-1' is not a size"),
         ("max_body: 1.5B", "server.max_body: '1.5B' is not a whole number of bytes"),
         ("max_body: true", "server.max_body: 'true' is not a size"),
+        (
+            "unavailable_status: 500",
+            "server.unavailable_status: '500' is not a status for this; write 404, or",
+        ),
+        ("unavailable_status: '503'", "server.unavailable_status: '503' is text; write the number without"),
+        ("unavailable_status: retry", "server.unavailable_status: 'retry' is not a whole number"),
         ("drain_timeout: 10 parsecs", "server.drain_timeout: '10 parsecs' is not a duration; write 500ms"),
         ("drain_timeout: -1", "server.drain_timeout: '-1' is negative"),
         ("drain_timeout: .nan", "server.drain_timeout: '.nan' is not a duration"),

@@ -40,9 +40,13 @@ def sections(marks: tuple[str, int, str], folder: Path) -> dict[str, Any]:
             "cors": [f"https://{word}.example"], "extra_paths": [f"/v1/{word}"],
             "trusted_proxies": [network], "metrics_from": [network],
             "host": "127.0.0.1", "listen": None, "tls": None,
+            "unavailable_status": 404 if number == OLD[1] else 503,
         },
         "users": {
-            word: {"keys": [key], "limits": limits, "weight": number, "admin": True, "route": "prefer_own"}
+            word: {
+                "keys": [key], "limits": limits, "weight": number, "admin": True, "route": "prefer_own",
+                "person_header": f"x-{word}",
+            }
         },
         "groups": {f"{word}s": [word]},
         "health": {"interval": number, "timeout": number, "fall": number, "rise": number},

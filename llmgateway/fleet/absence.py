@@ -1,0 +1,35 @@
+"""What is said where nobody serves a model.
+
+A name that no provider of the caller has ever had gets the words of the contract, and no more. Where one has,
+the words go on: who that is, and since when it is away; and when it is worth another try. Nothing is told of
+providers that the caller may not know of.
+"""
+
+import math
+import time
+
+from llmgateway.access.keys import Caller
+from llmgateway.errors import NO_PROVIDER, ErrorKind, GatewayError, no_provider
+from llmgateway.fleet.fleet import Fleet, Provider
+
+
+def nobody_serves(model: str, fleet: Fleet, caller: Caller, *, wall: float) -> GatewayError:
+    """Say that nobody serves a model to a caller; `wall` is epoch seconds."""
+    unknown = no_provider(model)
+    known = [p for p in fleet.usable_by(caller) if p.find(model) and not p.online]
+    if not known:
+        return unknown
+    last = max(known, key=lambda provider: (provider.has_served, provider.since))
+    kind = ErrorKind(fleet.unavailable_status, NO_PROVIDER.type)
+    retry_after = str(max(1, math.ceil(last.health.interval)))  # it will have been looked at by then
+    return GatewayError(
+        kind, f"{unknown.message} {_whereabouts(last, wall)}", (("Retry-After", retry_after),)
+    )
+
+
+def _whereabouts(provider: Provider, wall: float) -> str:
+    had = "It was last served by" if provider.has_served else "It is configured for"
+    since = time.localtime(provider.since)
+    is_of_today = since[:3] == time.localtime(wall)[:3]
+    moment = time.strftime("%H:%M" if is_of_today else "%Y-%m-%d %H:%M", since)
+    return f"{had} {provider.name}, which is {provider.state.value} since {moment}."

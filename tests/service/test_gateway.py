@@ -65,7 +65,7 @@ def mark(provider: FakeProvider, marks: tuple[str, int, str]) -> FakeProvider:
     word, number, _ = marks
     provider.settings.update(
         owner=word, share=[f"{word}s"], models=[word], slots=number, weight=number,
-        api_key=None, api_key_file=None, headers={},
+        api_key=None, api_key_file=None, headers={}, tls={"ca": None, "verify": True},
         timeouts={"connect": number, "first_byte": number, "idle": number},
         wake={"mac": "02:00:00:00:00:01", "broadcast": "127.0.0.1"},
     )  # fmt: skip

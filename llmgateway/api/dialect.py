@@ -42,6 +42,18 @@ class Framing:
 
 
 @dataclass(frozen=True, slots=True)
+class Ends:
+    """By what a client knows that a stream is whole. Beside that it is once each choice told why it ended."""
+
+    words: tuple[bytes, ...] = ()
+    """The data of the last event, where that is no JSON."""
+    types: tuple[str, ...] = ()
+    """The `type` of the last event."""
+    failures: tuple[str, ...] = ()
+    """The same of an event that says that the model has failed."""
+
+
+@dataclass(frozen=True, slots=True)
 class Fields:
     """Which fields of a JSON request hold what, by name, beside `model` and `stream`."""
 
@@ -105,6 +117,7 @@ class Dialect:
     fields: Fields
     pieces: tuple[Piece, ...]
     counts: tuple[Counts, ...]
+    ends: Ends = Ends()
 
     def covers(self, path: str) -> bool:
         """Tell whether a path is at the root or below it."""

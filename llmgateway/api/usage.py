@@ -21,6 +21,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import astuple
 
+from llmgateway.api.endings import ENDINGS, TAIL_BYTES, Endings, ended_choices
 from llmgateway.api.inflate import LOOK_BYTES, Inflater, TooMuch
 from llmgateway.api.shapes import SHAPES, TIMED, TIMINGS, USAGE, Shapes
 
@@ -59,6 +60,7 @@ class Meter:
     stream: bool
     coding: bytes = b""
     shapes: Shapes = SHAPES
+    endings: Endings = ENDINGS
     _inflater: Inflater | None = None
     _readable: bool = True
     _fresh: list[bytes] = field(default_factory=list)
@@ -69,6 +71,9 @@ class Meter:
     _output: int = 0
     _usage: dict[str, int] = field(default_factory=dict)
     _timings: dict[str, int] = field(default_factory=dict)
+    _tail: bytes = b""
+    """Of the lines of a stream that were looked at, the last."""
+    _ended_choices: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         if self.coding:
@@ -92,15 +97,34 @@ class Meter:
         self._look()
         return self._output
 
+    def has_ended(self, *, closed: bool = True) -> bool:
+        """Tell whether a stream has shown its end; `closed` says that nothing has gone wrong with it.
+
+        It must be asked before `tokens`.
+        """
+        self._look()
+        done = self._ended_choices if closed else set()
+        return self.stream and self.endings.has_ended(self._tail, self._buffer, done)
+
+    def error(self) -> bytes | None:
+        """Give the error that a stream has told in its last lines; None if it told none, as most.
+
+        It must be asked before `tokens`.
+        """
+        if not self.stream or not (self._tail or self._buffer or self._fresh):
+            return None
+        tail = self._tail + self._gather()
+        return self.endings.error(tail) if b"error" in tail or b"failed" in tail else None
+
     def tokens(self, prompt_estimate: int) -> Tokens:
         """Give what the answer cost, now that it is over: as the server told it, else an estimate."""
         if (plain := self._told_plainly()) is not None:
             self._fresh.clear()  # what has been paid for need not be kept until it is booked
-            self._buffer.clear()
+            self._forget()
             return plain
         self._look()
         self._read(self._buffer)
-        self._buffer.clear()
+        self._forget()
         told = self._timings | self._usage
         usage = self.shapes.usage
         prompt, completion = usage.prompt(told), self._completion()
@@ -109,6 +133,10 @@ class Meter:
         completion = self._output if completion is None else completion
         cached, reasoning = min(usage.cached(told), prompt), min(usage.reasoning(told), completion)
         return Tokens(prompt, completion, cached, reasoning, estimated)
+
+    def _forget(self) -> None:
+        self._buffer.clear()
+        self._tail = b""
 
     def _told_plainly(self) -> Tokens | None:
         """Read what most servers tell at the end of most answers, without more ado than it needs.
@@ -155,7 +183,9 @@ class Meter:
         """Read the lines that are whole by now, and bound what stays."""
         buffer = self._gather()
         if self.stream and (end := buffer.rfind(b"\n") + 1):
-            self._read(buffer[:end])
+            self._read(part := buffer[:end])
+            self._tail = self._tail[-TAIL_BYTES:] + part
+            self._ended_choices.update(ended_choices(part))
             del buffer[:end]
         if len(buffer) > 2 * (FIRST_BYTES + LAST_BYTES):
             del buffer[FIRST_BYTES : -2 * LAST_BYTES]

@@ -47,6 +47,7 @@ class Entry:
     """Whose key was not good; empty for all others."""
     status: int = 0
     outcome: str = ""
+    """What became of it; whoever knows more than that it ended, or how, has told before that."""
 
     @property
     def phase(self) -> str:

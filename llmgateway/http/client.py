@@ -307,6 +307,18 @@ class Client:
         if self.watch is not None:
             self.watch(data)
 
+    def end(self) -> None:
+        """End an answer of which the client has all that counts, though the provider has not ended it.
+
+        Its last event is completed if there is but a line break missing.
+        """
+        if self._chunked or self._until_close:
+            stream, tail = self.dialect.stream, self._tail
+            gap = b"" if not self._in_events or stream.at_boundary(tail) else stream.gap
+            self._send(gap[1:] if gap and tail.endswith(gap[:1]) else gap, final=True)
+        elif not self.ended:
+            self._cut()  # it was promised a length
+
     def _cut(self) -> None:
         """End an answer so that nobody takes it for a whole one: no proper end, and no keep-alive."""
         self.ended = True

@@ -191,6 +191,7 @@ class Connection(asyncio.Protocol):
             if self._until_eof and exc is None:
                 exchange.received(b"", complete=True)
             else:
+                exchange.lost, exchange.hung_up = True, exc is None
                 exchange.broke("closed the connection before its answer was complete.")
         self._on_lost(self)
 

@@ -106,6 +106,10 @@ class Exchange:
     reason: bytes = b""
     head: AnswerHead = NO_HEAD
     complete: bool = False
+    lost: bool = False
+    """True if the connection ended before the answer was complete."""
+    hung_up: bool = False
+    """True if that was in good order, by the provider."""
     untouched: bool = True
     """True until a byte of the answer came."""
     last_byte: float = 0.0

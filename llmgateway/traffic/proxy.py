@@ -4,10 +4,9 @@
 there, so whatever fails before that can be tried on another candidate.
 """
 
-import zlib
+import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import lru_cache
 from time import monotonic
 from typing import Final
 
@@ -25,6 +24,7 @@ from llmgateway.errors import (
     ProviderFailed,
     ProviderLooped,
     ProviderRefused,
+    ProviderTimedOut,
     ProviderWarming,
 )
 from llmgateway.fleet.breaker import RetryBudget
@@ -39,6 +39,14 @@ from llmgateway.http.via import is_loop
 from llmgateway.log import Events
 from llmgateway.servers.kind import quote
 from llmgateway.servers.known import is_loading
+from llmgateway.traffic.answers import (
+    QUOTED_BYTES,
+    UNAUTHORIZED,
+    about_the_key,
+    own_lines,
+    readable,
+    too_late,
+)
 from llmgateway.traffic.call import Call
 from llmgateway.traffic.estimate import OutputSize, PromptSize
 from llmgateway.traffic.fairness import cost
@@ -49,14 +57,10 @@ events = Events("proxy")
 
 _UNSUPPORTED: Final = 501  # says nothing bad about the provider's health
 _TRY_ELSEWHERE: Final = (404, 429, _UNSUPPORTED)
-_UNAUTHORIZED: Final = 401
-_REFUSED: Final = (_UNAUTHORIZED, 403)
-_CREDENTIALS: Final = frozenset({"authorization", "x-api-key", "api-key"})
+_REFUSED: Final = (UNAUTHORIZED, 403)
 _NO_ANSWER: Final = 300  # from here on a status says that no model has worked
-_QUOTED_BYTES: Final = 64 * 1024
 _QUOTED_S: Final = 2.0
 _HELD_BYTES: Final = 1 << 20
-_GZIP_OR_ZLIB: Final = zlib.MAX_WBITS | 32
 _UNLIMITED: Final = nullcontext()
 _SILENT: Final = nullcontext()
 
@@ -220,13 +224,13 @@ class Proxy:
             raise self._upstream.redirected(provider, call.outgoing, exchange)
         if status == _UNSUPPORTED or (status < 500 and status not in _REFUSED):
             return
-        body, _ = await exchange.read(_QUOTED_BYTES, _QUOTED_S)
-        body = _readable(exchange.head, body)
+        body, _ = await exchange.read(QUOTED_BYTES, _QUOTED_S)
+        body = readable(exchange.head, body)
         said = quote(body, provider.secrets)
         brief = f"answered {status}"
         trouble = f"{brief}{': ' if said else '.'}{said}"
         if status in _REFUSED:
-            trouble = trouble.rstrip(". ") + _about_the_key(provider, status)
+            trouble = trouble.rstrip(". ") + about_the_key(provider, status)
             raise ProviderRefused(provider.name, trouble, brief)
         if is_loop(status, body):
             raise ProviderLooped(provider.name, trouble, brief)
@@ -259,9 +263,9 @@ class Proxy:
             call.entry.meter = meter
         try:
             if client.started and not (exchange.status == 200 and client.may_add_to(head)):
-                body, _ = await exchange.read(_QUOTED_BYTES, _QUOTED_S)
+                body, _ = await exchange.read(QUOTED_BYTES, _QUOTED_S)
                 meter.feed(body)
-                raise _too_late(provider, exchange.status, head, body)
+                raise too_late(provider, exchange.status, head, body)
             own_lines = _own_lines_of(provider, story)
             client.begin(exchange.status, exchange.reason, head, own_lines)
             call.entry.first_byte_at = monotonic()
@@ -269,10 +273,42 @@ class Proxy:
             if exchange.complete:
                 client.feed(exchange.whole(), final=True)
             else:
-                with client.holding(exchange):
-                    await exchange.relay(client, provider.config.timeouts.idle)
+                await self._pour(provider, exchange, story, meter)
+            self._look_for_an_error(provider, meter, call)
         finally:
             self._price(call, order)
+
+    async def _pour(self, provider: Provider, exchange: Exchange, story: Story, meter: Meter) -> None:
+        """Pass on what is still to come. What the API calls the end is the end, however it is left there.
+
+        Raises ProviderFailed.
+        """
+        call, client = story.call, story.client
+        try:
+            with client.holding(exchange):
+                await exchange.relay(client, provider.config.timeouts.idle)
+        except ProviderFailed as failure:
+            stopped = exchange.lost or isinstance(failure, ProviderTimedOut)  # else what came makes no sense
+            if not (stopped and (meter.error() or meter.has_ended(closed=exchange.hung_up))):
+                raise
+            client.end()
+        except asyncio.CancelledError:
+            try:
+                self._look_for_an_error(provider, meter, call)
+            except ProviderFailed as failure:
+                self._learn(provider, failure, story)
+            else:
+                if meter.has_ended():
+                    call.entry.outcome = "ok"
+                    provider.fared_well(call.model)
+            raise
+
+    def _look_for_an_error(self, provider: Provider, meter: Meter, call: Call) -> None:
+        """Raise ProviderFailed if a stream has told the client of an error."""
+        if (error := meter.error()) is not None:
+            call.entry.outcome = UPSTREAM_ERROR.type
+            brief = "told an error in its stream"
+            raise ProviderErrored(provider.name, f"{brief}: {quote(error, provider.secrets)}", brief)
 
     # -- what did not bring an answer
 
@@ -305,7 +341,7 @@ class Proxy:
         call.entry.provider = held.provider.name
         call.entry.first_byte_at = monotonic()
         if client.started:
-            raise _too_late(held.provider, held.status, held.head, held.body)
+            raise too_late(held.provider, held.status, held.head, held.body)
         client.begin(held.status, held.reason, held.head, held.own_lines)
         client.feed(held.body, final=True)
 
@@ -332,47 +368,7 @@ class _Heart:
 def _own_lines_of(provider: Provider, story: Story) -> bytes:
     order, asked = story.order, story.call.model
     found = None if asked in provider.models else provider.find(asked)
-    return _own_lines(provider.name, "" if found is None else found.id, order.affinity, order.waited_s)
-
-
-@lru_cache(256)  # most have not waited at all
-def _own_lines(provider: str, other_name: str, affinity: str, waited_s: float) -> bytes:
-    """Write our fields of an answer; `other_name` is the server's own for the model, if it has another."""
-    lines = [f"x-gateway-provider: {provider}"]
-    if other_name.isascii() and other_name.isprintable() and other_name:
-        lines.append(f"x-gateway-model: {other_name}")
-    if affinity:
-        lines.append(f"x-gateway-affinity: {affinity}")
-    lines.append(f"x-gateway-queue-wait: {waited_s:.3f}")
-    return "".join(f"{line}\r\n" for line in lines).encode()
-
-
-def _too_late(provider: Provider, status: int, head: AnswerHead, body: bytes) -> GatewayError:
-    """Say what a status would have said, had a keepalive not committed the answer to be a stream."""
-    said = quote(_readable(head, body), provider.secrets)
-    return GatewayError(
-        UPSTREAM_ERROR, f"Provider '{provider.name}' answered {status}{': ' if said else '.'}{said}"
-    )
-
-
-def _readable(head: AnswerHead, body: bytes) -> bytes:
-    """Give the plain text of a body that is to be quoted; the client may have asked for a compressed one."""
-    if head.coding in (b"", b"identity"):
-        return body
-    try:
-        return zlib.decompressobj(_GZIP_OR_ZLIB).decompress(body, _QUOTED_BYTES)
-    except zlib.error:
-        return b""
-
-
-def _about_the_key(provider: Provider, status: int) -> str:
-    """Tell who looks into a 401 whether the gateway sent a key; a 403 mostly is about the request."""
-    if status != _UNAUTHORIZED:
-        return "."
-    config = provider.config
-    if config.api_key is None and _CREDENTIALS.isdisjoint(name.lower() for name in config.headers):
-        return "; the config has no api_key for it."
-    return "; it was sent the credentials that the config has for it."
+    return own_lines(provider.name, "" if found is None else found.id, order.affinity, order.waited_s)
 
 
 def _none_left(failures: Sequence[ProviderFailed]) -> GatewayError:

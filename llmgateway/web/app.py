@@ -155,10 +155,10 @@ class App:
                 await self._proxy.forward(call, caller, client)
             entry.outcome = "ok"
         except GatewayError as error:
-            entry.outcome = "truncated" if client.answered else error.kind.type
+            entry.outcome = entry.outcome or ("truncated" if client.answered else error.kind.type)
             client.fail(error)
         except asyncio.CancelledError:
-            entry.outcome = DRAINING.type if self._cutting else "client_gone"
+            entry.outcome = entry.outcome or (DRAINING.type if self._cutting else "client_gone")
             raise
         except Exception:
             entry.outcome = INTERNAL_ERROR.type

@@ -163,7 +163,9 @@ async def test_an_answer_that_ends_at_any_byte_is_never_taken_for_a_whole_one(
         elif corpse.until_close:
             assert ending is cut or got != "shorter", (size, response)
         elif corpse.framed and size < len(whole) and name != "trailers":
-            assert got in (("502", "told") if corpse.sse else ("502", "cut")), (size, response)
+            ended = corpse.sse and b"[DONE]" in whole[:size]  # what is missing then is no content
+            expected = ("502", "told") if corpse.sse else ("502", "cut")
+            assert got in (("whole",) if ended else expected), (size, response)
     await still_serves(operation, caplog)
 
 
@@ -179,6 +181,8 @@ async def test_an_http_1_0_client_sees_a_break_as_a_reset(operation: Operation, 
             refusal(response, 502, "upstream_error")
         elif corpse.sse:
             assert response.ending is Ending.CLOSED
+            if response.body == corpse.body:
+                continue
             assert response.events[-1]["error"]["type"] == "upstream_error"
         else:
             assert response.ending in (Ending.RESET, Ending.CUT)

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from llmgateway.api.dialect import SSE, Counts, Dialect, Fields, Piece, Row, sse_event
+from llmgateway.api.dialect import SSE, Counts, Dialect, Ends, Fields, Piece, Row, sse_event
 from llmgateway.errors import ErrorKind
 
 
@@ -46,4 +46,5 @@ DIALECT: Final = Dialect(
             opening="message_start",
         ),
     ),
+    ends=Ends(types=("message_stop",)),
 )

@@ -5,7 +5,7 @@ Whoever asks for a path that is nobody's is answered in this dialect.
 
 from typing import Final
 
-from llmgateway.api.dialect import SSE, Counts, Dialect, Fields, Piece, Row, sse_comment, sse_event
+from llmgateway.api.dialect import SSE, Counts, Dialect, Ends, Fields, Piece, Row, sse_comment, sse_event
 from llmgateway.errors import ErrorKind
 
 
@@ -63,4 +63,5 @@ DIALECT: Final = Dialect(
             whole=True,
         ),
     ),
+    ends=Ends(words=(b"[DONE]",)),
 )

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from llmgateway.api.dialect import SSE, Counts, Dialect, Fields, Piece, Row, sse_comment, sse_event
+from llmgateway.api.dialect import SSE, Counts, Dialect, Ends, Fields, Piece, Row, sse_comment, sse_event
 from llmgateway.api.dialects.openai import error
 
 DIALECT: Final = Dialect(
@@ -29,4 +29,5 @@ DIALECT: Final = Dialect(
             reasoning=("output_tokens_details", "reasoning_tokens"),
         ),
     ),
+    ends=Ends(types=("response.completed", "response.incomplete"), failures=("response.failed",)),
 )

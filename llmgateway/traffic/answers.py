@@ -1,0 +1,55 @@
+"""What the gateway says of a provider's answer: in fields of its own, and where it cannot be passed on."""
+
+import zlib
+from functools import lru_cache
+from typing import Final
+
+from llmgateway.errors import UPSTREAM_ERROR, GatewayError
+from llmgateway.fleet.fleet import Provider
+from llmgateway.http.headers import AnswerHead
+from llmgateway.servers.kind import quote
+
+UNAUTHORIZED: Final = 401
+QUOTED_BYTES: Final = 64 * 1024
+_CREDENTIALS: Final = frozenset({"authorization", "x-api-key", "api-key"})
+_GZIP_OR_ZLIB: Final = zlib.MAX_WBITS | 32
+
+
+@lru_cache(256)  # most have not waited at all
+def own_lines(provider: str, other_name: str, affinity: str, waited_s: float) -> bytes:
+    """Write our fields of an answer; `other_name` is the server's own for the model, if it has another."""
+    lines = [f"x-gateway-provider: {provider}"]
+    if other_name.isascii() and other_name.isprintable() and other_name:
+        lines.append(f"x-gateway-model: {other_name}")
+    if affinity:
+        lines.append(f"x-gateway-affinity: {affinity}")
+    lines.append(f"x-gateway-queue-wait: {waited_s:.3f}")
+    return "".join(f"{line}\r\n" for line in lines).encode()
+
+
+def too_late(provider: Provider, status: int, head: AnswerHead, body: bytes) -> GatewayError:
+    """Say what a status would have said, had a keepalive not committed the answer to be a stream."""
+    said = quote(readable(head, body), provider.secrets)
+    return GatewayError(
+        UPSTREAM_ERROR, f"Provider '{provider.name}' answered {status}{': ' if said else '.'}{said}"
+    )
+
+
+def readable(head: AnswerHead, body: bytes) -> bytes:
+    """Give the plain text of a body that is to be quoted; the client may have asked for a compressed one."""
+    if head.coding in (b"", b"identity"):
+        return body
+    try:
+        return zlib.decompressobj(_GZIP_OR_ZLIB).decompress(body, QUOTED_BYTES)
+    except zlib.error:
+        return b""
+
+
+def about_the_key(provider: Provider, status: int) -> str:
+    """Tell who looks into a 401 whether the gateway sent a key; a 403 mostly is about the request."""
+    if status != UNAUTHORIZED:
+        return "."
+    config = provider.config
+    if config.api_key is None and _CREDENTIALS.isdisjoint(name.lower() for name in config.headers):
+        return "; the config has no api_key for it."
+    return "; it was sent the credentials that the config has for it."

@@ -34,6 +34,8 @@ NO_PROVIDER: Final = ErrorKind(404, "no_provider")
 NOT_FOUND: Final = ErrorKind(404, "not_found")
 METHOD_NOT_ALLOWED: Final = ErrorKind(405, "method_not_allowed")
 REQUEST_TIMEOUT: Final = ErrorKind(408, "request_timeout")
+CANCELLED: Final = ErrorKind(410, "cancelled")
+"""Ended by hand. No client library tries a 410 again: what was ended is to stay so."""
 REQUEST_TOO_LARGE: Final = ErrorKind(413, "request_too_large")
 RATE_LIMITED: Final = ErrorKind(429, "rate_limited")
 INTERNAL_ERROR: Final = ErrorKind(500, "internal_error")
@@ -48,14 +50,18 @@ DRAIN_RETRY_S: Final = 5
 class GatewayError(Exception):
     """A failure to be told to the client, in words that name the trouble.
 
-    `headers` are extra response headers as (name, value) pairs, such as Retry-After or Allow.
+    `headers` are extra response headers as (name, value) pairs, such as Retry-After or Allow. `brief` is what
+    is written down of it: it quotes nothing that was said to somebody's request.
     """
 
-    def __init__(self, kind: ErrorKind, message: str, headers: tuple[tuple[str, str], ...] = ()) -> None:
+    def __init__(
+        self, kind: ErrorKind, message: str, headers: tuple[tuple[str, str], ...] = (), brief: str = ""
+    ) -> None:
         super().__init__(message)
         self.kind = kind
         self.message = message
         self.headers = headers
+        self.brief = brief or message
 
 
 def no_provider(model: str) -> GatewayError:
@@ -68,11 +74,17 @@ def draining() -> GatewayError:
     return GatewayError(DRAINING, "The gateway is shutting down.", (("Retry-After", str(DRAIN_RETRY_S)),))
 
 
+def cancelled(by: str) -> GatewayError:
+    """Say that somebody has ended the request."""
+    return GatewayError(CANCELLED, f"The request was ended by {by} on the gateway's page.")
+
+
 class ProviderFailed(Exception):
     """One exchange with one provider did not bring an answer that can be passed on.
 
     `message` is for people, names the provider, and holds no credentials; `reason` is a word for logs and
-    metrics; `brief` is what everybody may be shown: it quotes nothing that was said to somebody's request.
+    metrics; `brief` is what everybody may be shown: it quotes nothing that was said to somebody's request;
+    `noted` is that as a sentence.
     """
 
     reason: ClassVar[str] = "failed"
@@ -81,6 +93,7 @@ class ProviderFailed(Exception):
         self.provider = provider
         self.message = f"Provider '{provider}' {trouble}"
         self.brief = brief or trouble.rstrip(".")
+        self.noted = f"Provider '{provider}' {self.brief}."
         super().__init__(self.message)
 
 

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
+from copy import copy
 from functools import lru_cache
 from typing import Any, Final, Literal, TextIO
 
@@ -22,6 +23,8 @@ request_id: Final[ContextVar[str]] = ContextVar("request_id", default="")
 
 MOST_WAITING_BYTES: Final = 256 * 1024
 LAST_WORDS_S: Final = 1.0
+LAST_LINES: Final = 300
+"""So many of the log's lines are kept in memory, to be shown."""
 _ROOT: Final = "llmgateway"
 _BARE: Final = re.compile(r"[A-Za-z0-9_./:-]+")  # most values; the rest is looked at more closely
 _MARKS: Final = frozenset(' "=')
@@ -82,7 +85,7 @@ def configure(*, level: str, form: Literal["text", "json"], stream: TextIO | Non
     handler.setFormatter(JsonLines() if form == "json" else TextLines(coloured=coloured))
     root = logging.getLogger()
     if handler not in root.handlers:
-        logging.basicConfig(handlers=[handler], force=True)
+        logging.basicConfig(handlers=[handler, LastLines()], force=True)
     root.setLevel(logging.WARNING)
     logging.getLogger(_ROOT).setLevel(level.upper())
 
@@ -93,8 +96,48 @@ def dropped_lines() -> int:
     return 0 if outlet is None else outlet.dropped
 
 
+def last_lines() -> list[str]:
+    """Give the log's last lines, the oldest first."""
+    kept = next((each for each in logging.getLogger().handlers if isinstance(each, LastLines)), None)
+    return [] if kept is None else kept.lines()
+
+
 def _outlet() -> "Outlet | None":
     return next((each for each in logging.getLogger().handlers if isinstance(each, Outlet)), None)
+
+
+class LastLines(logging.Handler):
+    """Keeps the log's last lines in memory. They are put into words when somebody wants to read them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(TextLines())
+        self._kept: deque[str | tuple[logging.LogRecord, dict[str, object], str]] = deque(maxlen=LAST_LINES)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep what a record tells, and nothing that its traceback or its arguments hold on to."""
+        many = getattr(record, "many", None)
+        if many is None or record.exc_info:
+            self._kept.extend(self.format(record).split("\n"))
+        else:
+            current = request_id.get()
+            self._kept.extend([(record, fields, current) for fields in many[-LAST_LINES:]])
+
+    def lines(self) -> list[str]:
+        """Give them, the oldest first."""
+        self.acquire()
+        kept = list(self._kept)
+        self.release()
+        return [each if isinstance(each, str) else self._line(*each) for each in kept]
+
+    def _line(self, record: logging.LogRecord, fields: dict[str, object], current: str) -> str:
+        one = copy(record)
+        one.many = (fields,)
+        reader = request_id.set(current)
+        try:
+            return self.format(one)
+        finally:
+            request_id.reset(reader)
 
 
 class Outlet(logging.Handler):

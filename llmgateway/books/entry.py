@@ -48,6 +48,8 @@ class Entry:
     status: int = 0
     outcome: str = ""
     """What became of it; whoever knows more than that it ended, or how, has told before that."""
+    why: str = ""
+    """What went wrong, in words that quote neither prompt nor answer."""
 
     @property
     def phase(self) -> str:

@@ -25,6 +25,7 @@ RECENT: Final = 500
 STRANGERS_A_MINUTE: Final = 20
 """Lines of the request log for requests without a good key; the metrics count them all."""
 MOST_UNBOOKED: Final = 1_000
+_WHY_CHARACTERS: Final = 300
 
 
 class _Traits(NamedTuple):
@@ -100,7 +101,8 @@ class Ledger:
                 continue
             if line is not None:
                 lines.append(line)
-        self.recent.extend(lines)
+                why = each[0].why
+                self.recent.append({**line, "why": why[:_WHY_CHARACTERS]} if why else line)
         _try(self._write, lines)
         for traits, some in alike.items():
             _try(self._book, traits, some)

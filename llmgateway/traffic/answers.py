@@ -30,9 +30,8 @@ def own_lines(provider: str, other_name: str, affinity: str, waited_s: float) ->
 def too_late(provider: Provider, status: int, head: AnswerHead, body: bytes) -> GatewayError:
     """Say what a status would have said, had a keepalive not committed the answer to be a stream."""
     said = quote(readable(head, body), provider.secrets)
-    return GatewayError(
-        UPSTREAM_ERROR, f"Provider '{provider.name}' answered {status}{': ' if said else '.'}{said}"
-    )
+    brief = f"Provider '{provider.name}' answered {status}"
+    return GatewayError(UPSTREAM_ERROR, f"{brief}{': ' if said else '.'}{said}", brief=f"{brief}.")
 
 
 def readable(head: AnswerHead, body: bytes) -> bytes:

@@ -210,7 +210,7 @@ class Proxy:
         except ProviderFailed as failure:
             self._learn(provider, failure, story)
             if client.answered:
-                raise GatewayError(UPSTREAM_ERROR, failure.message) from failure
+                raise GatewayError(UPSTREAM_ERROR, failure.message, brief=failure.noted) from failure
             self._give_up_on(provider, failure.reason, story)
             story.failures.append(failure)
             return False
@@ -235,7 +235,7 @@ class Proxy:
         if is_loop(status, body):
             raise ProviderLooped(provider.name, trouble, brief)
         if is_loading(provider.kind, status, body):
-            raise ProviderWarming(provider.name, trouble)
+            raise ProviderWarming(provider.name, trouble, brief)
         raise ProviderErrored(provider.name, trouble, brief)
 
     async def _holds(self, provider: Provider, exchange: Exchange, story: Story) -> bool:
@@ -374,4 +374,5 @@ def _own_lines_of(provider: Provider, story: Story) -> bytes:
 def _none_left(failures: Sequence[ProviderFailed]) -> GatewayError:
     kind = LOOP_DETECTED if all(isinstance(f, ProviderLooped) for f in failures) else UPSTREAM_ERROR
     told = dict.fromkeys(failure.message.rstrip(".") for failure in failures)  # a model may load for long
-    return GatewayError(kind, "; ".join(told) + ".")
+    noted = dict.fromkeys(failure.noted.rstrip(".") for failure in failures)
+    return GatewayError(kind, "; ".join(told) + ".", brief="; ".join(noted) + ".")

@@ -8,6 +8,7 @@ import asyncio
 import re
 import secrets
 import time
+from functools import partial
 from itertools import count
 from typing import Final
 from urllib.parse import unquote
@@ -20,10 +21,11 @@ from llmgateway.books.ledger import Ledger
 from llmgateway.books.line import log_all
 from llmgateway.config.settings import Config
 from llmgateway.errors import (
-    DRAINING,
     INTERNAL_ERROR,
     INVALID_API_KEY,
+    NOT_FOUND,
     GatewayError,
+    cancelled,
     draining,
 )
 from llmgateway.http.client import Client
@@ -36,7 +38,19 @@ from llmgateway.traffic.proxy import Proxy
 from llmgateway.web.cors import is_of_the_api, share
 from llmgateway.web.live import Live
 from llmgateway.web.pages import Pages
-from llmgateway.web.routes import CHAT, MODELS, ModelList, Page, Route, below, not_allowed, path_of
+from llmgateway.web.routes import (
+    CHAT,
+    MODELS,
+    NO_STORE,
+    ModelList,
+    Page,
+    Route,
+    below,
+    not_allowed,
+    path_of,
+    request_to_end,
+)
+from llmgateway.web.running import Running
 from llmgateway.web.signpost import Signpost
 from llmgateway.web.status import Condition
 from llmgateway.web.visitors import Visitors
@@ -68,9 +82,7 @@ class App:
         self._ledger = ledger
         self._ids = count(1)
         self._id_prefix = _version_4(secrets.token_hex(8))
-        self._cutting = False
-        self._running: set[Client] = set()
-        self._none_running: asyncio.Event | None = None
+        self._running = Running()
         self.adopt(config)
 
     def adopt(self, config: Config) -> None:
@@ -121,6 +133,9 @@ class App:
         route = self._routes.get(path)
         if route is None and path.startswith(MODELS + "/"):
             route = ModelList(unquote(path.removeprefix(MODELS + "/")))
+        elif route is None and (found := request_to_end(path)) is not None:
+            wanted, method = found
+            route = Page(partial(self._end, wanted), (method,))
         return path, route
 
     def _id_of(self, given: bytes | None) -> str:
@@ -136,7 +151,7 @@ class App:
     async def _follow(self, path: str, route: Route | None, client: Client) -> None:
         """Serve a request of the API, and write down what became of it."""
         entry = Entry(client.request_id, path, time.monotonic())
-        self._running.add(client)
+        self._running.begin(client, entry)
         try:
             route = self._open(route, client, entry)
             if b"via" in client.head.named:
@@ -156,17 +171,18 @@ class App:
             entry.outcome = "ok"
         except GatewayError as error:
             entry.outcome = entry.outcome or ("truncated" if client.answered else error.kind.type)
+            entry.why = error.brief
             client.fail(error)
         except asyncio.CancelledError:
-            entry.outcome = entry.outcome or (DRAINING.type if self._cutting else "client_gone")
+            if (cut := self._running.why_cut(client)) is not None:
+                entry.why = cut.brief
+            entry.outcome = entry.outcome or ("client_gone" if cut is None else cut.kind.type)
             raise
         except Exception:
             entry.outcome = INTERNAL_ERROR.type
             raise
         finally:
-            self._running.discard(client)
-            if self._none_running is not None and not self._running:
-                self._none_running.set()
+            self._running.over(client)
             self._close(entry, client)
 
     def _close(self, entry: Entry, client: Client) -> None:
@@ -222,11 +238,9 @@ class App:
 
     async def quiet(self, limit_s: float) -> bool:
         """Wait until nothing is in flight, for `limit_s` seconds at most; tells whether that was enough."""
-        self._none_running = asyncio.Event()
         try:
             async with asyncio.timeout(limit_s):
-                if self._running:
-                    await self._none_running.wait()
+                await self._running.none()
         except TimeoutError:
             events.warning("cutting what is still in flight", requests=len(self._running))
             return False
@@ -234,10 +248,23 @@ class App:
 
     def cut_off(self) -> None:
         """Tell everybody who is still being served that it is over."""
-        self._cutting = True
-        for client in list(self._running):
-            client.fail(draining())
-            client.cancel()
+        self._running.end_all(draining())
+
+    async def _end(self, wanted: str, client: Client) -> None:
+        """End a request, or those that share its id: for admins, and for whose it is. Raises GatewayError."""
+        self._visitors.require_same_origin(client)
+        viewer = self._visitors.who(client, by_session=True)
+        in_flight = self._ledger.in_flight
+        ended = self._running.end(
+            cancelled(viewer.user),
+            lambda entry: (
+                entry.id == wanted and entry in in_flight and (viewer.admin or entry.user == viewer.user)
+            ),
+        )
+        if not ended:
+            raise GatewayError(NOT_FOUND, "No request of that id is in flight.")
+        events.info("request ended by hand", ended=wanted, by=viewer.user)
+        client.respond(204, b"", NO_STORE.encode())
 
 
 def _version_4(digits: str) -> str:

@@ -17,8 +17,9 @@ from typing import Any, Final
 import orjson
 from aiohttp_sse import EventSourceResponse
 
-from llmgateway.errors import INVALID_REQUEST, OVERLOADED, GatewayError, draining
+from llmgateway.errors import FORBIDDEN, INVALID_REQUEST, OVERLOADED, GatewayError, draining
 from llmgateway.http.client import Client
+from llmgateway.log import last_lines
 from llmgateway.web.routes import NO_STORE, PAGE, Page
 from llmgateway.web.status import Status
 from llmgateway.web.visitors import Visitors
@@ -44,6 +45,7 @@ class Live:
         self.routes: Mapping[str, Page] = {
             PAGE + "status": Page(self._snapshot),
             PAGE + "events": Page(self._events, ("GET",)),
+            PAGE + "log": Page(self._log),
         }
 
     def drain(self) -> None:
@@ -57,6 +59,11 @@ class Live:
         viewer = self._visitors.who(client, by_session=True, by_config=True)
         await self._recall()
         client.respond(200, orjson.dumps(self._status.snapshot(viewer, wall=time.time())), _JSON)
+
+    async def _log(self, client: Client) -> None:
+        if not self._visitors.who(client, by_session=True).admin:
+            raise GatewayError(FORBIDDEN, "The log is for admins.")
+        client.respond(200, orjson.dumps({"lines": last_lines()}), _JSON)
 
     async def _events(self, client: Client) -> None:
         user = self._visitors.who(client, by_session=True).user

@@ -6,6 +6,7 @@ Paths are compared as they came, undecoded, so that no spelling of a path reache
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import unquote
 
 from llmgateway.errors import METHOD_NOT_ALLOWED, GatewayError
 from llmgateway.http.client import Client
@@ -14,6 +15,7 @@ from llmgateway.traffic.call import Forward
 MODELS: Final = "/v1/models"
 PAGE: Final = "/gateway/"
 CHAT: Final = PAGE + "chat"
+REQUESTS: Final = PAGE + "requests/"
 NO_STORE: Final = "Cache-Control: no-store\r\n"
 """What pages say with all that is not for keeping."""
 
@@ -67,3 +69,15 @@ def below(base: str, path: str) -> str:
     if not base:
         return path
     return path.removeprefix(base) if path == base or path.startswith(base + "/") else ""
+
+
+def request_to_end(path: str) -> tuple[str, str] | None:
+    """Give the id of the request that a path means to end, and the method for it: POST .../end, or DELETE.
+
+    An id may hold slashes, as they are or escaped.
+    """
+    if not path.startswith(REQUESTS):
+        return None
+    rest = path.removeprefix(REQUESTS)
+    wanted = rest.removesuffix("/end")
+    return (unquote(wanted), "DELETE" if wanted == rest else "POST") if wanted else None

@@ -118,6 +118,11 @@ class Metrics:
         """Have a function asked for gauges at every scrape."""
         self.registry.register(Now(gauges))
 
+    def observe_refused(self, count: Callable[[], int]) -> None:
+        """Have a function asked how many connections of clients were refused, as there were too many."""
+        words = "Connections of clients that were refused, as there were too many."
+        self.observe_now(lambda: [CounterMetricFamily("gateway_connections_refused", words, count())])
+
     def observe_dropped(self, of_requests: Callable[[], int], of_the_log: Callable[[], int]) -> None:
         """Have functions asked how many lines of the request log, and of the log, were dropped."""
         self.observe_now(lambda: [_dropped("request_log", of_requests()), _dropped("log", of_the_log())])

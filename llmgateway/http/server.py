@@ -9,6 +9,7 @@ of it.
 """
 
 import asyncio
+import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -23,7 +24,7 @@ from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
 from llmgateway.api.endpoints import ELSEWHERE
-from llmgateway.errors import INVALID_REQUEST, REQUEST_TIMEOUT, GatewayError
+from llmgateway.errors import INVALID_REQUEST, OVERLOADED, REQUEST_TIMEOUT, GatewayError
 from llmgateway.http.body import Patience, RequestBody
 from llmgateway.http.client import Client, Flow
 from llmgateway.http.headers import HeadReader
@@ -31,6 +32,7 @@ from llmgateway.log import Events
 
 events = Events("downstream")
 
+TELL_EVERY_S: Final = 60.0
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_LINE_BYTES: Final = 16 * 1024
 _OF_TLS: Final = "HTTPS traffic"  # as aiohttp names what begins like it
@@ -166,6 +168,14 @@ class ClientConnection(RequestHandler):
 
     # -- what comes
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin to serve a connection, unless there are too many."""
+        super().connection_made(transport)
+        if not self.server.lets_in():
+            error = GatewayError(OVERLOADED, "There are too many connections.", (("Retry-After", "5"),))
+            cast(asyncio.Transport, transport).write(plain_error(error))
+            self.force_close()
+
     def data_received(self, data: bytes) -> None:
         """Parse what came; a head that has begun must be complete in time."""
         super().data_received(data)
@@ -283,6 +293,7 @@ class ClientConnection(RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget the connection; its handler is cancelled."""
+        self.server.left()
         self.flow = None
         self._stop_stall_timer()
         for timer in (self._head_timer, self._deaf_timer):
@@ -312,10 +323,12 @@ def plain_error(error: GatewayError) -> bytes:
     """Render an error for a connection on which no request was understood."""
     request_id = secrets.token_hex(16)
     body = ELSEWHERE.error_body(error, request_id)
+    more = "".join(f"{name}: {value}\r\n" for name, value in error.headers)
     head = (
         f"HTTP/1.1 {error.kind.status} {HTTPStatus(error.kind.status).phrase}\r\n"
         f"Content-Type: application/json\r\nx-gateway-error: {error.kind.type}\r\n"
         f"x-request-id: {request_id}\r\n"
+        f"{more}"
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     )
     return head.encode() + body
@@ -328,7 +341,10 @@ Answer = Callable[[Client], Awaitable[None]]
 class ClientServer(web.Server):
     """aiohttp's low-level server, making our connections. A client that hangs up cancels its handler."""
 
-    def __init__(self, answer: Answer, patience: Patience) -> None:
+    def __init__(
+        self, answer: Answer, patience: Patience, most_connections: int, clock: Callable[[], float]
+    ) -> None:
+        """Have requests answered, on so many connections at once; `clock` is monotonic, in seconds."""
         super().__init__(
             cast(Any, answer),  # aiohttp itself never calls it: ClientConnection.start does
             handler_cancellation=True,
@@ -339,7 +355,28 @@ class ClientServer(web.Server):
             max_field_size=MAX_LINE_BYTES,
         )
         self.answer = answer
+        self.refused = 0
+        """How many connections were one too many."""
+        self._most_connections = most_connections
+        self._open = 0
+        self._now = clock
+        self._told_at = -math.inf
         self._date = (0, b"")
+
+    def lets_in(self) -> bool:
+        """Count one more connection; tells whether it may stay. Pairs with `left`."""
+        self._open += 1
+        if self._open <= self._most_connections:
+            return True
+        self.refused += 1
+        if self._now() - self._told_at >= TELL_EVERY_S:
+            self._told_at = self._now()
+            events.warning("too many connections", most=self._most_connections, refused=self.refused)
+        return False
+
+    def left(self) -> None:
+        """Count a connection less."""
+        self._open -= 1
 
     def date_line(self) -> bytes:
         """Give the `Date` of answers that are made now."""

@@ -47,6 +47,7 @@ from llmgateway.web.visitors import Visitors
 events = Events("gateway")
 
 BACKLOG: Final = 1024
+MOST_CONNECTIONS: Final = 100_000  # of clients at once; fewer where the system grants fewer open files
 BOOKING_PAUSE_S: Final = 0.05
 LAST_WORDS_S: Final = 1.0  # for handlers that were cut off to write what they have to say
 
@@ -71,6 +72,7 @@ class Gateway:
         look_up: LookUp = look_up,
         *,
         also: Sequence[Adopter] = (),
+        most_connections: int = MOST_CONNECTIONS,
     ) -> None:
         """Wire everything up; nothing runs yet. Raises CannotListen if the certificate cannot be used.
 
@@ -111,7 +113,8 @@ class Gateway:
         self._live = Live(self.status, self._visitors, self.recall)
         self._app = App(config, self.condition, self._visitors, self._pages, self._live, proxy, self.ledger)
         self._patience = patience or Patience()
-        self._server = ClientServer(self._app.handle, self._patience)
+        self._server = ClientServer(self._app.handle, self._patience, most_connections, clock)
+        self.metrics.observe_refused(lambda: self._server.refused)
         self._stack = AsyncExitStack()
         self._adopters = (*also, *self._who_adopts())
 

@@ -23,11 +23,13 @@ from llmgateway.config.load import Loaded, build
 from llmgateway.config.settings import Config
 from llmgateway.fleet.search import find_servers
 from llmgateway.service.demo import MODEL, demo_provider
-from llmgateway.service.gateway import Gateway
+from llmgateway.service.gateway import MOST_CONNECTIONS, Gateway
 from llmgateway.service.reload import Reloader
 
 events = log.Events("serve")
 
+FILES_OF_A_CLIENT: Final = 2  # its connection, and one to a provider for what it asks
+OTHER_FILES: Final = 64
 GC_THRESHOLDS: Final = (20_000, 20, 50)  # Python's own (700, 10, 10) cost a stream's chunk 3 us of 32
 
 
@@ -75,13 +77,16 @@ async def serve(
     `file` is what SIGHUP has read again; `greeting` is told the URL once it is known, and printed.
     """
     _set_log(config)
+    files = raise_open_files()
+    most = min(MOST_CONNECTIONS, max(1, (files - OTHER_FILES) // FILES_OF_A_CLIENT))
+    events.info("open files are limited", limit=files, connections=most)
     loop = asyncio.get_running_loop()
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, number)
     loop.add_signal_handler(signal.SIGHUP, lambda: None)  # it would end the process
     async with AsyncExitStack() as stack:
-        gateway = await stack.enter_async_context(Gateway(config, also=[_set_log]))
+        gateway = await stack.enter_async_context(Gateway(config, also=[_set_log], most_connections=most))
         if file is not None:
             reloader = await stack.enter_async_context(file.reloader(gateway))
             loop.add_signal_handler(signal.SIGHUP, reloader.now)
@@ -147,7 +152,6 @@ def run(main: Coroutine[Any, Any, int]) -> int:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
-    events.info("a connection takes an open file", limit=raise_open_files())
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(main)
 

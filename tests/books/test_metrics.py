@@ -45,6 +45,7 @@ PROMISED: dict[str, tuple[str, tuple[str, ...]]] = {  # type and labels
     "gateway_client_disconnects_total": ("counter", ()),
     "gateway_request_log_dropped_total": ("counter", ()),
     "gateway_log_dropped_total": ("counter", ()),
+    "gateway_connections_refused_total": ("counter", ()),
     "gateway_config_valid": ("gauge", ()),
     "gateway_config_loaded_timestamp_seconds": ("gauge", ()),
     "gateway_config_reloads_total": ("counter", ("result",)),

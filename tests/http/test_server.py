@@ -6,6 +6,7 @@ When a new aiohttp release fails here, `llmgateway/http/server.py` is what has t
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -53,7 +54,7 @@ async def serving(work: Work, patience: Patience = PATIENT) -> AsyncIterator[Ser
         except GatewayError as error:
             client.fail(error)
 
-    server = ClientServer(answer, patience)
+    server = ClientServer(answer, patience, 100, time.monotonic)
     listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
     try:
         yield Serving(server, listener.sockets[0].getsockname()[1])

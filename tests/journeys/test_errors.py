@@ -235,7 +235,7 @@ class FaultyGateway(Gateway):
             self.slots, self._upstream, self._watch, RetryBudget(), self.limits, self.metrics, time.monotonic
         )
         self._app = App(config, self.condition, self._visitors, self._pages, self._live, proxy, self.ledger)
-        self._server = ClientServer(self._app.handle, Patience())
+        self._server = ClientServer(self._app.handle, Patience(), 100, time.monotonic)
 
 
 def tracebacks(caplog: pytest.LogCaptureFixture) -> list[Any]:

@@ -363,7 +363,7 @@ async def test_it_may_open_as_many_files_as_the_system_lets_it(
     program_for: ProgramFor, provider: FakeProvider
 ) -> None:
     program = await program_for(provider)
-    said = await program.says(r"a connection takes an open file limit=(\d+)")
+    said = await program.says(r"open files are limited limit=(\d+)")
     limits = Path(f"/proc/{program.pid}/limits").read_text()
     found = re.search(r"Max open files +(\d+) +(\d+)", limits)
     assert found is not None and found[1] == found[2] == said[1]

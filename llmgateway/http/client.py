@@ -11,7 +11,6 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import InitVar, dataclass, field
-from functools import lru_cache
 from http import HTTPStatus
 from typing import Final, Literal, Protocol
 
@@ -114,6 +113,7 @@ class Client:
         self.method, self.raw_path, self.version = message.method, message.path, message.version
         self.fields = message.raw_headers
         self._message = message
+        # of the connection, what each piece of an answer needs
         self._transport, self._now = self._connection.transport, self._connection.now
         # aiohttp's parser takes the trailers of a chunked body for fields of the next request.
         self._keep_alive = not (message.should_close or message.chunked)
@@ -377,6 +377,5 @@ class Heartbeat:
         self._timer.cancel()
 
 
-@lru_cache(64)
 def _status_line(status: int, reason: bytes) -> bytes:
     return b"HTTP/1.1 %d %b\r\n" % (status, reason or _REASONS.get(status, b""))

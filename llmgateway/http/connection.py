@@ -271,7 +271,7 @@ class Connection(asyncio.Protocol):
         self._head_bytes += len(name) + len(value) + 4
         if self._head_bytes > MAX_HEAD_BYTES:
             self._fault = "the head is too large"
-        elif len(name) == 14 and name.lower() == b"content-length":
+        elif name.lower() == b"content-length":
             if self._length is not None:
                 self._fault = "two lengths"
             self._length = value

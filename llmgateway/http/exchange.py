@@ -125,8 +125,7 @@ class Exchange:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._connection is not None:
-            self.cut()
+        self.cut()
         self._on_end()
 
     # -- for the task that wants the answer

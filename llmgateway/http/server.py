@@ -179,10 +179,8 @@ class ClientConnection(RequestHandler):
     def data_received(self, data: bytes) -> None:
         """Parse what came; a head that has begun must be complete in time."""
         super().data_received(data)
-        if self._messages and self.serving is not None:
-            self.check_framing()
-        if self._buffer_paused or self._reading_paused:
-            self._watch_deafness()
+        self.check_framing()
+        self._watch_deafness()
         waits_for_head = not self._request_count or (self._waiter is not None and not self._waiter.done())
         if not waits_for_head and self._head_timer is not None:
             self._head_timer.cancel()

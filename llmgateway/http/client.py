@@ -22,8 +22,8 @@ from llmgateway.api.endpoints import ELSEWHERE
 from llmgateway.errors import GatewayError
 from llmgateway.http.body import RequestBody
 from llmgateway.http.headers import AnswerHead, Field, RequestHead
+from llmgateway.http.peers import NO_LINK, Link, link_of
 
-_THIS_MACHINE: Final = "127.0.0.1"
 _REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
 _JSON: Final = b"Content-Type: application/json\r\n"
 _EVENT_STREAM: Final = b"Content-Type: %b\r\nCache-Control: no-cache\r\nX-Accel-Buffering: no\r\n"
@@ -135,23 +135,9 @@ class Client:
         return self._request
 
     @property
-    def address(self) -> str:
-        """The address that is connected: the client's, or a proxy's."""
-        peer = self._transport.get_extra_info("peername") if self._transport is not None else None
-        if isinstance(peer, tuple) and peer:
-            return str(peer[0])
-        return "" if peer is None else _THIS_MACHINE  # through a Unix socket, on which addresses are empty
-
-    @property
-    def own_address(self) -> str:
-        """The address of this machine that the connection came to."""
-        own = self._transport.get_extra_info("sockname") if self._transport is not None else None
-        return str(own[0]) if isinstance(own, tuple) and own else ""
-
-    @property
-    def over_tls(self) -> bool:
-        """True if the connection is encrypted, be it the client's or a proxy's."""
-        return self._transport is not None and self._transport.get_extra_info("sslcontext") is not None
+    def link(self) -> Link:
+        """Who is connected, and how."""
+        return NO_LINK if self._transport is None else link_of(self._transport.get_extra_info)
 
     # -- the answer
 
@@ -174,12 +160,8 @@ class Client:
         if self.ended:
             return
         if not self.started:
-            lines = [
-                f"x-gateway-error: {error.kind.type}",
-                *(f"{name}: {value}" for name, value in error.headers),
-            ]
             body = self.dialect.error_body(error, self.request_id)
-            self.respond(error.kind.status, body, _JSON + "".join(f"{line}\r\n" for line in lines).encode())
+            self.respond(error.kind.status, body, _JSON + _error_lines(error))
         elif self._in_events:
             stream = self.dialect.stream
             gap = b"" if stream.at_boundary(self._tail) else stream.gap
@@ -379,3 +361,8 @@ class Heartbeat:
 
 def _status_line(status: int, reason: bytes) -> bytes:
     return b"HTTP/1.1 %d %b\r\n" % (status, reason or _REASONS.get(status, b""))
+
+
+def _error_lines(error: GatewayError) -> bytes:
+    headers = (("x-gateway-error", error.kind.type), *error.headers)
+    return "".join(f"{name}: {value}\r\n" for name, value in headers).encode()

@@ -1,10 +1,10 @@
-"""Who is really at the other end of a connection, when reverse proxies stand in between.
+"""Who is at the other end of a connection, and who really, when reverse proxies stand in between.
 
 Only what a trusted proxy says is believed. `X-Forwarded-For` is read from its end, as each proxy adds the
 address that it saw there; the first address that is not a trusted proxy's is the client's.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Final, TypeAlias
@@ -12,6 +12,7 @@ from typing import Final, TypeAlias
 Address: TypeAlias = IPv4Address | IPv6Address
 Network: TypeAlias = IPv4Network | IPv6Network
 
+_THIS_MACHINE: Final = "127.0.0.1"
 FORWARDED_FOR: Final = "x-forwarded-for"
 FORWARDED_PROTO: Final = "x-forwarded-proto"
 TRACES: Final = (
@@ -25,6 +26,33 @@ TRACES: Final = (
     "via",
 )
 """What proxies leave in a request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A connection as the system tells it."""
+
+    address: str
+    """What is connected: the client, or a proxy; empty if that is unknown."""
+    own_address: str
+    """The address of this machine that it is connected to."""
+    over_tls: bool
+    """True if it is encrypted."""
+
+
+NO_LINK: Final = Link("", "", over_tls=False)
+
+
+def link_of(tell: Callable[[str], object]) -> Link:
+    """Tell who is connected, and how, from what a transport tells by name."""
+    return Link(_host(tell("peername")), _host(tell("sockname")), tell("sslcontext") is not None)
+
+
+def _host(address: object) -> str:
+    """Give the host of a socket's address; that of a Unix socket is empty, or a path: it is here."""
+    if isinstance(address, tuple) and address:
+        return str(address[0])
+    return "" if address is None else _THIS_MACHINE
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,11 +76,12 @@ class Visitors:
         """Tell who is behind a request."""
         named = client.head.named
         traces = {name: _text(named, name.encode()) for name in TRACES if name.encode() in named}
-        return peer_of(client.address, traces, self._server.trusted_proxies, over_tls=client.over_tls)
+        link = client.link
+        return peer_of(link.address, traces, self._server.trusted_proxies, over_tls=link.over_tls)
 
     def address(self, client: Client) -> str:
         """Give the address to hold a refused key against: the client's, else that of whoever is connected."""
-        return str(self.peer(client).address or client.address)
+        return str(self.peer(client).address or client.link.address)
 
     def is_from(self, client: Client, networks: Sequence[Network]) -> bool:
         """Tell whether it comes from one of these networks, and of its own will: by no web page's trick."""
@@ -91,7 +92,7 @@ class Visitors:
         peer = self.peer(client)
         if peer.proxied or peer.address is None:
             return False
-        return peer.address.is_loopback or str(peer.address) == client.own_address
+        return peer.address.is_loopback or str(peer.address) == client.link.own_address
 
     # -- signing in and out
 

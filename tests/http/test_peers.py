@@ -7,7 +7,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from llmgateway.http.peers import TRACES, Peer, peer_of
+from llmgateway.http.peers import NO_LINK, TRACES, Link, Peer, link_of, peer_of
 
 PROXIES = tuple(map(ip_network, ("10.0.0.1", "10.1.0.0/16", "fd00::/64")))
 LOOPBACK = tuple(map(ip_network, ("127.0.0.0/8", "::1")))
@@ -21,6 +21,28 @@ def client_of(connected: str, forwarded_for: str) -> str | None:
     """Who is behind a connection that brings this X-Forwarded-For."""
     address = seen(connected, {"x-forwarded-for": forwarded_for}).address
     return None if address is None else str(address)
+
+
+@pytest.mark.parametrize(
+    ("told", "link"),
+    [
+        (
+            {"peername": ("203.0.113.7", 5), "sockname": ("10.0.0.1", 80)},
+            Link("203.0.113.7", "10.0.0.1", False),
+        ),
+        (
+            {"peername": ("::1", 5, 0, 0), "sockname": ("::1", 80, 0, 0), "sslcontext": object()},
+            Link("::1", "::1", True),
+        ),
+        ({"peername": "", "sockname": "/run/gateway.sock"}, Link("127.0.0.1", "127.0.0.1", False)),
+        ({}, NO_LINK),
+    ],
+    ids=["IPv4", "TLS over IPv6", "Unix socket", "lost"],
+)
+def test_what_the_system_tells_of_a_connection_is_who_is_connected(
+    told: dict[str, object], link: Link
+) -> None:
+    assert link_of(told.get) == link
 
 
 @pytest.mark.parametrize("over_tls", [False, True])

@@ -14,6 +14,8 @@ import orjson
 
 from llmgateway.errors import ErrorKind, GatewayError
 
+_FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:", b":")
+
 BodyKind = Literal["json", "multipart"]
 
 
@@ -39,6 +41,8 @@ class Framing:
     """Tells from its last bytes, 4 or more, whether a stream stands between events (or has not begun)."""
     gap: bytes
     """Ends an event that was broken off, so that another can follow."""
+    begins: Callable[[bytes], bool | None] = lambda head: False
+    """Tells from its first bytes whether a body is such a stream; None if more of them must tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +122,8 @@ class Dialect:
     pieces: tuple[Piece, ...]
     counts: tuple[Counts, ...]
     ends: Ends = Ends()
+    as_events: Callable[[bytes], bytes | None] = lambda body: None
+    """Gives a stream that says the same as a whole answer; None if that is not known."""
 
     def covers(self, path: str) -> bool:
         """Tell whether a path is at the root or below it."""
@@ -134,6 +140,14 @@ def at_event_boundary(tail: bytes) -> bool:
     return not tail or tail.endswith((b"\n\n", b"\n\r\n", b"\r\r"))
 
 
+def begins_events(head: bytes) -> bool | None:
+    """Tell from its first bytes whether a body is an SSE stream; None if more of them must tell."""
+    head = head.removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n")
+    if head.startswith(_FIELDS):
+        return True
+    return None if any(field.startswith(head) for field in _FIELDS) else False
+
+
 def sse_event(data: bytes, name: bytes = b"") -> bytes:
     """Write a server-sent event; `data` has no line breaks."""
     return b"event: %b\ndata: %b\n\n" % (name, data) if name else b"data: %b\n\n" % data
@@ -144,5 +158,7 @@ def sse_comment(words: str) -> bytes:
     return f": {words}\n\n".encode()
 
 
-SSE: Final = Framing(media_type=b"text/event-stream", at_boundary=at_event_boundary, gap=b"\n\n")
+SSE: Final = Framing(
+    media_type=b"text/event-stream", at_boundary=at_event_boundary, gap=b"\n\n", begins=begins_events
+)
 """Server-sent events (the HTML standard, 9.2)."""

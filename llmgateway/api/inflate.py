@@ -18,9 +18,11 @@ class Inflater:
 
     CODINGS: Final = frozenset({b"gzip", b"x-gzip", b"deflate"})
 
-    __slots__ = ("_head", "_left", "_stream", "_wrapped")
+    __slots__ = ("_allowance", "_head", "_left", "_stream", "_wrapped")
 
-    def __init__(self, coding: bytes) -> None:
+    def __init__(self, coding: bytes, *, allowance: int = 0) -> None:
+        """Begin; each byte that comes in raises the bound by `allowance`."""
+        self._allowance = allowance
         self._wrapped = coding != b"deflate"
         self._head = b""
         self._left = MOST_INFLATED_BYTES
@@ -30,6 +32,7 @@ class Inflater:
         """Yield what a piece decompresses to, in small steps. Raises zlib.error and TooMuch."""
         if self._stream is not None and self._stream.eof:
             return  # zlib would keep whatever else comes
+        self._left += self._allowance * len(data)
         if self._stream is None:
             self._head += data
             if len(self._head) < 2:

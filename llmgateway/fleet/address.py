@@ -27,6 +27,8 @@ class Outgoing(msgspec.Struct, gc=False):
     lines: bytes
     request_id: str
     body: Body
+    plain: bool = False
+    """Whether the answer must not be compressed."""
 
 
 class Address:
@@ -76,7 +78,8 @@ class Address:
             opening = self._openings[request.path] = self._opening(request)
         lines = request.lines
         if self.replaced:
-            lines = request_head(request.fields, replaced=self.replaced).lines
+            anew = request_head(request.fields, replaced=self.replaced)
+            lines = anew.plain_lines if request.plain else anew.lines
         own = f"{self.via}X-Request-Id: {request.request_id}\r\nContent-Length: {len(request.body)}\r\n\r\n"
         return opening + lines + own.encode()
 

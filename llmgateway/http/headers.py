@@ -16,6 +16,7 @@ from llmgateway.api.endpoints import FRAMINGS
 Field = tuple[bytes, bytes]
 
 _OPTIONS: Final = frozenset((b"close", b"keep-alive"))
+_CODINGS: Final = b"accept-encoding"
 _LENGTH: Final = b"content-length"
 _REMEMBERED_BYTES: Final = 8 * 1024  # of a head: a connection may be idle for long
 _DIGITS: Final = 20  # as many as llhttp takes for a length: what it counts by must not be unknown here
@@ -67,6 +68,8 @@ class RequestHead(msgspec.Struct, eq=False, weakref=True):
     """The values by lower-case name; of a field that comes more than once, in one list (RFC 9110 5.2)."""
     lines: bytes
     """What passes on to a provider, each line ended by CRLF."""
+    plain_lines: bytes
+    """The same for an answer that must not be compressed."""
     size: int
     """How many bytes the fields take as they came."""
 
@@ -77,7 +80,11 @@ def request_head(fields: Sequence[Field], *, replaced: frozenset[bytes] = frozen
     `replaced` are lower-case names of fields that the provider's own configuration sets.
     """
     named, lines, size = _sort(fields, NOT_FORWARDED | replaced if replaced else NOT_FORWARDED)
-    return RequestHead(named, b"".join(lines), size)
+    plain_lines = lines
+    if _CODINGS not in replaced:
+        plain_lines = [line for line in lines if line[:16].lower() != b"accept-encoding:"]
+        plain_lines.append(b"Accept-Encoding: identity\r\n")
+    return RequestHead(named, b"".join(lines), b"".join(plain_lines), size)
 
 
 class HeadReader:

@@ -34,12 +34,12 @@ def too_late(provider: Provider, status: int, head: AnswerHead, body: bytes) -> 
     return GatewayError(UPSTREAM_ERROR, f"{brief}{': ' if said else '.'}{said}", brief=f"{brief}.")
 
 
-def readable(head: AnswerHead, body: bytes) -> bytes:
+def readable(head: AnswerHead, body: bytes, limit_bytes: int = QUOTED_BYTES) -> bytes:
     """Give the plain text of a body that is to be quoted; the client may have asked for a compressed one."""
     if head.coding in (b"", b"identity"):
         return body
     try:
-        return zlib.decompressobj(_GZIP_OR_ZLIB).decompress(body, QUOTED_BYTES)
+        return zlib.decompressobj(_GZIP_OR_ZLIB).decompress(body, limit_bytes)
     except zlib.error:
         return b""
 

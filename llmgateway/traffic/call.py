@@ -77,13 +77,15 @@ class CallReader:
             seen = peek_multipart(body, named.get(b"content-type", b""))
         model, streams = seen.model, seen.streams
         entry.model, entry.streams = model[:_MODEL_CHARACTERS], streams
-        fields, lines = client.fields, client.head.lines
+        fields, head = client.fields, client.head
         if route.from_page:
             fields = tuple(field for field in fields if field[0].lower() not in _OF_THE_PAGE)
-            lines = request_head(fields).lines
+            head = request_head(fields)
+        keepalive_s = self._keepalive_s if streams and endpoint.streams else 0.0
+        lines = head.plain_lines if keepalive_s else head.lines
         query = _query(client.raw_path) if "?" in client.raw_path else ""
         request_id = client.request_id if b"x-request-id" not in named else _uuid(client.request_id)
-        outgoing = Outgoing(endpoint.path, query, fields, lines, request_id, body)
+        outgoing = Outgoing(endpoint.path, query, fields, lines, request_id, body, keepalive_s > 0.0)
         prompt_bytes = (seen.prompt_bytes or size) if endpoint.reads else 0
         if not endpoint.streams:  # what answers in events builds on a KV cache, and nothing else does
             return Call(model, outgoing, Thread(), entry, prompt_bytes, seen.output_limit)
@@ -91,7 +93,6 @@ class CallReader:
         if not self._session_fields.keys().isdisjoint(named):
             session = next(filter(None, map(named.get, self._session_fields)), None)
         thread = thread_of(seen, user=caller.party, session=session)
-        keepalive_s = self._keepalive_s if streams else 0.0
         return Call(model, outgoing, thread, entry, prompt_bytes, seen.output_limit, keepalive_s)
 
 

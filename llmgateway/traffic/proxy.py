@@ -33,7 +33,7 @@ from llmgateway.fleet.health import Watch
 from llmgateway.fleet.redirects import is_redirect
 from llmgateway.fleet.upstream import Upstream
 from llmgateway.http.client import Client, Heartbeat
-from llmgateway.http.exchange import Exchange
+from llmgateway.http.exchange import Exchange, Sink
 from llmgateway.http.headers import AnswerHead
 from llmgateway.http.via import is_loop
 from llmgateway.log import Events
@@ -50,6 +50,7 @@ from llmgateway.traffic.answers import (
 from llmgateway.traffic.call import Call
 from llmgateway.traffic.estimate import OutputSize, PromptSize
 from llmgateway.traffic.fairness import cost
+from llmgateway.traffic.late import Unpacked, fit
 from llmgateway.traffic.line import Line, NoCandidate, Order, Overloaded
 from llmgateway.traffic.slots import Slots
 
@@ -58,6 +59,7 @@ events = Events("proxy")
 _UNSUPPORTED: Final = 501  # says nothing bad about the provider's health
 _TRY_ELSEWHERE: Final = (404, 429, _UNSUPPORTED)
 _REFUSED: Final = (UNAUTHORIZED, 403)
+_CONTENT: Final = (200, 201, 202, 203)
 _NO_ANSWER: Final = 300  # from here on a status says that no model has worked
 _QUOTED_S: Final = 2.0
 _HELD_BYTES: Final = 1 << 20
@@ -262,23 +264,31 @@ class Proxy:
         if exchange.status < _NO_ANSWER:
             call.entry.meter = meter
         try:
-            if client.started and not (exchange.status == 200 and client.may_add_to(head)):
-                body, _ = await exchange.read(QUOTED_BYTES, _QUOTED_S)
-                meter.feed(body)
-                raise too_late(provider, exchange.status, head, body)
+            sink: Sink | bytes = client
+            if client.started and not (exchange.status in _CONTENT and client.may_add_to(head)):
+                sink = await fit(provider, exchange, client, meter)
+                if not isinstance(sink, bytes):
+                    meter = call.entry.meter = Meter(stream=True)
             own_lines = _own_lines_of(provider, story)
             client.begin(exchange.status, exchange.reason, head, own_lines)
             call.entry.first_byte_at = monotonic()
+            if isinstance(sink, bytes):
+                client.feed(sink, final=True)
+                return
             client.watch = meter.feed
             if exchange.complete:
-                client.feed(exchange.whole(), final=True)
+                sink.feed(exchange.whole(), final=True)
             else:
-                await self._pour(provider, exchange, story, meter)
+                await self._pour(provider, exchange, sink, story, meter)
+            if isinstance(sink, Unpacked):
+                sink.check()
             self._look_for_an_error(provider, meter, call)
         finally:
             self._price(call, order)
 
-    async def _pour(self, provider: Provider, exchange: Exchange, story: Story, meter: Meter) -> None:
+    async def _pour(
+        self, provider: Provider, exchange: Exchange, sink: Sink, story: Story, meter: Meter
+    ) -> None:
         """Pass on what is still to come. What the API calls the end is the end, however it is left there.
 
         Raises ProviderFailed.
@@ -286,7 +296,7 @@ class Proxy:
         call, client = story.call, story.client
         try:
             with client.holding(exchange):
-                await exchange.relay(client, provider.config.timeouts.idle)
+                await exchange.relay(sink, provider.config.timeouts.idle)
         except ProviderFailed as failure:
             stopped = exchange.lost or isinstance(failure, ProviderTimedOut)  # else what came makes no sense
             if not (stopped and (meter.error() or meter.has_ended(closed=exchange.hung_up))):

@@ -153,7 +153,7 @@ async def test_a_compressed_stream_passes_as_it_is(provider: FakeProvider, gatew
     gates = [asyncio.Event() for _ in pieces]
     steps = [play(chunk(piece), wait(gate)) for piece, gate in zip(pieces, gates, strict=True)]
     provider.script = play(sse({"Content-Encoding": "gzip"}), *steps, end())
-    gateway = await gateway_for(provider)
+    gateway = await gateway_for(provider, streams={"keepalive": 0})
     async with RawClient(gateway.port) as client:
         await client.send(chat(None, "Accept-Encoding: gzip", stream=True))
         response = await client.head()

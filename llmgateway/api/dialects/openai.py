@@ -3,7 +3,9 @@
 Whoever asks for a path that is nobody's is answered in this dialect.
 """
 
-from typing import Final
+from typing import Any, Final
+
+import orjson
 
 from llmgateway.api.dialect import SSE, Counts, Dialect, Ends, Fields, Piece, Row, sse_comment, sse_event
 from llmgateway.errors import ErrorKind
@@ -12,6 +14,37 @@ from llmgateway.errors import ErrorKind
 def error(kind: ErrorKind, message: str, request_id: str) -> dict[str, object]:
     """Give the body of an error."""
     return {"error": {"message": message, "type": kind.type, "param": None, "code": kind.type}}
+
+
+def _as_events(body: bytes) -> bytes | None:
+    """Give a stream that says what a whole chat or completion says: in one piece, and then the end."""
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    match answer:
+        case {"choices": [{"message": dict()}, *_] as choices} if all(map(_has_message, choices)):
+            pieces = [_piece_of(choice) for choice in choices]
+            answer = {**answer, "object": "chat.completion.chunk", "choices": pieces}
+        case {"choices": [{"text": str()}, *_]}:
+            pass  # a stream of completions is made of completions
+        case _:
+            return None
+    return sse_event(orjson.dumps(answer)) + sse_event(b"[DONE]")
+
+
+def _has_message(choice: object) -> bool:
+    return isinstance(choice, dict) and isinstance(choice.get("message"), dict)
+
+
+def _piece_of(choice: dict[str, Any]) -> dict[str, Any]:
+    piece = {name: value for name, value in choice.items() if name != "message"}
+    delta = dict(choice["message"])
+    if isinstance(calls := delta.get("tool_calls"), list):  # in a stream each has its number
+        delta["tool_calls"] = [
+            {"index": at, **call} for at, call in enumerate(calls) if isinstance(call, dict)
+        ]
+    return {**piece, "delta": delta}
 
 
 DIALECT: Final = Dialect(
@@ -64,4 +97,5 @@ DIALECT: Final = Dialect(
         ),
     ),
     ends=Ends(words=(b"[DONE]",)),
+    as_events=_as_events,
 )

@@ -16,7 +16,8 @@ from llmgateway.errors import ErrorKind, GatewayError
 
 _FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:", b":")
 
-BodyKind = Literal["json", "multipart"]
+BodyKind = Literal["json", "multipart", "query", "none"]
+"""What names the model: a body, as JSON or a form; or the query, or nothing: then no body is looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class Row:
     """Whether what it streams are events, so that one more may stand between them."""
     reads: bool = True
     """Whether its prompt costs tokens, even where the answer does not say how many."""
+    method: str = "POST"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,7 +12,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser
 
 from llmgateway.api.endpoints import Body
-from llmgateway.api.peek import STEP_BYTES, Peek, bad, check_model
+from llmgateway.api.peek import STEP_BYTES, NoModel, Peek, bad, check_model
 
 _MOST_PARTS: Final = 1_000
 _FORM_FIELD_BYTES: Final = 4_096  # of the fields we read; files and prompts are skipped
@@ -77,26 +77,45 @@ def _parameter(header: str, name: str) -> str | None:
 
 def peek_multipart(body: Body, content_type: bytes) -> Peek:
     """Read a multipart/form-data body; files in it are skipped, not copied. Raises GatewayError (400)."""
+    boundary = _boundary(content_type)
+    fields = _FormFields()
+    try:
+        parser = MultipartParser(boundary, fields.callbacks())  # type: ignore[arg-type]
+        view = memoryview(body)
+        for start in range(0, len(body), STEP_BYTES):
+            parser.write(bytes(view[start : start + STEP_BYTES]))
+    except FormParserError:
+        raise bad("The request body is not valid multipart/form-data.") from None
+    if not fields.ended:
+        raise bad("The multipart body ends before its last boundary.")
+    if "model" not in fields.values:
+        raise NoModel("The form has no field 'model'.")
+    try:
+        model = fields.values["model"].decode()
+    except UnicodeDecodeError:
+        raise bad("The field 'model' is not valid UTF-8.") from None
+    if not model:
+        raise bad("The field 'model' must not be empty.")
+    check_model(model)
+    return Peek(model, fields.values.get("stream", b"").strip().lower() == b"true")
+
+
+def _boundary(content_type: bytes) -> bytes:
+    """Give what stands between the parts, by the Content-Type. Raises GatewayError (400)."""
     header = Message()
     header["content-type"] = content_type.decode("latin-1")
     boundary = header.get_boundary()
     if header.get_content_type() != "multipart/form-data" or not boundary:
         raise bad("This endpoint takes multipart/form-data with a boundary.")
-    fields = _FormFields()
     try:
-        parser = MultipartParser(boundary.encode("latin-1"), fields.callbacks())  # type: ignore[arg-type]
-        view = memoryview(body)
-        for start in range(0, len(body), STEP_BYTES):
-            parser.write(bytes(view[start : start + STEP_BYTES]))
-    except (FormParserError, UnicodeEncodeError):
+        return boundary.encode("latin-1")
+    except UnicodeEncodeError:
         raise bad("The request body is not valid multipart/form-data.") from None
-    if not fields.ended:
-        raise bad("The multipart body ends before its last boundary.")
-    if "model" not in fields.values:
-        raise bad("The form has no field 'model'.")
-    try:
-        model = fields.values["model"].decode()
-    except UnicodeDecodeError:
-        raise bad("The field 'model' is not valid UTF-8.") from None
-    check_model(model)
-    return Peek(model, fields.values.get("stream", b"").strip().lower() == b"true")
+
+
+def form_with_model(body: Body, content_type: bytes, model: str) -> bytes:
+    """Put a part with a model in front of a form that names none; every byte that was there stays."""
+    between = b"--" + _boundary(content_type)
+    start = body.index(between)
+    named = b'\r\nContent-Disposition: form-data; name="model"\r\n\r\n'
+    return b"".join((body[:start], between, named, model.encode(), b"\r\n", body[start:]))

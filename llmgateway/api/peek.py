@@ -118,6 +118,13 @@ def bad(message: str) -> GatewayError:
     return GatewayError(INVALID_REQUEST, message)
 
 
+class NoModel(GatewayError):
+    """A request names no model: it says nothing of one, or null, or an empty name."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__(INVALID_REQUEST, words)
+
+
 def peek_json(body: Body) -> Peek:
     """Read model, stream flag and what else counts off a JSON body.
 
@@ -322,7 +329,9 @@ def _check_utf8(body: Body) -> None:
 
 def _model_name(raw: msgspec.Raw | msgspec.UnsetType) -> str:
     if isinstance(raw, msgspec.UnsetType):
-        raise bad("The request has no 'model'.")
+        raise NoModel("The request has no 'model'.")
+    if bytes(raw) == b"null":
+        raise NoModel("'model' must be a string.")
     try:
         model = _MODEL.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -334,6 +343,16 @@ def _model_name(raw: msgspec.Raw | msgspec.UnsetType) -> str:
 def check_model(model: str) -> None:
     """Refuse what cannot be the name of a model. Raises GatewayError (400)."""
     if not model:
-        raise bad("'model' must not be empty.")
+        raise NoModel("'model' must not be empty.")
     if len(model) > _NAME_CHARACTERS:
         raise bad("'model' is too long to be the name of a model.")
+
+
+def with_model(body: Body, model: str) -> bytes:
+    """Put a model behind all else in a JSON object that names none; every byte that was there stays.
+
+    Of a key that stands twice the last one counts, as it does where `model` is null or empty.
+    """
+    end = body.rindex(b"}")
+    comma = b"" if body[:end].rstrip().endswith(b"{") else b","
+    return b"".join((body[:end], comma, b'"model":', msgspec.json.encode(model), body[end:]))

@@ -223,16 +223,23 @@ def _path_of_url(written: str) -> str:
 
 
 def extra_path(text: str) -> str:
+    """A path to forward that is not forwarded anyway."""
+    free_path(text)
+    if (text in _FORWARDED or f"/v1{text}" in _FORWARDED) and text not in ONCE_EXTRA:
+        raise ValueError("is forwarded anyway; leave it out")
+    return text
+
+
+def free_path(text: str) -> str:
+    """A path that the gateway does not answer itself."""
     if not text.startswith("/"):
-        raise ValueError("does not begin with /; write a path such as /v1/tokenize")
+        raise ValueError("does not begin with /; write a path such as /v1/classify")
     if not _EXTRA_PATH.fullmatch(text) or {".", ".."} & set(text.split("/")):
         raise ValueError(
-            "is not a plain path; write it without // .. ? # % spaces or a / at the end, as /v1/tokenize"
+            "is not a plain path; write it without // .. ? # % spaces or a / at the end, as /v1/classify"
         )
     if any(text == own or text.startswith(f"{own}/") for own in _OWN_PATHS):
         raise ValueError("is answered by the gateway itself; choose another path")
-    if (text in _FORWARDED or f"/v1{text}" in _FORWARDED) and text not in ONCE_EXTRA:
-        raise ValueError("is forwarded anyway; leave it out")
     return text
 
 

@@ -13,7 +13,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import BeforeValidator, GetJsonSchemaHandler, PlainValidator, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    GetJsonSchemaHandler,
+    PlainValidator,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from llmgateway.config import addresses, values
@@ -125,7 +133,7 @@ Moment = Annotated[
 Host = Annotated[str, _value(addresses.host), _WORD]
 SocketPath = Annotated[str, _value(addresses.unix_socket), WithJsonSchema({"type": "string"})]
 Url = Annotated[str, _value(addresses.base_url, "the URL"), WithJsonSchema({"type": "string"})]
-ExtraPath = Annotated[str, _value(addresses.extra_path), WithJsonSchema({"type": "string"})]
+AnyPath = Annotated[str, _value(addresses.free_path), WithJsonSchema({"type": "string"})]
 BasePath = Annotated[str, _value(addresses.base_path), WithJsonSchema({"type": "string"})]
 Origin = Annotated[str, _value(addresses.origin), WithJsonSchema({"type": "string"})]
 Network = Annotated[peers.Network, _value(addresses.network), WithJsonSchema({"type": "string"})]
@@ -141,8 +149,18 @@ PersonHeader = Annotated[str, _value(values.person_header), WithJsonSchema({"typ
 OwnHeaderName = Annotated[str, _value(values.own_header_name), WithJsonSchema({"type": "string"})]
 HeaderValue = Annotated[str, _value(values.header_value, "the value of this header"), _WORD]
 Route = Annotated[Literal["any", "prefer_own", "only_own"], _value(str), _Also(_VARIABLE)]
+Method = Annotated[Literal["GET", "POST"], _value(str.upper), _Also(_VARIABLE)]
+WhereModel = Annotated[
+    Literal["body", "query", "none"],
+    _value(str),
+    _or_variable(type="string", enum=["body", "query", "none"]),
+]
 Level = Annotated[Literal["debug", "info", "warning", "error"], _value(str), _Also(_VARIABLE)]
 Format = Annotated[Literal["text", "json"], _value(str), _Also(_VARIABLE)]
+
+
+extra_path: Final = _reader(addresses.extra_path, "")
+"""Reads a path that is written in one word."""
 
 
 # --- Collections of values ------------------------------------------------------------------------
@@ -192,6 +210,17 @@ def _one_or_more(value: object) -> object:
 
 
 Hosts = Annotated[tuple[Host, ...], BeforeValidator(_one_or_more), _Also({"type": "string"})]
+
+
+class Section(BaseModel):
+    """A part of the file that is a mapping."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_a_mapping(cls, value: object) -> object:
+        return mapping(value)
 
 
 # --- API keys -------------------------------------------------------------------------------------

@@ -16,8 +16,9 @@ from typing import Any, Final, get_args, get_origin
 from pydantic import ValidationError
 
 from llmgateway.config import files, references, values
+from llmgateway.config.fields import Section
 from llmgateway.config.references import KEY, Finding, Steps
-from llmgateway.config.settings import Config, KeyConfig, KeyEntry, ProviderConfig, Section, TlsConfig
+from llmgateway.config.settings import Config, KeyConfig, KeyEntry, ProviderConfig, TlsConfig
 from llmgateway.config.source import MAX_BYTES, Document, read
 from llmgateway.config.tree import (
     ConfigError,

@@ -165,11 +165,17 @@ def _forms(key: Node) -> Iterator[tuple[Steps, Scalar]]:
 
 
 def _same_paths(root: Pairs) -> Iterator[Finding]:
-    seen: set[str] = set()
-    for index, path in _words(root, "server", "extra_paths"):
-        if path.text in seen:
+    seen: set[tuple[str, str]] = set()
+    entries = _at(root, "server", "extra_paths")
+    for index, entry in enumerate(entries.items if isinstance(entries, Series) else ()):
+        path = _at(entry, "path") if isinstance(entry, Pairs) else entry
+        if not isinstance(path, Scalar) or not counts(path):
+            continue
+        method = _at(entry, "method")
+        way = path.text, method.text.upper() if isinstance(method, Scalar) else "POST"
+        if way in seen:
             yield ("server", "extra_paths", index), "this path stands here twice; keep one of them"
-        seen.add(path.text)
+        seen.add(way)
 
 
 def _same_headers(root: Pairs) -> Iterator[Finding]:
@@ -207,6 +213,7 @@ def counts(scalar: Scalar) -> bool:
 def doubts(config: Config, root: Pairs, *, now: float) -> Iterator[Finding]:
     """What is allowed but hardly meant, in a config that is valid; `now` is epoch seconds."""
     yield from _about_server(config.server)
+    yield from _about_default_model(config)
     if not config.users:
         yield (
             ("users",),
@@ -223,9 +230,26 @@ def doubts(config: Config, root: Pairs, *, now: float) -> Iterator[Finding]:
         yield from _about_provider(name, provider, seen)
 
 
+def _about_default_model(config: Config) -> Iterator[Finding]:
+    """A default that no provider can come to have: each has a list of models, and it is on none."""
+    default = config.server.default_model
+    if default is None or not config.providers:
+        return
+    names = {default, f"{default}:latest"}  # Ollama's, for which the short one will do
+    if all(
+        provider.models is not None and names.isdisjoint(provider.models)
+        for provider in config.providers.values()
+    ):
+        yield (
+            ("server", "default_model"),
+            "no provider serves this model; write one that stands under `models` of a provider",
+        )
+
+
 def _about_server(server: ServerConfig) -> Iterator[Finding]:
-    for index, path in enumerate(server.extra_paths):
-        if path in ONCE_EXTRA:
+    for index, entry in enumerate(server.extra_paths):
+        path, method = (entry, "POST") if isinstance(entry, str) else (entry.path, entry.method)
+        if path in ONCE_EXTRA and method == "POST":
             yield ("server", "extra_paths", index), "this path is forwarded anyway; leave it out"
     if "*" in server.cors and len(server.cors) > 1:
         yield (

@@ -14,8 +14,6 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Any, Final
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     GetCoreSchemaHandler,
     ValidationInfo,
@@ -25,6 +23,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, core_schema
 
 from llmgateway.config import values
+from llmgateway.config.extra import ExtraEntry
 from llmgateway.config.fields import (
     Amount,
     ApiKey,
@@ -32,7 +31,6 @@ from llmgateway.config.fields import (
     Broadcast,
     Count,
     Duration,
-    ExtraPath,
     FilePath,
     Flag,
     Format,
@@ -49,6 +47,7 @@ from llmgateway.config.fields import (
     LogSize,
     Mac,
     MappingOf,
+    ModelName,
     ModelNames,
     Moment,
     Name,
@@ -63,26 +62,16 @@ from llmgateway.config.fields import (
     PositiveDuration,
     Reference,
     Route,
+    Section,
     Size,
     SocketPath,
     UnavailableStatus,
     Url,
     Weight,
-    mapping,
     single,
     wrong,
 )
 from llmgateway.config.tree import Scalar
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_a_mapping(cls, value: object) -> object:
-        return mapping(value)
-
 
 # --- The file -------------------------------------------------------------------------------------
 
@@ -122,8 +111,12 @@ class ServerConfig(Section):
     metrics_from: ListOf[Network] = Field(
         LOOPBACK, description="Networks that may read /metrics without a key; none: only an admin's key may."
     )
-    extra_paths: ListOf[ExtraPath] = Field(
-        (), description="More paths to forward, beside the OpenAI endpoints; their JSON bodies name a model."
+    extra_paths: ListOf[ExtraEntry] = Field(
+        (),
+        description="More paths to forward: those whose JSON bodies name a model, or path, method and model.",
+    )
+    default_model: ModelName | None = Field(
+        None, description="The model of requests that name none; unset: they are refused."
     )
     unavailable_status: UnavailableStatus = Field(
         404, description="What a request gets for a model whose servers are all away: 404, or 503."

@@ -29,6 +29,7 @@ class Outgoing(msgspec.Struct, gc=False):
     body: Body
     plain: bool = False
     """Whether the answer must not be compressed."""
+    method: str = "POST"
 
 
 class Address:
@@ -73,19 +74,21 @@ class Address:
 
     def head(self, request: Outgoing) -> bytes:
         """Write the head of a request as it goes to this provider."""
-        opening = self._openings.get(request.path) if not request.query else self._opening(request)
+        plain = not request.query and request.method == "POST"
+        opening = self._openings.get(request.path) if plain else self._opening(request)
         if opening is None:
             opening = self._openings[request.path] = self._opening(request)
         lines = request.lines
         if self.replaced:
             anew = request_head(request.fields, replaced=self.replaced)
             lines = anew.plain_lines if request.plain else anew.lines
-        own = f"{self.via}X-Request-Id: {request.request_id}\r\nContent-Length: {len(request.body)}\r\n\r\n"
+        size = f"Content-Length: {len(request.body)}\r\n" if request.body or request.method == "POST" else ""
+        own = f"{self.via}X-Request-Id: {request.request_id}\r\n{size}\r\n"
         return opening + lines + own.encode()
 
     def _opening(self, request: Outgoing) -> bytes:
         query = f"?{request.query}" if request.query else ""
-        return f"POST {self.target(request.path)}{query} HTTP/1.1\r\n".encode() + self.lines
+        return f"{request.method} {self.target(request.path)}{query} HTTP/1.1\r\n".encode() + self.lines
 
 
 def _with_socket(url: str) -> tuple[str, str]:

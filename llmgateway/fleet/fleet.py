@@ -153,10 +153,18 @@ class Provider:
 
     def serves(self, name: str) -> bool:
         """Tell whether requests for a model may be sent to it now."""
+        if not name:
+            return self.online
         return self.online and (found := self.find(name)) is not None and found.servable
+
+    def has_some_for(self, caller: Caller) -> bool:
+        """Tell whether a key is good for any of its models, or for all there are."""
+        return not caller.models or any(map(caller.may_use, self.models))
 
     def may_come_to_serve(self, name: str) -> bool:
         """Tell whether it is worth waiting until it serves a model: it is about to, or may have it loaded."""
+        if not name:
+            return self.promising
         found = self.find(name)
         return found is not None and (self.promising or (self.online and not found.servable))
 
@@ -347,11 +355,16 @@ class Fleet:
         return any(provider.find(model) for provider in self.providers.values())
 
     def serving(self, caller: Caller, model: str) -> Sequence[Provider]:
-        """Give the providers that are online, usable by the caller and have the model. Remembered."""
+        """Give the providers that are online, usable by the caller and have the model. Remembered.
+
+        Without a model that are all of them, but for those that have none for the caller's key.
+        """
         asked = (caller.user, caller.groups, caller.route, model)
         found = self._serving.get(asked)
         if found is None:
             found = [p for p in self.usable_by(caller) if p.serves(model)]
+            if not model:
+                return [p for p in found if p.has_some_for(caller)]
             if found:  # anybody can ask for any name
                 self._serving[asked] = found
         return found

@@ -3,6 +3,7 @@
 Rules:
 
 - The body is looked at, and goes on as it came; what is compressed cannot be looked at, and is refused.
+- A body that names no model gets the default one, if the config has any, and no byte of it is lost.
 - The path that a provider is asked for comes from the endpoint table, never from the client.
 - What a browser adds for the gateway's own page goes no further.
 - A client's own id of its request goes on if it is a UUID; some servers refuse whatever else they get as one.
@@ -13,13 +14,14 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import parse_qsl
 
 import msgspec
 
 from llmgateway.access.keys import Caller
 from llmgateway.api.endpoints import Body, Endpoint
-from llmgateway.api.multipart import peek_multipart
-from llmgateway.api.peek import peek_json
+from llmgateway.api.multipart import form_with_model, peek_multipart
+from llmgateway.api.peek import NoModel, Peek, check_model, peek_json, with_model
 from llmgateway.books.entry import Entry
 from llmgateway.config.settings import Config
 from llmgateway.errors import INVALID_REQUEST, GatewayError
@@ -31,6 +33,8 @@ from llmgateway.traffic.affinity import Thread, thread_of
 
 events = Events("app")
 
+NO_MODEL: Final = ""
+"""The model of a request that names none, and for which whoever has the path will do."""
 _SANE_QUERY: Final = re.compile(r"[!$-~]*")  # visible ASCII but for `"` and `#`
 _UUID: Final = re.compile(r"(?i)[0-9a-f]{8}(-?)[0-9a-f]{4}\1[0-9a-f]{4}\1[0-9a-f]{4}\1[0-9a-f]{12}")
 _MODEL_CHARACTERS: Final = 200
@@ -53,10 +57,23 @@ class Call(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """The way of a request to a provider: its endpoint, and whether the live page asks, with its session."""
+    """The way of a request to a provider: its endpoint, and whether the live page asks, with its session.
+
+    `beside` are the endpoints at the same path for other methods.
+    """
 
     endpoint: Endpoint
     from_page: bool = False
+    beside: tuple[Endpoint, ...] = ()
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods that the path takes."""
+        return [each.method for each in (self.endpoint, *self.beside)]
+
+    def by(self, method: str) -> "Forward | None":
+        """Give the way of another method, if there is one."""
+        return next((Forward(each) for each in self.beside if each.method == method), None)
 
 
 class CallReader:
@@ -65,16 +82,25 @@ class CallReader:
     def __init__(self, config: Config) -> None:
         self._session_fields = dict.fromkeys(name.lower().encode() for name in config.affinity.headers)
         self._keepalive_s = config.streams.keepalive
+        self._default_model = config.server.default_model
 
     def read(self, client: Client, route: Forward, caller: Caller, entry: Entry, body: Body) -> Call:
         """Read from a request what routing needs to know. Raises GatewayError (400)."""
         endpoint = route.endpoint
         entry.bytes_in = size = len(body)
         named = client.head.named
-        if endpoint.body == "json":
-            seen = peek_json(body)
-        else:
-            seen = peek_multipart(body, named.get(b"content-type", b""))
+        query = _query(client.raw_path) if "?" in client.raw_path else ""
+        try:
+            if endpoint.body == "json":
+                seen = peek_json(body)
+            elif endpoint.body == "multipart":
+                seen = peek_multipart(body, named.get(b"content-type", b""))
+            else:
+                seen = Peek(_model_in(query) if endpoint.body == "query" else NO_MODEL, streams=False)
+        except NoModel:
+            if self._default_model is None:
+                raise
+            seen, body = _named(self._default_model, endpoint, body, named.get(b"content-type", b""))
         model, streams = seen.model, seen.streams
         entry.model, entry.streams = model[:_MODEL_CHARACTERS], streams
         fields, head = client.fields, client.head
@@ -83,9 +109,10 @@ class CallReader:
             head = request_head(fields)
         keepalive_s = self._keepalive_s if streams and endpoint.streams else 0.0
         lines = head.plain_lines if keepalive_s else head.lines
-        query = _query(client.raw_path) if "?" in client.raw_path else ""
         request_id = client.request_id if b"x-request-id" not in named else _uuid(client.request_id)
-        outgoing = Outgoing(endpoint.path, query, fields, lines, request_id, body, keepalive_s > 0.0)
+        outgoing = Outgoing(
+            endpoint.path, query, fields, lines, request_id, body, keepalive_s > 0.0, endpoint.method
+        )
         prompt_bytes = (seen.prompt_bytes or size) if endpoint.reads else 0
         if not endpoint.streams:  # what answers in events builds on a KV cache, and nothing else does
             return Call(model, outgoing, Thread(), entry, prompt_bytes, seen.output_limit)
@@ -94,6 +121,26 @@ class CallReader:
             session = next(filter(None, map(named.get, self._session_fields)), None)
         thread = thread_of(seen, user=caller.party, session=session)
         return Call(model, outgoing, thread, entry, prompt_bytes, seen.output_limit, keepalive_s)
+
+
+def _named(model: str, endpoint: Endpoint, body: Body, content_type: bytes) -> tuple[Peek, Body]:
+    """Look again at a body that names no model, with one in it: servers want to be told, too."""
+    if endpoint.body == "json":
+        body = with_model(body, model)
+        return peek_json(body), body
+    body = form_with_model(body, content_type, model)
+    return peek_multipart(body, content_type), body
+
+
+def _model_in(query: str) -> str:
+    """Give the model that a query names; none if it names none. Raises GatewayError (400)."""
+    named = {value for name, value in parse_qsl(query) if name == "model"}
+    if len(named) > 1:
+        raise GatewayError(INVALID_REQUEST, "The query names more than one 'model'.")
+    for model in named:
+        check_model(model)
+        return model
+    return NO_MODEL
 
 
 def refuse_compressed(named: Mapping[bytes, bytes]) -> None:

@@ -26,6 +26,7 @@ from llmgateway.errors import (
     ProviderRefused,
     ProviderTimedOut,
     ProviderWarming,
+    no_provider_with,
 )
 from llmgateway.fleet.breaker import RetryBudget
 from llmgateway.fleet.fleet import Provider
@@ -58,6 +59,7 @@ events = Events("proxy")
 
 _UNSUPPORTED: Final = 501  # says nothing bad about the provider's health
 _TRY_ELSEWHERE: Final = (404, 429, _UNSUPPORTED)
+_NO_METHOD: Final = 405  # where no model says who should have the path, another may have it
 _REFUSED: Final = (UNAUTHORIZED, 403)
 _CONTENT: Final = (200, 201, 202, 203)
 _NO_ANSWER: Final = 300  # from here on a status says that no model has worked
@@ -205,7 +207,8 @@ class Proxy:
                 elif order.doubts:
                     self._slots.blame(order)
                 self._slots.answered(order, provider)
-                if status in _TRY_ELSEWHERE and await self._holds(provider, exchange, story):
+                elsewhere = status in _TRY_ELSEWHERE or (status == _NO_METHOD and not call.model)
+                if elsewhere and await self._holds(provider, exchange, story):
                     self._give_up_on(provider, f"status_{status}", story)
                     return False
                 await self._relay(provider, exchange, story)
@@ -347,13 +350,18 @@ class Proxy:
         """Give the client the best of what the candidates said. Raises GatewayError if that is not much."""
         call, client, held = story.call, story.client, story.held
         if held is None:
-            raise _none_left(story.failures) if story.failures else self._slots.nobody_serves(story.order)
+            raise _none_left(story.failures) if story.failures else self._nobody_for(story)
         call.entry.provider = held.provider.name
         call.entry.first_byte_at = monotonic()
         if client.started:
             raise too_late(held.provider, held.status, held.head, held.body)
         client.begin(held.status, held.reason, held.head, held.own_lines)
         client.feed(held.body, final=True)
+
+    def _nobody_for(self, story: Story) -> GatewayError:
+        if story.call.model:
+            return self._slots.nobody_serves(story.order)
+        return no_provider_with(story.call.outgoing.path)
 
 
 class _Heart:

@@ -79,7 +79,7 @@ class Slots:
 
     def permitted_name(self, caller: Caller, model: str) -> str:
         """Give the name by which a caller may have a model. Raises GatewayError (403)."""
-        return permitted_name(self._fleet, caller, model) if caller.models else model
+        return permitted_name(self._fleet, caller, model) if caller.models and model else model
 
     def leave(self, order: Order) -> None:
         """Let an order take part no longer."""
@@ -183,9 +183,9 @@ class Slots:
         except TimeoutError:
             if was_granted(granted):
                 return granted.result().provider
-            words = f"No slot for model '{order.model}' became free in time."
+            words = f"No slot for {_wish(order)} became free in time."
             if not self._candidates(order):
-                words = f"No provider had model '{order.model}' ready in time."
+                words = f"No provider had {_wish(order)} ready in time."
             raise self.line.overloaded(order.model, words, now=self._now()) from None
         except BaseException:
             if was_granted(granted):
@@ -208,7 +208,7 @@ class Slots:
         Raises Overloaded.
         """
         newest = self.line.newest_of_the_crowd(order)
-        full = f"The queue for model '{order.model}' is full"
+        full = f"The queue for {_wish(order)} is full"
         if newest is None:
             raise self.line.overloaded(order.model, f"{full}.", now=now)
         answer = self.line.leave(newest)
@@ -295,3 +295,7 @@ class Slots:
 def _abandon(trials: Iterable[Breaker]) -> None:
     for breaker in trials:
         breaker.abandoned()
+
+
+def _wish(order: Order) -> str:
+    return f"model '{order.model}'" if order.model else "requests without a model"

@@ -8,6 +8,7 @@ import asyncio
 import re
 import secrets
 import time
+from collections.abc import Iterable
 from functools import partial
 from itertools import count
 from typing import Final
@@ -19,6 +20,7 @@ from llmgateway.api.endpoints import ENDPOINTS, Body, Endpoint, dialect_of
 from llmgateway.books.entry import Entry
 from llmgateway.books.ledger import Ledger
 from llmgateway.books.line import log_all
+from llmgateway.config.extra import ExtraPathConfig
 from llmgateway.config.settings import Config
 from llmgateway.errors import (
     INTERNAL_ERROR,
@@ -92,15 +94,12 @@ class App:
         self._callers: WeakKeyDictionary[RequestHead, Caller] = WeakKeyDictionary()
         self._origins = frozenset(config.server.cors)
         self._calls = CallReader(config)
-        extra = (Endpoint(path, dialect=dialect_of(path)) for path in config.server.extra_paths)
-        endpoints = {endpoint.path: endpoint for endpoint in (*extra, *ENDPOINTS)}
         self._routes: dict[str, Route] = {
             **self._pages.routes,
             **self._live.routes,
             **self._visitors.routes,
             MODELS: ModelList(),
-            CHAT: Forward(endpoints["/v1/chat/completions"], from_page=True),
-            **{path: Forward(endpoint) for path, endpoint in endpoints.items()},
+            **_ways(config.server.extra_paths),
         }
         base = config.server.base_path
         self._targets = {base + path: (path, route) for path, route in self._routes.items()}
@@ -198,8 +197,11 @@ class App:
     def _open(self, route: Route | None, client: Client, entry: Entry) -> Forward | ModelList:
         """Open the books for what is forwarded. Raises GatewayError if it leads nowhere, or not so."""
         if isinstance(route, Forward):
-            if client.method != "POST":
-                raise not_allowed("endpoint", "POST")
+            if client.method != route.endpoint.method:
+                other = route.by(client.method)
+                if other is None:
+                    raise not_allowed("endpoint", *route.methods)
+                route = other
             entry.endpoint = route.endpoint.path
             self._ledger.open(entry)
         elif route is None or isinstance(route, Page):
@@ -270,3 +272,22 @@ class App:
 def _version_4(digits: str) -> str:
     """Make the first 17 of the 32 digits of a UUID that is made by chance (RFC 9562 5.4), of 16."""
     return f"{digits[:12]}4{digits[13:]}8"
+
+
+def _ways(extra_paths: Iterable[ExtraPathConfig | str]) -> dict[str, Forward]:
+    """Give the ways of all that is forwarded, by path."""
+    endpoints = {(endpoint.path, endpoint.method): endpoint for endpoint in ENDPOINTS}
+    for entry in extra_paths:
+        more = entry if isinstance(entry, ExtraPathConfig) else ExtraPathConfig(path=entry)
+        dialect = dialect_of(more.path)
+        extra = Endpoint(more.path, more.names_model_in, method=more.method, dialect=dialect)
+        endpoints.setdefault((extra.path, extra.method), extra)
+    ways = {CHAT: Forward(endpoints["/v1/chat/completions", "POST"], from_page=True)}
+    for endpoint in endpoints.values():
+        before = ways.get(endpoint.path)
+        ways[endpoint.path] = (
+            Forward(endpoint)
+            if before is None
+            else Forward(before.endpoint, beside=(*before.beside, endpoint))
+        )
+    return ways

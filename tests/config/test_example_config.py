@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from llmgateway.config.fields import Section
 from llmgateway.config.load import SECTIONS, Loaded, parse, schema
 from llmgateway.config.settings import (
     LOOPBACK,
@@ -21,7 +22,6 @@ from llmgateway.config.settings import (
     LogConfig,
     ProviderConfig,
     QueueConfig,
-    Section,
     ServerConfig,
     StreamsConfig,
     TimeoutsConfig,
@@ -81,7 +81,7 @@ def test_every_setting_is_named(model: type[Section], name: str) -> None:
 
 OTHERS = {
     (ServerConfig, name)
-    for name in "listen base_path tls cors trusted_proxies metrics_from extra_paths".split()
+    for name in "listen base_path tls cors trusted_proxies metrics_from extra_paths default_model".split()
 }
 SIMPLE = [
     (model, name, info.default)

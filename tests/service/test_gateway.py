@@ -16,8 +16,9 @@ from pathlib import Path
 from types import CellType, FunctionType, MethodType
 from typing import Any, Final
 
+from llmgateway.config.fields import Section
 from llmgateway.config.load import build
-from llmgateway.config.settings import Config, KeyConfig, KeyEntry, Section, TlsConfig, TrustConfig
+from llmgateway.config.settings import Config, KeyConfig, KeyEntry, TlsConfig, TrustConfig
 from llmgateway.service.gateway import Adopter, Gateway
 from tests.conftest import GatewayFor, ProviderFor
 from tests.fake_provider import FakeProvider
@@ -37,7 +38,8 @@ def sections(marks: tuple[str, int, str], folder: Path) -> dict[str, Any]:
     return {
         "server": {
             "base_path": f"/{word}", "max_body": number, "drain_timeout": number,
-            "cors": [f"https://{word}.example"], "extra_paths": [f"/v1/{word}"],
+            "cors": [f"https://{word}.example"], "default_model": word,
+            "extra_paths": [f"/v1/{word}", {"path": f"/v1/{word}s", "method": "GET", "model": "none"}],
             "trusted_proxies": [network], "metrics_from": [network],
             "host": "127.0.0.1", "listen": None, "tls": None,
             "unavailable_status": 404 if number == OLD[1] else 503,

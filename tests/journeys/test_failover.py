@@ -44,6 +44,7 @@ def unpool(*providers: FakeProvider) -> None:
     for provider in providers:
         body = {"data": [{"id": model} for model in provider.models]}
         provider.on["/v1/models"] = answer(200, body, {"Connection": "close"})
+        provider.on["/api/version"] = answer(404, {}, {"Connection": "close"})
 
 
 def said(response: Response) -> str:

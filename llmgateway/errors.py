@@ -113,8 +113,15 @@ class ProviderTimedOut(ProviderFailed):
 
     reason = "timeout"
 
-    def __init__(self, provider: str, wait: Literal["connect", "first_byte", "idle"], limit_s: float) -> None:
-        super().__init__(provider, f"timed out: {wait} timeout after {limit_s:g} s.")
+    def __init__(
+        self,
+        provider: str,
+        wait: Literal["connect", "first_byte", "idle"],
+        limit_s: float,
+        proxy: str = "",
+    ) -> None:
+        way = f" by way of its proxy {proxy}" if proxy else ""
+        super().__init__(provider, f"timed out: {wait} timeout after {limit_s:g} s{way}.")
         self.wait = wait
 
 

@@ -7,9 +7,10 @@ end of a sentence. No message quotes the text, because it may be a secret.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Final
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from llmgateway.api.endpoints import ENDPOINTS
 from llmgateway.config.values import VISIBLE
@@ -41,6 +42,23 @@ ONCE_EXTRA: Final = frozenset(
     | {"/v1/responses/input_tokens", "/v1/chat/completions/input_tokens"}
 )
 """Forwarded anyway since they are in the table; configs from before may name them still."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyAddress:
+    """A proxy by which a provider is reached, and who we are to it."""
+
+    scheme: str  # socks5, socks5h (names are looked up at the proxy) or http
+    host: str
+    port: int
+    user: str = field(default="", repr=False)
+    password: str = field(default="", repr=False)
+
+    @property
+    def place(self) -> str:
+        """Where it is, without who we are."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
 
 
 def host(text: str) -> str:
@@ -220,6 +238,44 @@ def _path_of_url(written: str) -> str:
             f"ends in {found}; write the base URL without that, such as http://192.168.1.10:8000/v1"
         )
     return path or "/v1"
+
+
+def proxy(text: str) -> ProxyAddress:
+    """scheme://[user:password@]host:port; odd characters of user and password may be %-encoded."""
+    example = "such as socks5://192.168.1.1:1080 or http://192.168.1.1:3128"
+    if not VISIBLE.fullmatch(text):
+        raise ValueError(
+            f"is empty or has spaces, control or non-ASCII characters in it; write one {example}"
+        )
+    scheme, found, rest = text.partition("://")
+    scheme = scheme.lower()
+    if not found:
+        raise ValueError(f"has no socks5:// or http:// in front; write one {example}")
+    if scheme not in ("socks5", "socks5h", "http"):
+        raise ValueError(f"is neither socks5:// nor socks5h:// nor http://; write one {example}")
+    credentials, at, place = rest.rpartition("@")
+    parts = re.fullmatch(r"(\[[^\]%]*\]|[^:\[\]/?#]+):([0-9]+)/?", place)
+    if parts is None or not _is_port(parts[2]):
+        raise ValueError(f"has no host and port behind {scheme}://; write both and nothing else, {example}")
+    if not _is_host_of_url(parts[1]):
+        raise ValueError(f"has no valid host; write a host name or an IP address, {example}")
+    user, _, password = credentials.partition(":")
+    user, password = unquote(user), unquote(password)
+    if at:
+        _check_credentials(user, password)
+    return ProxyAddress(scheme, parts[1].strip("[]").lower(), int(parts[2]), user, password)
+
+
+def _check_credentials(user: str, password: str) -> None:
+    if not user or not password:
+        raise ValueError("has a user or a password alone; write both, as user:password@, or none")
+    for each in (user, password):
+        if not each.isascii() or not each.isprintable() or len(each) > 255:
+            raise ValueError(
+                "has a user or password that no proxy can be told; at most 255 characters of ASCII can be"
+            )
+    if ":" in user:
+        raise ValueError("has a colon in its user, which no proxy can be told; write another user")
 
 
 def extra_path(text: str) -> str:

@@ -134,6 +134,9 @@ Host = Annotated[str, _value(addresses.host), _WORD]
 SocketPath = Annotated[str, _value(addresses.unix_socket), WithJsonSchema({"type": "string"})]
 Url = Annotated[str, _value(addresses.base_url, "the URL"), WithJsonSchema({"type": "string"})]
 AnyPath = Annotated[str, _value(addresses.free_path), WithJsonSchema({"type": "string"})]
+Proxy = Annotated[
+    addresses.ProxyAddress, _value(addresses.proxy, "the proxy"), WithJsonSchema({"type": "string"})
+]
 BasePath = Annotated[str, _value(addresses.base_path), WithJsonSchema({"type": "string"})]
 Origin = Annotated[str, _value(addresses.origin), WithJsonSchema({"type": "string"})]
 Network = Annotated[peers.Network, _value(addresses.network), WithJsonSchema({"type": "string"})]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Final, TypeAlias
 
@@ -57,6 +57,7 @@ def complaints(root: Pairs) -> Iterator[Finding]:
     yield from _owners_and_shares(root, names)
     yield from _two_credentials(root)
     yield from _needless_trust(root)
+    yield from _needless_proxies(root)
     yield from _same_keys(root)
     yield from _same_paths(root)
     yield from _same_headers(root)
@@ -128,6 +129,16 @@ def _needless_trust(root: Pairs) -> Iterator[Finding]:
         if "ca" in tls.pairs and isinstance(verify, Scalar) and verify.text.lower() == "false":
             what = "nothing is checked with this, so `ca` means nothing; leave one of them out"
             yield ("providers", provider, "tls", "verify"), what
+
+
+def _needless_proxies(root: Pairs) -> Iterator[Finding]:
+    for provider in _names_in(root, "providers"):
+        url, proxy = _at(root, "providers", provider, "url"), _at(root, "providers", provider, "proxy")
+        if not isinstance(proxy, Scalar) or proxy.null or not isinstance(url, Scalar) or not counts(url):
+            continue
+        if url.text.lower().startswith("unix:"):
+            what = "no proxy leads to a Unix socket; correct the url, or leave this out"
+            yield ("providers", provider, "proxy", KEY), what
 
 
 def _same_keys(root: Pairs) -> Iterator[Finding]:
@@ -225,7 +236,7 @@ def doubts(config: Config, root: Pairs, *, now: float) -> Iterator[Finding]:
     for name, user in config.users.items():
         yield from _about_keys(name, user, root, now)
         yield from _about_limits(name, user, root)
-    seen: dict[tuple[str, str | None], str] = {}
+    seen: dict[tuple[object, ...], str] = {}
     for name, provider in config.providers.items():
         yield from _about_provider(name, provider, seen)
 
@@ -273,10 +284,17 @@ def _unread_variables(root: Pairs) -> Iterator[Finding]:
         api_key = _at(root, "providers", provider, "api_key")
         if isinstance(api_key, Scalar) and _is_unread(api_key):
             yield ("providers", provider, "api_key"), _NO_VARIABLE
+        proxy = _at(root, "providers", provider, "proxy")
+        if isinstance(proxy, Scalar) and _is_unread(replace(proxy, text=_password_in(proxy.text))):
+            yield ("providers", provider, "proxy"), _NO_VARIABLE
         headers = _at(root, "providers", provider, "headers")
         for header, pair in headers.pairs.items() if isinstance(headers, Pairs) else ():
             if isinstance(pair.value, Scalar) and _is_unread(pair.value):
                 yield ("providers", provider, "headers", header), _NO_VARIABLE
+
+
+def _password_in(proxy: str) -> str:
+    return proxy.rpartition("@")[0].rpartition(":")[2]
 
 
 def _variables_among(root: Pairs, user: str) -> Iterator[tuple[Steps, Scalar]]:
@@ -351,9 +369,9 @@ def _larger(limits: LimitsConfig, than: LimitsConfig) -> Iterator[str]:
 
 
 def _about_provider(
-    name: str, provider: ProviderConfig, seen: dict[tuple[str, str | None], str]
+    name: str, provider: ProviderConfig, seen: dict[tuple[object, ...], str]
 ) -> Iterator[Finding]:
-    account = provider.url, provider.api_key
+    account = provider.url, provider.proxy, provider.api_key  # each proxy has a localhost of its own
     if account in seen:
         same = f"the same server with the same api_key as {shown(seen[account])}"
         yield ("providers", name, "url"), f"{same}, so it is probed and counted twice; remove one of them"

@@ -60,6 +60,7 @@ from llmgateway.config.fields import (
     PlainKey,
     Port,
     PositiveDuration,
+    Proxy,
     Reference,
     Route,
     Section,
@@ -281,6 +282,7 @@ class ProviderConfig(Section):
         {}, repr=False, description="Headers to send with every request to it."
     )
     tls: OrNothing[TrustConfig] = Field(TrustConfig(), description="How its certificate is checked.")
+    proxy: Proxy | None = Field(None, repr=False, description="A proxy to it: socks5:// or http://.")
     slots: Count | None = Field(
         None, description="How many requests it works on at once; unset: ask the server, else no limit."
     )

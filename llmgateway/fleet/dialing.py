@@ -14,6 +14,7 @@ from llmgateway.errors import ProviderTimedOut, ProviderUnreachable
 from llmgateway.fleet.address import Address
 from llmgateway.fleet.fleet import Provider
 from llmgateway.fleet.names import Found, HostName, LookUp, NameFailed, SocketAddress
+from llmgateway.fleet.proxies import ProxyFailed, Tunnel
 from llmgateway.fleet.schemes import IF_HTTP, of_tls
 from llmgateway.fleet.trust import NoTrust, Trust
 from llmgateway.http.connection import Connection
@@ -29,6 +30,8 @@ class Dialer:
         self._provider = provider
         self._address = address
         self._trust = trust
+        proxy = provider.config.proxy
+        self._tunnel = Tunnel(proxy, look_up) if proxy is not None else None
         self._loop = asyncio.get_running_loop()
 
     async def dial(self, make: Make) -> Connection:
@@ -40,7 +43,8 @@ class Dialer:
         except (NameFailed, NoTrust) as failure:
             raise ProviderUnreachable(name, f"is unreachable: {failure}.") from None
         except TimeoutError:
-            raise ProviderTimedOut(name, "connect", limit_s) from None
+            proxy = self._provider.config.proxy
+            raise ProviderTimedOut(name, "connect", limit_s, proxy.place if proxy else "") from None
         except (OSError, UnicodeError) as exc:
             raise ProviderUnreachable(name, f"is unreachable: {_words(exc, self._address.secure)}.") from exc
 
@@ -50,6 +54,8 @@ class Dialer:
                 _, connection = await self._loop.create_unix_connection(make, self._address.socket)
             return connection
         began_at = self._loop.time()
+        if self._tunnel is not None and self._tunnel.resolves:
+            return await self._any_of(((self._address.host, self._address.port),), make, limit_s)
         found = await self.name.addresses(limit_s)
         try:
             return await self._any_of(found, make, limit_s)
@@ -75,12 +81,15 @@ class Dialer:
     async def _to(self, address: SocketAddress, make: Make) -> Connection:
         tls = self._trust.context(self._provider.config.tls) if self._address.secure else None
         server_hostname = self._address.host.partition("%")[0] if tls else None
-        if len(address) == 4 and address[3]:
+        sock = None
+        if self._tunnel is not None:
+            limit_s = self._provider.config.timeouts.connect
+            sock = await self._tunnel.connect(address[0], address[1], limit_s)
+        elif len(address) == 4 and address[3]:
+            sock = await _connected(address, self._loop)
+        if sock is not None:
             _, connection = await self._loop.create_connection(
-                make,
-                sock=await _connected(address, self._loop),
-                ssl=tls,
-                server_hostname=server_hostname,
+                make, sock=sock, ssl=tls, server_hostname=server_hostname
             )
         else:
             _, connection = await self._loop.create_connection(
@@ -118,6 +127,8 @@ async def _writable(sock: socket.socket, loop: asyncio.AbstractEventLoop) -> Non
 def _words(exc: Exception, secure: bool) -> str:
     """Say in words why no connection came about."""
     match exc:
+        case ProxyFailed():
+            return str(exc)
         case ssl.SSLCertVerificationError():
             return f"its TLS certificate is not accepted ({exc.verify_message})"
         case ssl.SSLError():

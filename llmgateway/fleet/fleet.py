@@ -134,9 +134,10 @@ class Provider:
     @property
     def secrets(self) -> list[str]:
         """What this provider is told and nobody else may read, should it repeat it in a message."""
-        key = self.config.api_key
+        key, proxy = self.config.api_key, self.config.proxy
+        password = [proxy.password] if proxy is not None and proxy.password else []
         headers = (value for name, value in self.config.headers.items() if name.lower() != "host")
-        return [*([key] if key else []), *filter(None, headers)]
+        return [*([key] if key else []), *password, *filter(None, headers)]
 
     def usable_by(self, caller: Caller) -> bool:
         """Tell whether this caller may know of it: their own, shared with them, or everybody's."""
@@ -170,7 +171,7 @@ class Provider:
 
     def reached_as(self, config: ProviderConfig) -> bool:
         """Tell whether a config means the same server, spoken to in the same way."""
-        way = "url", "tls", "api_key", "headers"
+        way = "url", "tls", "proxy", "api_key", "headers"
         return all(getattr(self.config, setting) == getattr(config, setting) for setting in way)
 
     def adopt(self, config: ProviderConfig, health: HealthConfig) -> None:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from llmgateway.config.addresses import ProxyAddress
 from llmgateway.config.load import Loaded, build, load, parse, schema
 from llmgateway.config.settings import (
     AffinityConfig,
@@ -645,6 +646,76 @@ def test_a_wrong_url(url: str, expected: str) -> None:
     found = problem(f"providers:\n  rig:\n    url: '{url}'\n")
     assert found.startswith(f"c.yaml:3:10: providers.rig.url: the URL {expected}")
     assert "pw" not in found.replace("pw@", "")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("socks5://rig:1080", ProxyAddress("socks5", "rig", 1080)),
+        ("SOCKS5H://Rig:1080/", ProxyAddress("socks5h", "rig", 1080)),
+        ("http://[fe80::1]:3128", ProxyAddress("http", "fe80::1", 3128)),
+        ("http://me:p%40s:s@10.0.0.1:1", ProxyAddress("http", "10.0.0.1", 1, "me", "p@s:s")),
+        ("socks5://me:p@s/s#s?@rig:1", ProxyAddress("socks5", "rig", 1, "me", "p@s/s#s?")),
+    ],
+)
+def test_a_proxy_is_taken_apart(written: str, meant: ProxyAddress) -> None:
+    made = config("providers: {rig: {url: 'http://rig', proxy: '${P}'}}", P=written).providers["rig"]
+    assert made.proxy == meant
+    assert "p@s" not in f"{made!r}{made.proxy!r}{meant.place}"
+
+
+def test_a_proxy_with_an_empty_default_is_no_proxy() -> None:
+    assert config("providers:\n  a:\n    url: http://a\n    proxy: ${K:-}").providers["a"].proxy is None
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("", "is empty or has spaces"),
+        ("socks5://me:p w@rig:1", "is empty or has spaces"),
+        ("rig:1080", "has no socks5:// or http:// in front"),
+        ("https://rig:1080", "is neither socks5:// nor socks5h:// nor http://"),
+        ("socks4://rig:1080", "is neither socks5:// nor socks5h:// nor http://"),
+        ("socks5://rig", "has no host and port behind socks5://"),
+        ("socks5://:1080", "has no host and port"),
+        ("socks5://rig:0", "has no host and port"),
+        ("socks5://rig:65536", "has no host and port"),
+        ("http://rig:1080/v1", "has no host and port"),
+        ("http://1.2.3:1080", "has no valid host"),
+        ("http://[::z]:1080", "has no valid host"),
+        ("http://[fe80::1%25eth0]:1080", "has no host and port"),
+        ("http://pw@rig:1080", "has a user or a password alone; write both, as user:password@"),
+        ("http://:pw@rig:1080", "has a user or a password alone"),
+        ("http://me:pw%C3%A9@rig:1080", "has a user or password that no proxy can be told"),
+        ("http://me:pw%0d%0a@rig:1080", "has a user or password that no proxy can be told"),
+        (f"socks5://me:{'pw' * 128}@rig:1080", "has a user or password that no proxy can be told"),
+        ("http://m%3ae:pw@rig:1080", "has a colon in its user"),
+    ],
+)
+def test_a_wrong_proxy(written: str, expected: str) -> None:
+    found = problem(f"providers:\n  rig:\n    url: http://rig\n    proxy: '{written}'\n")
+    assert found.startswith(f"c.yaml:4:12: providers.rig.proxy: the proxy {expected}")
+    assert "pw" not in found
+
+
+def test_a_password_of_a_proxy_that_looks_like_a_variable_is_warned_of() -> None:
+    text = "providers: {rig: {url: 'http://rig', proxy: 'socks5://me:%s@rig:1'}}"
+    (found,) = [each for each in warnings(text % "$PW") if "proxy" in each]
+    assert "providers.rig.proxy: this is taken as it stands, and not from the environment" in found
+    assert not [each for each in warnings(text % "${PW}", PW="$PW") if "proxy" in each]
+
+
+def test_no_proxy_leads_to_a_unix_socket() -> None:
+    found = problem("providers:\n  rig:\n    url: unix:/run/llm.sock\n    proxy: http://rig:1\n")
+    assert found.startswith("c.yaml:4:5: providers.rig.proxy: no proxy leads to a Unix socket")
+
+
+def test_the_same_url_by_another_proxy_is_another_server() -> None:
+    text = (
+        "providers: {a: {url: 'http://localhost:1', proxy: 'socks5://x:1'}, b: {url: 'http://localhost:1'%s}}"
+    )
+    assert "the same server" not in str(warnings(text % ""))
+    assert "the same server" in str(warnings(text % ", proxy: 'socks5://x:1'"))
 
 
 @pytest.mark.parametrize(

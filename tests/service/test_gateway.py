@@ -67,7 +67,7 @@ def mark(provider: FakeProvider, marks: tuple[str, int, str]) -> FakeProvider:
     word, number, _ = marks
     provider.settings.update(
         owner=word, share=[f"{word}s"], models=[word], slots=number, weight=number,
-        api_key=None, api_key_file=None, headers={}, tls=None,
+        api_key=None, api_key_file=None, headers={}, tls=None, proxy=None,
         timeouts={"connect": number, "first_byte": number, "idle": number},
         wake={"mac": "02:00:00:00:00:01", "broadcast": "127.0.0.1"},
     )  # fmt: skip

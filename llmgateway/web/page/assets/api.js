@@ -30,6 +30,18 @@ export async function signOut() {
   await ask("session", { method: "DELETE", headers: JSON_TYPE, signal: AbortSignal.timeout(PATIENCE_MS) });
 }
 
+/** End a request in flight. @param {string} id */
+export async function endRequest(id) {
+  const options = { method: "POST", headers: JSON_TYPE, body: "{}", signal: AbortSignal.timeout(PATIENCE_MS) };
+  await ask(`requests/${encodeURIComponent(id)}/end`, options);
+}
+
+/** The log's last lines; for admins. @returns {Promise<string[]>} */
+export async function logLines() {
+  const response = await ask("log", { cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MS) });
+  return (await response.json()).lines;
+}
+
 /** Start a chat completion; the response is its headers and a body still to come. */
 export function chat(body, signal) {
   return ask("chat", { method: "POST", headers: JSON_TYPE, body: JSON.stringify(body), signal });

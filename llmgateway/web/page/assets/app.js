@@ -1,13 +1,15 @@
 // The page: which view is shown, and where snapshots go.
 
-import { signOut, status } from "./api.js";
+import { endRequest, signOut, status } from "./api.js";
 import { Announcer, changes } from "./announce.js";
 import { Throughput } from "./chart.js";
 import { Chat } from "./chat.js";
+import { Detail } from "./detail.js";
 import { byId, setAttribute, show } from "./dom.js";
 import { renderConnection, renderHeader, renderTitle } from "./header.js";
 import { limitMeters } from "./limits.js";
 import { Live } from "./live.js";
+import { logTail } from "./log.js";
 import { problemBanners } from "./problems.js";
 import { providerCards } from "./providers.js";
 import { recentTable } from "./recent.js";
@@ -34,8 +36,9 @@ class Page {
     state: (state) => this.#connected(state),
     signedOut: () => this.#signedOut(),
   });
-  #ageing = [renderHeader, requestTable(), limitMeters()];
-  #steady = [problemBanners(), providerCards(), usageTable(), recentTable()];
+  #detail = new Detail((id) => this.#end(id));
+  #ageing = [renderHeader, requestTable((item) => this.#detail.open(item), (id) => this.#end(id)), limitMeters()];
+  #steady = [problemBanners(), providerCards(), usageTable(), recentTable((item) => this.#detail.open(item)), logTail()];
 
   constructor() {
     signInForm(() => this.begin());
@@ -66,7 +69,10 @@ class Page {
   #take(snapshot) {
     const before = this.#snapshot;
     // Nothing that one user saw or wrote may be left for the next.
-    if (before && before.viewer.user !== snapshot.viewer.user) return location.reload();
+    if (before && before.viewer.user !== snapshot.viewer.user) {
+      this.#chat.forget();
+      return location.reload();
+    }
     this.#snapshot = snapshot;
     this.#received_ms = performance.now();
     if (before) changes(before, snapshot).forEach((text) => this.#announcer.say(text));
@@ -89,6 +95,7 @@ class Page {
     for (const render of this.#ageing) render(this.#snapshot, this.#elapsed_s());
     for (const render of this.#steady) render(this.#snapshot);
     this.#throughput.render(this.#snapshot);
+    this.#detail.render(this.#snapshot);
     this.#chat.render(this.#snapshot);
   }
 
@@ -126,6 +133,16 @@ class Page {
     say("The session has ended. Sign in again.");
   }
 
+  async #end(id) {
+    try {
+      await endRequest(id);
+      this.#announcer.say("The request was ended.");
+    } catch (error) {
+      if (error.status === 401) this.#signedOut();
+      else if (error.status !== 404) alert(error.message); // 404: it has ended by itself
+    }
+  }
+
   async #signOut() {
     this.#live.stop();
     try {
@@ -133,6 +150,7 @@ class Page {
     } catch (error) {
       if (error.status !== 401) return this.#live.start(); // still signed in, and the page shows why
     }
+    this.#chat.forget();
     return location.reload(); // and with it goes everything that this user saw
   }
 }

@@ -91,8 +91,8 @@ export class Throughput {
   #renderLegend() {
     const { providers, gateway } = this.#snapshot;
     const at = this.#at;
-    setText(byId("legend-at"), at === null ? "Now" : minute(minutesUntil(gateway.now)[at]));
-    const value = (provider) => (at === null ? provider.tokens_per_s : provider.hour[at]);
+    setText(byId("legend-at"), at === null ? "Last min" : minute(minutesUntil(gateway.now)[at]));
+    const value = ({ hour }) => (at === null ? lastMinute(hour, gateway.now) : hour[at]);
     const rows = providers.map((provider, index) => ({ ...provider, index, value: value(provider) }));
     this.#legend.render(rows, this.#alone);
   }
@@ -113,12 +113,18 @@ function legendRow(pick) {
     setAttribute(swatch, "class", `swatch ${seriesClass(row.index)}`);
     setText(now, rate(row.value));
     setText(mean, rate(meanOf(row.hour)));
-    setText(peak, rate(Math.max(0, ...row.hour)));
+    setText(peak, rate(Math.max(0, row.value, ...row.hour)));
   };
   return { node: el("tr", {}, el("th", { scope: "row" }, button), now, mean, peak), update };
 }
 
 const meanOf = (hour) => (hour.length ? hour.reduce((sum, value) => sum + value, 0) / hour.length : 0);
+
+/** The mean of the 60 seconds until now: of this minute so far, and of the rest of the one before. */
+function lastMinute(hour, now_s) {
+  const before = 1 - (now_s % MINUTE_S) / MINUTE_S;
+  return (hour.at(-1) ?? 0) + (hour.at(-2) ?? 0) * before;
+}
 
 function minutesUntil(now_s) {
   const last = Math.floor(now_s / MINUTE_S) * MINUTE_S;

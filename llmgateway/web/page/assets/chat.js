@@ -2,7 +2,10 @@
 
 import { ApiError } from "./api.js";
 import { complete } from "./completion.js";
-import { KeyedChildren, byId, el, setAttribute, setText, show } from "./dom.js";
+import { KeyedChildren, byId, setAttribute, show } from "./dom.js";
+import { Frames } from "./frames.js";
+import { conversation, forget, keep, keepModel, lastModel } from "./memory.js";
+import { choice, modelOption, modelsOf } from "./models.js";
 import { Turn } from "./turn.js";
 
 const MOST_TURNS = 12;
@@ -12,15 +15,22 @@ export class Chat {
   #announce;
   #signedOut;
   #log = byId("try-log");
+  #empty = byId("try-empty");
   #input = byId("try-input");
   #model = byId("try-model");
+  #system = byId("try-system");
+  #temperature = byId("try-temperature");
   #options = new KeyedChildren(this.#model, (option) => option.id, modelOption);
-  /** @type {{question: string, turn: Turn}[]} those that were answered, oldest first */
+  /** @type {Turn[]} oldest first; those without an answer are no part of the conversation */
   #turns = [];
   /** @type {Turn | null} */
   #latest = null;
   /** @type {AbortController | null} */
   #running = null;
+  #following = true;
+  #frames = new Frames(() => this.#paint());
+  #user = "";
+  #wanted = ""; // the model that was used last
 
   /** @param {{announce: (text: string) => void, signedOut: () => void}} on */
   constructor({ announce, signedOut }) {
@@ -31,21 +41,61 @@ export class Chat {
       this.#send();
     });
     this.#input.addEventListener("keydown", (event) => this.#key(event));
+    this.#model.addEventListener("change", () => keepModel(this.#user, this.#model.value));
     byId("try-stop").addEventListener("click", () => this.#running?.abort());
     byId("try-new").addEventListener("click", () => this.#restart());
+    this.#log.addEventListener("scroll", () => this.#scrolled(), { passive: true });
+    window.addEventListener("pagehide", () => this.#keep());
     this.#controls();
   }
 
   /** Offer the models that can answer now. */
-  render({ providers }) {
+  render({ providers, viewer }) {
+    if (!this.#user) this.#recall(viewer.user);
     const chosen = this.#model.value;
     const options = modelsOf(providers);
     // A model that went away stays chosen: a message must not go to another one unnoticed.
     const gone = chosen && !options.some(({ id }) => id === chosen);
     this.#options.render(gone ? [...options, { id: chosen, note: "not available" }] : options);
-    if (!chosen && options.length) this.#model.value = (options.find(({ note }) => note) ?? options[0]).id;
+    if (!chosen && options.length) this.#model.value = choice(options, this.#wanted);
     this.#controls();
   }
+
+  /** Forget what was said, also in the browser's storage. */
+  forget() {
+    this.#user = "";
+    forget();
+  }
+
+  // -- what outlasts a reload
+
+  #recall(user) {
+    this.#user = user;
+    const told = conversation(user);
+    this.#wanted = told?.model || lastModel(user);
+    if (!told) return;
+    this.#system.value = told.system ?? "";
+    this.#temperature.value = told.temperature ?? "";
+    this.#input.value ||= told.draft ?? "";
+    byId("try-settings").open = Boolean(told.system || told.temperature);
+    this.#turns = (told.turns ?? []).map((each) => Turn.from(each, (turn) => this.#regenerate(turn)));
+    this.#turns.forEach((turn) => this.#add(turn));
+    this.#log.scrollTop = this.#log.scrollHeight;
+  }
+
+  #keep() {
+    if (!this.#user) return;
+    const turns = this.#running && this.#latest ? [...this.#turns, this.#latest] : this.#turns;
+    keep(this.#user, {
+      turns: turns.map((turn) => turn.tell()).filter(({ content }) => content),
+      model: this.#model.value,
+      system: this.#system.value,
+      temperature: this.#temperature.value,
+      draft: this.#input.value,
+    });
+  }
+
+  // -- a message and its answer
 
   #key(event) {
     if (event.key === "Escape") this.#running?.abort();
@@ -54,13 +104,31 @@ export class Chat {
     this.#send();
   }
 
-  async #send() {
+  #send() {
     const question = this.#input.value.trim();
+    if (!question || !this.#model.value || this.#running) return;
+    this.#input.value = "";
+    this.#ask(question);
+  }
+
+  #regenerate(turn) {
+    if (this.#running || !this.#model.value) return;
+    this.#turns = this.#turns.filter((each) => each !== turn);
+    turn.node.remove();
+    if (this.#input.value === turn.question) this.#input.value = ""; // it was given back, unanswered
+    this.#ask(turn.question);
+  }
+
+  async #ask(question) {
     const model = this.#model.value;
-    if (!question || !model || this.#running) return;
+    keepModel(this.#user, model);
+    const request = { model, messages: this.#messages(question), ...this.#settings() };
     const turn = this.#begin(model, question);
     try {
-      await this.#stream(turn, model, this.#messages(question));
+      for await (const piece of complete(request, this.#running.signal)) {
+        turn.add(piece);
+        this.#frames.request();
+      }
       turn.end("done");
       this.#announce("The answer is complete.");
     } catch (error) {
@@ -71,31 +139,44 @@ export class Chat {
 
   #begin(model, question) {
     this.#running = new AbortController();
-    this.#log.querySelector("#try-empty")?.remove();
-    this.#latest?.retire();
-    const turn = new Turn(model, question);
-    this.#latest = turn;
-    this.#log.append(turn.node);
-    this.#log.scrollTop = this.#log.scrollHeight;
-    this.#input.value = "";
+    const turn = new Turn(model, question, (which) => this.#regenerate(which));
+    this.#add(turn);
+    this.#following = true;
+    this.#frames.request();
     this.#controls();
     return turn;
   }
 
-  async #stream(turn, model, messages) {
-    for await (const piece of complete(model, messages, this.#running.signal)) {
-      const { scrollTop, clientHeight, scrollHeight } = this.#log;
-      turn.add(piece);
-      if (scrollHeight - scrollTop - clientHeight < NEAR_END_PX) this.#log.scrollTop = this.#log.scrollHeight;
-    }
+  #add(turn) {
+    this.#empty.remove();
+    this.#latest?.retire();
+    this.#latest = turn;
+    this.#log.append(turn.node);
+  }
+
+  // The one place where the answer's layout is asked for, once a frame at most.
+  #paint() {
+    this.#latest?.paint();
+    if (this.#following) this.#log.scrollTop = this.#log.scrollHeight;
+  }
+
+  #scrolled() {
+    const { scrollTop, clientHeight, scrollHeight } = this.#log;
+    this.#following = scrollHeight - scrollTop - clientHeight < NEAR_END_PX;
+  }
+
+  #settings() {
+    const temperature = this.#temperature.valueAsNumber;
+    return Number.isFinite(temperature) ? { temperature } : {};
   }
 
   #messages(question) {
-    const before = this.#turns.flatMap(({ question: content, turn }) => [
-      { role: "user", content },
+    const system = this.#system.value.trim();
+    const before = this.#turns.flatMap((turn) => [
+      { role: "user", content: turn.question },
       { role: "assistant", content: turn.content },
     ]);
-    return [...before, { role: "user", content: question }];
+    return [...(system ? [{ role: "system", content: system }] : []), ...before, { role: "user", content: question }];
   }
 
   #failed(turn, error) {
@@ -112,45 +193,33 @@ export class Chat {
   // What was not answered at all is not part of the conversation; the question goes back to be sent again.
   #finish(turn, question) {
     this.#running = null;
-    if (turn.content) this.#turns = [...this.#turns, { question, turn }].slice(-MOST_TURNS);
-    else if (!this.#input.value) this.#input.value = question;
+    if (turn.content && turn.node.isConnected) this.#turns = [...this.#turns, turn].slice(-MOST_TURNS);
+    else if (!turn.content && !this.#input.value) this.#input.value = question;
+    this.#frames.flush();
     this.#controls();
-    this.#log.scrollTop = this.#log.scrollHeight;
+    this.#keep();
   }
 
   #restart() {
     this.#running?.abort();
     this.#turns = [];
-    this.#log.replaceChildren();
+    this.#latest = null;
+    this.#log.replaceChildren(this.#empty);
     this.#input.focus();
+    this.#keep();
     this.#controls();
   }
 
   #controls() {
     const [send, stop] = [byId("try-send"), byId("try-stop")];
     const running = this.#running !== null;
+    const talking = this.#log.querySelector(".turn") !== null;
     const focused = document.activeElement;
     show(stop, running);
     setAttribute(send, "disabled", running || !this.#model.value ? "" : null);
-    show(byId("try-new"), this.#log.querySelector(".turn") !== null);
+    show(byId("try-new"), talking);
+    setAttribute(byId("gateway"), "data-talking", talking ? "true" : null);
     if (running && focused === send) stop.focus();
     if (!running && focused === stop) this.#input.focus();
   }
-}
-
-function modelsOf(providers) {
-  const able = providers.filter(({ state }) => state === "online" || state === "warming");
-  const loaded = new Map();
-  for (const { id, loaded: now } of able.flatMap(({ models }) => models)) loaded.set(id, loaded.get(id) || now === true);
-  const options = [...loaded].map(([id, now]) => ({ id, note: now ? "loaded" : "" }));
-  return options.sort((a, b) => a.id.localeCompare(b.id));
-}
-
-function modelOption() {
-  const node = el("option");
-  const update = ({ id, note }) => {
-    setAttribute(node, "value", id);
-    setText(node, note ? `${id} (${note})` : id);
-  };
-  return { node, update };
 }

@@ -8,15 +8,14 @@ import { eventsOf } from "./sse.js";
  */
 
 /**
- * Ask `model` to go on with `messages`.
- * @param {string} model
- * @param {{role: string, content: string}[]} messages
+ * Ask a model to go on with a conversation.
+ * @param {{model: string, messages: {role: string, content: string}[], temperature?: number}} request
  * @param {AbortSignal} signal ends the request, also on the server
  * @returns {AsyncGenerator<Piece>}
  * @throws {ApiError} a refusal, before the answer or in the middle of it
  */
-export async function* complete(model, messages, signal) {
-  const body = { model, messages, stream: true, stream_options: { include_usage: true } };
+export async function* complete(request, signal) {
+  const body = { ...request, stream: true, stream_options: { include_usage: true } };
   const response = await chat(body, signal);
   const type = response.headers.get("Content-Type") ?? "";
   if (!type.startsWith("text/event-stream")) {

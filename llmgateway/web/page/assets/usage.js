@@ -3,10 +3,10 @@
 import { byId, setAttribute, setText, show } from "./dom.js";
 import { count, plural, short } from "./format.js";
 import { Table } from "./table.js";
-import { who } from "./words.js";
+import { NO_MODEL, who } from "./words.js";
 
 const COLUMNS = [
-  { name: "model", label: "Model", heads: true, text: (row) => row.model },
+  { name: "model", label: "Model", heads: true, text: modelOf, title: why },
   { name: "user", label: "User", text: who },
   { name: "requests", label: "Requests", number: true, text: (row) => count(row.requests) },
   { name: "prompt", label: "Prompt", number: true, text: (row) => tokens(row, "prompt_tokens"), title },
@@ -15,6 +15,7 @@ const COLUMNS = [
   { name: "reasoning", label: "Reasoning", number: true, text: (row) => short(row.reasoning_tokens) },
 ];
 
+const OTHERS = "(others)";
 const SUMMED = ["requests", "prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens", "estimated"];
 
 /** @returns {(snapshot: any) => void} */
@@ -27,6 +28,15 @@ export function usageTable() {
     show(byId("usage-empty"), usage.rows.length === 0);
     setText(byId("usage-summary"), summary(usage));
   };
+}
+
+// The last row of many may stand for all that are not shown.
+function modelOf(row) {
+  return row.model || (row.user === OTHERS ? OTHERS : NO_MODEL);
+}
+
+function why(row) {
+  return modelOf(row) === NO_MODEL ? "Requests that reached no server: refused, or ended before that" : null;
 }
 
 function summary({ day, rows }) {

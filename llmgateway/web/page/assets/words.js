@@ -2,6 +2,9 @@
 //
 // A tone picks colour *and* shape (see base.css); the words carry the meaning.
 
+/** Where no server was reached, the name of a model could be any. */
+export const NO_MODEL = "(no model)";
+
 export const GATEWAY_STATES = {
   ready: ["Ready", "ok"],
   starting: ["Starting", "busy"],
@@ -38,6 +41,7 @@ export const OUTCOMES = {
   upstream_error: ["Server failed", "bad"],
   overloaded: ["Overloaded", "bad"],
   draining: ["Shutting down", "warn"],
+  cancelled: ["Ended by hand", "idle"],
   rate_limited: ["Over a limit", "warn"],
   invalid_request: ["Bad request", "warn"],
   invalid_api_key: ["Bad key", "warn"],

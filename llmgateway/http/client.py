@@ -6,6 +6,7 @@ understands (RFC 9112 6). What a client does not read in time holds its provider
 
 import asyncio
 import re
+import secrets
 import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -71,7 +72,11 @@ class Carrier(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Client:
-    """One request of a client and the one answer it gets. It is the sink of an exchange's bytes."""
+    """One request of a client and the one answer it gets. It is the sink of an exchange's bytes.
+
+    It is long as a chunk must not have to pass through two objects: how an answer begins, goes on and ends is
+    of one piece.
+    """
 
     _connection: Carrier
     message: InitVar[RawRequestMessage]
@@ -357,6 +362,14 @@ class Heartbeat:
     def stop(self) -> None:
         """Say nothing more."""
         self._timer.cancel()
+
+
+def plain_error(error: GatewayError) -> bytes:
+    """Render an error for a connection on which no request was understood."""
+    request_id = secrets.token_hex(16)
+    body = ELSEWHERE.error_body(error, request_id)
+    rest = f"x-request-id: {request_id}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    return _status_line(error.kind.status, b"") + _JSON + _error_lines(error) + rest.encode() + body
 
 
 def _status_line(status: int, reason: bytes) -> bytes:

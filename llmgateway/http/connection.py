@@ -71,7 +71,10 @@ def _idle_s(keep_alive: bytes, served: int) -> float | None:
 
 
 class Connection(asyncio.Protocol):
-    """One connection; belongs to an exchange, or is idle in its owner's pool."""
+    """One connection; belongs to an exchange, or is idle in its owner's pool.
+
+    It is long as asyncio and the parser both call it, and a packet must not have to pass through two objects.
+    """
 
     __slots__ = (
         "_barren_bytes",

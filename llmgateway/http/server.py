@@ -10,12 +10,10 @@ of it.
 
 import asyncio
 import math
-import secrets
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from email.utils import formatdate
-from http import HTTPStatus
 from typing import Any, Final, cast
 
 from aiohttp import StreamReader, web
@@ -23,10 +21,9 @@ from aiohttp.http import RawRequestMessage, StreamWriter
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
-from llmgateway.api.endpoints import ELSEWHERE
 from llmgateway.errors import INVALID_REQUEST, OVERLOADED, REQUEST_TIMEOUT, GatewayError
 from llmgateway.http.body import Patience, RequestBody
-from llmgateway.http.client import Client, Flow
+from llmgateway.http.client import Client, Flow, plain_error
 from llmgateway.http.headers import HeadReader
 from llmgateway.log import Events
 
@@ -39,7 +36,10 @@ _OF_TLS: Final = "HTTPS traffic"  # as aiohttp names what begins like it
 
 
 class ClientConnection(RequestHandler):
-    """A client's connection, with the limits and the manners that aiohttp leaves to us."""
+    """A client's connection, with the limits and the manners that aiohttp leaves to us.
+
+    It is long as aiohttp wants one object for all that it asks of a connection.
+    """
 
     __slots__ = (
         "_deaf_timer",
@@ -315,21 +315,6 @@ def check_head(client: Client) -> None:
     if trouble:
         client.close_after()
         raise GatewayError(INVALID_REQUEST, trouble)
-
-
-def plain_error(error: GatewayError) -> bytes:
-    """Render an error for a connection on which no request was understood."""
-    request_id = secrets.token_hex(16)
-    body = ELSEWHERE.error_body(error, request_id)
-    more = "".join(f"{name}: {value}\r\n" for name, value in error.headers)
-    head = (
-        f"HTTP/1.1 {error.kind.status} {HTTPStatus(error.kind.status).phrase}\r\n"
-        f"Content-Type: application/json\r\nx-gateway-error: {error.kind.type}\r\n"
-        f"x-request-id: {request_id}\r\n"
-        f"{more}"
-        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    )
-    return head.encode() + body
 
 
 Answer = Callable[[Client], Awaitable[None]]

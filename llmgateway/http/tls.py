@@ -11,7 +11,7 @@ import ssl
 from typing import Any, Final
 
 from llmgateway.errors import INVALID_REQUEST, GatewayError
-from llmgateway.http.server import plain_error
+from llmgateway.http.client import plain_error
 from llmgateway.log import Events
 
 events = Events("downstream")

@@ -23,6 +23,8 @@ TAIL_BYTES: Final = 4 * 1024
 Tail = bytes | bytearray
 
 _CHOICES: Final = b'"choices"'
+OTHER_CHOICES: Final = (b'"index":1', b'"index": 1')
+"""What shows that there may be more than one choice."""
 _REASONS: Final = (b'finish_reason":"', b'finish_reason": "')
 _SUSPECT: Final = re.compile(
     rb'(?m)^(?:data: ?\{[^\n]*?"(?:error" *: *[{"]|(?:object|type)" *: *"(?:error|response\.failed)")'

@@ -22,8 +22,12 @@ TIMED: Final = Counts("prompt_n", "predicted_n", beside=("cache_n",), cached=("c
 """What llama.cpp tells in `timings`, in whatever dialect it answers."""
 
 _OBJECT: Final = re.compile(rb" *+: *+(\{(?:[^{}\n]++|\{(?:[^{}\n]++|\{[^{}\n]*+\})*+\})*+\})")
-_OBJECT_BYTES: Final = 2048
+OBJECT_BYTES: Final = 2048
 _TYPE_BYTES: Final = 4 * 1024  # of an event in which its type is looked for
+_TEXT: Final = rb'([^"\n]++)'  # up to a quote in it: a pattern that knows better costs more
+_ESCAPE_BYTES: Final = 3  # what `\u1234` takes more than most of what it stands for
+LONG_PIECE_BYTES: Final = 7
+"""Pieces of more text than that, by their mean, hold more than a token each."""
 _NUMBER: Final = rb"0|[1-9]\d{0,8}"
 _MOST_TOKENS: Final = 1_000_000_000  # more is no count, but an attempt at somebody's limits
 
@@ -45,15 +49,19 @@ class Pieces:
             for text in piece.inside
         )
 
-    def count(self, part: bytearray) -> int:
-        """Count them in whole lines."""
-        count = 0
+    def count(self, part: bytearray) -> tuple[int, int]:
+        """Count them in whole lines, and the bytes of their text."""
+        found: list[bytes] = []
         for pattern in self._objects:
-            count += len(pattern.findall(part))
-        for text, pattern in self._lists:
-            if part.rfind(text) >= 0:
-                count += len(pattern.findall(part))
-        return count
+            found += pattern.findall(part)
+        for key, pattern in self._lists:
+            if part.rfind(key) >= 0:
+                found += pattern.findall(part)
+        text = b"".join(found)
+        text_bytes = len(text)
+        if text_bytes > LONG_PIECE_BYTES * len(found):  # else it does not matter
+            text_bytes -= _ESCAPE_BYTES * text.count(b"\\u")
+        return len(found), text_bytes
 
 
 def _object_with(pieces: Sequence[Piece]) -> re.Pattern[bytes]:
@@ -66,17 +74,17 @@ def _object_with(pieces: Sequence[Piece]) -> re.Pattern[bytes]:
     text = b"|".join(inside)
     shapes = []
     if inside:
-        shapes += [rb':\{"%b":"[^"]' % inside[0]]
-        shapes += [rb':\{(?:"\w++":(?:"\w*+"|null),)*+"(?:%b)":"[^"]' % text]
+        shapes += [rb':\{"%b":"' % inside[0]]
+        shapes += [rb':\{(?:"\w++":(?:"\w*+"|null),)*+"(?:%b)":"' % text]
     if not all(piece.inside for piece in pieces):
-        shapes += [rb' *+: *+"[^"]']
+        shapes += [rb' *+: *+"']
     if inside:
-        shapes += [rb' *+: *+\{[^{}\n]*?(?:\{[^{}\n]*?){0,3}?"(?:%b)" *+: *+"[^"]' % text]
-    return re.compile(rb'%b"(?:%b)' % (pieces[0].key.encode(), b"|".join(shapes)))
+        shapes += [rb' *+: *+\{[^{}\n]*?(?:\{[^{}\n]*?){0,3}?"(?:%b)" *+: *+"' % text]
+    return re.compile(rb'%b"(?:%b)%b' % (pieces[0].key.encode(), b"|".join(shapes), _TEXT))
 
 
 def _list_with(key: str, text: str) -> re.Pattern[bytes]:
-    return re.compile(rb'"%b" *+: *+\[ *+\{[^{}\n]*?"%b" *+: *+"[^"]' % (key.encode(), text.encode()))
+    return re.compile(rb'"%b" *+: *+\[ *+\{[^{}\n]*?"%b" *+: *+"%b' % (key.encode(), text.encode(), _TEXT))
 
 
 class Usage:
@@ -140,8 +148,12 @@ class Usage:
         """Give how much of the completion was thought."""
         return _first(told, self._reasoning) or 0
 
-    def last_word(self, part: bytearray, mark: bytes, at: int, told: dict[str, int]) -> dict[str, int]:
+    def last_word(
+        self, part: bytearray, mark: bytes, at: int, told: dict[str, int], since: int = 0
+    ) -> dict[str, int]:
         """Add what the objects behind a mark tell to what was told before; `at` is where the last one stands.
+
+        None before `since` is read.
 
         Backwards, since a stream may tell all of it in every event.
         """
@@ -155,14 +167,14 @@ class Usage:
                 later = counts | later
                 if any(counts.keys() >= whole for whole in self._wholes):
                     return later
-            at = part.rfind(mark, 0, at)
+            at = part.rfind(mark, since, at)
         return told | later
 
     def _counts(self, part: bytearray, start: int) -> dict[str, int]:
         """Read `: {...}`, and keep the counts that we know."""
         if part.startswith(b":null", start):  # in every event but the last, on some servers
             return {}
-        found = _OBJECT.match(part, start, start + _OBJECT_BYTES)
+        found = _OBJECT.match(part, start, start + OBJECT_BYTES)
         if found is None:
             return {}
         try:

@@ -8,7 +8,8 @@ tokens; those that open a stream, close it, or keep it alive carry none.
 The rules:
 
 - However an answer is cut into pieces, it costs the same. Of a stream only whole lines are read, some
-  kilobytes at a time; of a very long line, and of an answer that is no stream, only both ends.
+  kilobytes at a time. What an answer tells is found wherever it stands, in long lines too; whether they carry
+  output, their beginning says.
 - Whatever the bytes, nothing raises. Memory is bounded, and so is the time a byte takes, whoever sent it.
 - A compressed answer is decompressed on the side, up to a bound. What cannot be read is an estimate.
 """
@@ -19,14 +20,20 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
+import orjson
 from msgspec.structs import astuple
 
-from llmgateway.api.endings import ENDINGS, TAIL_BYTES, Endings, ended_choices
+from llmgateway.api.dialect import begins_events
+from llmgateway.api.endings import ENDINGS, OTHER_CHOICES, TAIL_BYTES, Endings, ended_choices
 from llmgateway.api.inflate import LOOK_BYTES, Inflater, TooMuch
-from llmgateway.api.shapes import SHAPES, TIMED, TIMINGS, USAGE, Shapes
+from llmgateway.api.output import bytes_of_output, tokens_of
+from llmgateway.api.shapes import LONG_PIECE_BYTES, OBJECT_BYTES, SHAPES, TIMED, TIMINGS, USAGE, Shapes
 
 FIRST_BYTES: Final = 4 * 1024
 LAST_BYTES: Final = 16 * 1024
+MOST_BYTES: Final = 2 * (FIRST_BYTES + LAST_BYTES)
+_OVERLAP: Final = OBJECT_BYTES + 64
+"""What is kept of a long line beside its beginning: as much as an object may take that has begun."""
 PIECE_BYTES: Final = 40
 """What a piece takes beside its bytes."""
 
@@ -59,6 +66,9 @@ class Meter:
 
     stream: bool
     coding: bytes = b""
+    writes: bool = False
+    """Whether a model writes in it, so that what nobody tells of its output is estimated by bytes. It is
+    then taken for a stream as well if it looks like one."""
     shapes: Shapes = SHAPES
     endings: Endings = ENDINGS
     _inflater: Inflater | None = None
@@ -69,13 +79,26 @@ class Meter:
     """How much memory that takes."""
     _buffer: bytearray = field(default_factory=bytearray)
     _output: int = 0
+    _text_bytes: int = 0
+    """Of the pieces of output."""
+    _dropped: int = 0
+    """How much of the line in the buffer was read, and let go; 0 if all of it is there."""
+    _seen: int = 0
+    """Up to where the buffer was read."""
+    _unread: int = 0
+    """Bytes of what cannot be read."""
+    _unsure: bool = False
+    """Whether it may turn out to be a stream."""
     _usage: dict[str, int] = field(default_factory=dict)
     _timings: dict[str, int] = field(default_factory=dict)
     _tail: bytes = b""
     """Of the lines of a stream that were looked at, the last."""
+    _several: bool = False
+    """Whether there are several choices, so that one may end long before the stream does."""
     _ended_choices: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        self._unsure = self.writes and not self.stream
         if self.coding:
             coding = self.coding.strip().lower()
             self._inflater = Inflater(coding) if coding in Inflater.CODINGS else None
@@ -95,7 +118,23 @@ class Meter:
     def output_so_far(self) -> int:
         """The number of events with text that have come in; 0 for what is no stream."""
         self._look()
+        return self._pieces_written() if self.stream else 0
+
+    def _pieces_written(self) -> int:
+        """Give the output by its pieces, or by their bytes where they hold more than a token each."""
+        if self.writes and self._text_bytes > LONG_PIECE_BYTES * self._output:
+            return max(self._output, tokens_of(self._text_bytes))
         return self._output
+
+    def _estimate(self, rest: bytes) -> int:
+        """Guess the output; `rest` is what is left of an answer that is no stream."""
+        if self._output or not self.writes:
+            return self._pieces_written()
+        if not self._readable:
+            return tokens_of(self._unread)
+        if self.stream or not rest:
+            return 0
+        return tokens_of(self._dropped + len(rest) if self._dropped else bytes_of_output(rest))
 
     def has_ended(self, *, closed: bool = True) -> bool:
         """Tell whether a stream has shown its end; `closed` says that nothing has gone wrong with it.
@@ -103,7 +142,7 @@ class Meter:
         It must be asked before `tokens`.
         """
         self._look()
-        done = self._ended_choices if closed else set()
+        done = self._ended_choices.union(ended_choices(self._tail)) if closed else set()
         return self.stream and self.endings.has_ended(self._tail, self._buffer, done)
 
     def error(self) -> bytes | None:
@@ -123,14 +162,16 @@ class Meter:
             self._forget()
             return plain
         self._look()
+        dropped, rest = self._dropped, bytes(self._buffer)
         self._read(self._buffer)
+        self._dropped = dropped
         self._forget()
         told = self._timings | self._usage
         usage = self.shapes.usage
         prompt, completion = usage.prompt(told), self._completion()
         estimated = prompt is None or completion is None or not self._readable
         prompt = prompt_estimate if prompt is None else prompt
-        completion = self._output if completion is None else completion
+        completion = self._estimate(rest) if completion is None else completion
         cached, reasoning = min(usage.cached(told), prompt), min(usage.reasoning(told), completion)
         return Tokens(prompt, completion, cached, reasoning, estimated)
 
@@ -148,7 +189,7 @@ class Meter:
         one_piece = len(self._fresh) == 1 and not self._buffer
         buffer = self._fresh[0] if one_piece else self._gather()
         at = buffer.rfind(USAGE)
-        if at < 0 or at < len(buffer) - LAST_BYTES or buffer.find(TIMINGS) >= 0:
+        if at < self._seen or buffer.find(TIMINGS) >= 0:
             return None
         if (plain := self.shapes.usage.plain(buffer, at)) is None:
             return None
@@ -170,6 +211,7 @@ class Meter:
 
     def _inflate(self, data: bytes) -> None:
         """Look at a compressed piece, as long as its answer can be read."""
+        self._unread += len(data)
         if self._inflater is None:
             return
         try:
@@ -185,30 +227,79 @@ class Meter:
         if self.stream and (end := buffer.rfind(b"\n") + 1):
             self._read(part := buffer[:end])
             self._tail = self._tail[-TAIL_BYTES:] + part
-            self._ended_choices.update(ended_choices(part))
+            if len(self._tail) < TAIL_BYTES:
+                self._several = self._several or any(each in self._tail for each in OTHER_CHOICES)
+            if self._several:
+                self._ended_choices.update(ended_choices(part))
             del buffer[:end]
-        if len(buffer) > 2 * (FIRST_BYTES + LAST_BYTES):
-            del buffer[FIRST_BYTES : -2 * LAST_BYTES]
+        if len(buffer) > MOST_BYTES:
+            until = len(buffer) - _OVERLAP
+            self._learn(buffer if self.stream else buffer.replace(b"\n", b" "), until)
+            del buffer[FIRST_BYTES:until]
+            self._dropped += until - FIRST_BYTES
+            self._seen = FIRST_BYTES
 
     def _gather(self) -> bytearray:
         """Put what has come to what was left."""
         self._buffer += b"".join(self._fresh)
         self._fresh.clear()
         self._fresh_bytes = 0
+        if self._unsure:
+            self._make_sure()
         return self._buffer
+
+    def _make_sure(self) -> None:
+        """Tell from what came first whether it is a stream: of events, or of lines that are JSON each."""
+        buffer = self._buffer
+        begins = begins_events(bytes(buffer[:FIRST_BYTES]))
+        if begins is None:
+            self._unsure = len(buffer) < FIRST_BYTES
+        elif begins or not buffer.startswith(b"{"):
+            self.stream, self._unsure = begins, False
+        elif (end := buffer.find(b"\n", 0, FIRST_BYTES)) >= 0:
+            self.stream, self._unsure = _is_json(buffer[:end]), False
+        else:
+            self._unsure = len(buffer) < FIRST_BYTES
 
     def _read(self, part: bytearray) -> None:
         """Learn from whole lines of a stream, or from what was kept of an answer that is none."""
         if not self.stream:
-            part = _ends(part.replace(b"\n", b" "))
-        elif _has_a_long_line(part):
-            part = bytearray(b"\n").join(map(_ends, part.split(b"\n")))
+            part = part.replace(b"\n", b" ")
+        self._learn(part, len(part))
         if self.stream:
-            self._output += self.shapes.pieces.count(part)
-        if (at := part.rfind(USAGE)) >= 0:
-            self._usage = self.shapes.usage.last_word(part, USAGE, at, self._usage)
-        if (at := part.rfind(TIMINGS)) >= 0:
-            self._timings = self.shapes.usage.last_word(part, TIMINGS, at, self._timings)
+            if self._dropped or _has_a_long_line(part):
+                part = self._beginnings(part)
+            pieces, text_bytes = self.shapes.pieces.count(part)
+            self._output += pieces
+            self._text_bytes += text_bytes
+        self._seen = self._dropped = 0
+
+    def _learn(self, part: bytearray, until: int) -> None:
+        """Read the usage that is told behind what was read before, and begins before `until`."""
+        since, usage = self._seen, self.shapes.usage
+        if (at := part.rfind(USAGE, since, until + len(USAGE) - 1)) >= 0:
+            self._usage = usage.last_word(part, USAGE, at, self._usage, since)
+        if (at := part.rfind(TIMINGS, since, until + len(TIMINGS) - 1)) >= 0:
+            self._timings = usage.last_word(part, TIMINGS, at, self._timings, since)
+
+    def _beginnings(self, part: bytearray) -> bytearray:
+        """Leave of long lines what they begin with; what else they have is text if they begin with text."""
+        lines = part.split(b"\n")
+        for number, line in enumerate(lines):
+            dropped = 0 if number else self._dropped
+            if dropped or len(line) > FIRST_BYTES + LAST_BYTES:
+                lines[number] = line[:FIRST_BYTES]
+                if self.shapes.pieces.count(lines[number])[0]:
+                    self._text_bytes += dropped + len(line) - FIRST_BYTES
+        return bytearray(b"\n").join(lines)
+
+
+def _is_json(line: bytearray) -> bool:
+    try:
+        orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return False
+    return True
 
 
 def _has_a_long_line(part: bytearray) -> bool:
@@ -220,10 +311,3 @@ def _has_a_long_line(part: bytearray) -> bool:
             return True
         at = end + 1
     return False
-
-
-def _ends(line: bytearray) -> bytearray:
-    """Give both ends of a line that is too long, as two lines: what was between them may be gone already."""
-    if len(line) <= FIRST_BYTES + LAST_BYTES:
-        return line
-    return line[:FIRST_BYTES] + b"\n" + line[-LAST_BYTES:]

@@ -5,6 +5,7 @@ towards the provider and what the gateway says itself. Everything else passes as
 spelling.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -17,6 +18,7 @@ Field = tuple[bytes, bytes]
 
 _OPTIONS: Final = frozenset((b"close", b"keep-alive"))
 _CODINGS: Final = b"accept-encoding"
+_LEGIBLE: Final = re.compile(rb"(?i)(?:(?:^|,)[ \t]*(?:(?:x-)?gzip|deflate|identity)[ \t]*(?:;[^,]*)?)*")
 _LENGTH: Final = b"content-length"
 _REMEMBERED_BYTES: Final = 8 * 1024  # of a head: a connection may be idle for long
 _DIGITS: Final = 20  # as many as llhttp takes for a length: what it counts by must not be unknown here
@@ -80,11 +82,26 @@ def request_head(fields: Sequence[Field], *, replaced: frozenset[bytes] = frozen
     `replaced` are lower-case names of fields that the provider's own configuration sets.
     """
     named, lines, size = _sort(fields, NOT_FORWARDED | replaced if replaced else NOT_FORWARDED)
+    if _CODINGS in named and not _LEGIBLE.fullmatch(named[_CODINGS]):
+        lines = _with_codings_that_can_be_read(lines)
     plain_lines = lines
     if _CODINGS not in replaced:
         plain_lines = [line for line in lines if line[:16].lower() != b"accept-encoding:"]
         plain_lines.append(b"Accept-Encoding: identity\r\n")
     return RequestHead(named, b"".join(lines), b"".join(plain_lines), size)
+
+
+def _with_codings_that_can_be_read(lines: list[bytes]) -> list[bytes]:
+    """Offer no server a coding that could not be looked at."""
+    kept = []
+    for line in lines:
+        name, _, value = line.partition(b":")
+        if name.lower() == _CODINGS:
+            codings = [each.strip() for each in value.split(b",")]
+            codings = [each for each in codings if _LEGIBLE.fullmatch(each)]
+            line = b"%b: %b\r\n" % (name, b", ".join(codings) or b"identity")
+        kept.append(line)
+    return kept
 
 
 class HeadReader:

@@ -53,6 +53,8 @@ class Call(msgspec.Struct):
     output_limit: int | None = None
     keepalive_s: float = 0.0
     """Silence after which its stream gets a comment; 0 if it must not have one."""
+    writes: bool = False
+    """Whether a model writes text in answer to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,7 @@ class CallReader:
         if not self._session_fields.keys().isdisjoint(named):
             session = next(filter(None, map(named.get, self._session_fields)), None)
         thread = thread_of(seen, user=caller.party, session=session)
-        return Call(model, outgoing, thread, entry, prompt_bytes, seen.output_limit, keepalive_s)
+        return Call(model, outgoing, thread, entry, prompt_bytes, seen.output_limit, keepalive_s, writes=True)
 
 
 def _named(model: str, endpoint: Endpoint, body: Body, content_type: bytes) -> tuple[Peek, Body]:

@@ -263,7 +263,7 @@ class Proxy:
         call, client, order = story.call, story.client, story.order
         call.outgoing.body = b""
         head = exchange.head
-        meter = Meter(stream=head.framing is not None, coding=head.coding)
+        meter = Meter(stream=head.framing is not None, coding=head.coding, writes=call.writes)
         if exchange.status < _NO_ANSWER:
             call.entry.meter = meter
         try:
@@ -271,7 +271,7 @@ class Proxy:
             if client.started and not (exchange.status in _CONTENT and client.may_add_to(head)):
                 sink = await fit(provider, exchange, client, meter)
                 if not isinstance(sink, bytes):
-                    meter = call.entry.meter = Meter(stream=True)
+                    meter = call.entry.meter = Meter(stream=True, writes=call.writes)
             own_lines = _own_lines_of(provider, story)
             client.begin(exchange.status, exchange.reason, head, own_lines)
             call.entry.first_byte_at = monotonic()

@@ -6,7 +6,7 @@
 - What is sent, an error or a sign of life, is in the words of the one that the client speaks.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -126,6 +126,13 @@ class Dialect:
     ends: Ends = Ends()
     as_events: Callable[[bytes], bytes | None] = lambda body: None
     """Gives a stream that says the same as a whole answer; None if that is not known."""
+
+    sign: bytes = b""
+    """A header field by which its clients are known where the path does not tell, in lower case."""
+    model: Callable[[Mapping[str, object]], Mapping[str, object]] | None = None
+    """Makes an entry of its list of models out of one of OpenAI's; None if that is its own."""
+    models: Callable[[Sequence[Mapping[str, object]], str], Mapping[str, object]] | None = None
+    """Makes its list of models out of OpenAI's entries, as a query wants it; None if OpenAI's is its own."""
 
     def covers(self, path: str) -> bool:
         """Tell whether a path is at the root or below it."""

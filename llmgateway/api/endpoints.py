@@ -3,6 +3,7 @@
 A path is in the table as clients send it; nothing that is not in it, nor in the config, is forwarded.
 """
 
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field
 from typing import Final
 
@@ -17,6 +18,7 @@ ELSEWHERE: Final = openai.DIALECT
 """Answers where no other dialect does."""
 FRAMINGS: Final = tuple({dialect.stream: None for dialect in DIALECTS})
 
+_SIGNS: Final = {dialect.sign: dialect for dialect in DIALECTS if dialect.sign}
 _LONGEST_ROOT_FIRST: Final = tuple(sorted(DIALECTS, key=lambda dialect: len(dialect.root), reverse=True))
 
 
@@ -35,3 +37,11 @@ ENDPOINTS: Final = tuple(
 def dialect_of(path: str) -> Dialect:
     """Give the dialect that a caller of `path` speaks, also where the path itself is wrong."""
     return next(dialect for dialect in _LONGEST_ROOT_FIRST if dialect.covers(path))
+
+
+def dialect_spoken(path: str, named: Mapping[bytes, bytes]) -> Dialect:
+    """Give the dialect of a path; of one that is no dialect's own, the one that a header field tells."""
+    dialect = dialect_of(path)
+    if dialect is not ELSEWHERE:
+        return dialect
+    return next((each for sign, each in _SIGNS.items() if sign in named), dialect)

@@ -28,6 +28,7 @@ from llmgateway.http.peers import NO_LINK, Link, link_of
 _REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
 _JSON: Final = b"Content-Type: application/json\r\n"
 _EVENT_STREAM: Final = b"Content-Type: %b\r\nCache-Control: no-cache\r\nX-Accel-Buffering: no\r\n"
+_FINAL: Final = (401, 403)  # Claude Code would try these again for minutes if it were not told
 Family = Literal["access-control-", "x-ratelimit-"]
 _FAMILIES: Final[Mapping[Family, re.Pattern[bytes]]] = {
     "access-control-": re.compile(rb"(?mi)^access-control-[^\r\n]*\r\n"),
@@ -378,4 +379,5 @@ def _status_line(status: int, reason: bytes) -> bytes:
 
 def _error_lines(error: GatewayError) -> bytes:
     headers = (("x-gateway-error", error.kind.type), *error.headers)
-    return "".join(f"{name}: {value}\r\n" for name, value in headers).encode()
+    told = "x-should-retry: false\r\n" if error.kind.status in _FINAL else ""
+    return "".join((*(f"{name}: {value}\r\n" for name, value in headers), told)).encode()

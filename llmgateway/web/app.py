@@ -16,7 +16,7 @@ from urllib.parse import unquote
 from weakref import WeakKeyDictionary
 
 from llmgateway.access.keys import Caller
-from llmgateway.api.endpoints import ENDPOINTS, Body, Endpoint, dialect_of
+from llmgateway.api.endpoints import ENDPOINTS, Body, Endpoint, dialect_of, dialect_spoken
 from llmgateway.books.entry import Entry
 from llmgateway.books.ledger import Ledger
 from llmgateway.books.line import log_all
@@ -108,7 +108,10 @@ class App:
     async def handle(self, client: Client) -> None:
         """Answer one request; whatever happens inside, it ends here, and the process goes on."""
         path, route = self._targets.get(client.raw_path) or self._find(client.raw_path)
-        client.dialect = route.endpoint.dialect if isinstance(route, Forward) else dialect_of(path)
+        if isinstance(route, Forward):
+            client.dialect = route.endpoint.dialect
+        else:
+            client.dialect = dialect_spoken(path, client.head.named)
         client.request_id = self._id_of(client.head.named.get(b"x-request-id"))
         request_id.set(client.request_id)
         if self._condition.draining:

@@ -90,13 +90,18 @@ class Pages:
         if not wanted:
             models = sorted(self._fleet.models_for(caller, via).items())
             entries = [self._entry(*found, by_way=bool(via)) for _, found in models]
+            if client.dialect.models is not None:
+                page = client.dialect.models(entries, client.raw_path.partition("?")[2])
+                client.respond(200, orjson.dumps(page))
+                return
             sender = {"via": self._condition.name} if via else {}
             # Codex reads this list of its own, and what it finds there takes the place of all that it knows
             # of a model, its instructions as well: it knows better.
             of_codex: dict[str, list[object]] = {"models": []} if _CODEX_ASKS.search(client.raw_path) else {}
             client.respond(200, orjson.dumps({"object": "list", **sender, "data": entries, **of_codex}))
         elif (found := model_for(self._fleet, caller, wanted, via)) is not None:
-            client.respond(200, orjson.dumps(self._entry(*found)))
+            entry = self._entry(*found)
+            client.respond(200, orjson.dumps(client.dialect.model(entry) if client.dialect.model else entry))
         else:
             raise nobody_serves(wanted, self._fleet, caller, wall=time.time())
 

@@ -301,7 +301,7 @@ def test_an_error_has_the_envelope_of_its_dialect() -> None:
         }
     assert json.loads(anthropic.DIALECT.error_body(BROKE, "id-1")) == {
         "type": "error",
-        "error": {"type": "upstream_error", "message": BROKE.message},
+        "error": {"type": "api_error", "message": BROKE.message},
         "request_id": "id-1",
     }
 

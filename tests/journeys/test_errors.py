@@ -49,6 +49,26 @@ def asking(path: str, body: Any = None, key: str | None = KEY, *headers: str) ->
     return request("POST", path, *headers, body=body, key=key)
 
 
+def anthropic_type(status: int) -> str:
+    """What Anthropic calls an error of this status."""
+    types = {
+        400: "invalid_request_error",
+        401: "authentication_error",
+        403: "permission_error",
+        404: "not_found_error",
+        405: "invalid_request_error",
+        408: "timeout_error",
+        410: "invalid_request_error",
+        413: "request_too_large",
+        429: "rate_limit_error",
+        500: "api_error",
+        502: "api_error",
+        503: "overloaded_error",
+        508: "api_error",
+    }
+    return types[status]
+
+
 def refusal(
     response: Response, status: int, type_: str, path: str = OPENAI, *, malformed: bool = False
 ) -> str:
@@ -60,12 +80,13 @@ def refusal(
     assert said == (status, type_, Ending.COMPLETE), (said, bytes(response.body))
     assert response.header("content-type") == "application/json"
     assert response.framing == "length"
+    assert response.header("x-should-retry") == ("false" if status in (401, 403) else None)
     request_id = response.header("x-request-id")
     assert request_id or malformed
     found: dict[str, Any] = response.json["error"]
     if path.startswith(ANTHROPIC):
         assert response.json == {"type": "error", "error": found, "request_id": request_id}
-        assert found == {"type": type_, "message": found["message"]}
+        assert found == {"type": anthropic_type(status), "message": found["message"]}
     else:
         assert response.json == {"error": found}
         assert found == {"message": found["message"], "type": type_, "param": None, "code": type_}
@@ -265,7 +286,7 @@ async def test_an_unexpected_exception_in_a_stream_is_its_last_event(
         response = await ask(gateway.port, asking(path, {"model": "m", "stream": True}))
     assert (response.status, response.ending) == (200, Ending.COMPLETE)
     assert response.events[:2] == [1, 2]
-    assert response.events[2]["error"]["type"] == "internal_error"
+    assert response.events[2]["error"]["type"] == ("api_error" if path == ANTHROPIC else "internal_error")
     assert tracebacks(caplog) == [Bug]
 
 

@@ -414,7 +414,7 @@ async def test_on_messages_the_refusal_has_anthropics_shape(
     response = await ask(gateway.port, message)
     assert (response.status, response.header("x-gateway-error")) == (429, "rate_limited")
     assert response.json["type"] == "error"
-    assert response.json["error"]["type"] == "rate_limited"
+    assert response.json["error"]["type"] == "rate_limit_error"
     assert response.json["request_id"] == response.header("x-request-id")
     assert int(response.header("retry-after") or 0) > 0
     assert limits_in(response)["remaining-requests"] == "0"

@@ -368,7 +368,7 @@ async def test_on_messages_a_break_is_told_in_anthropics_shape(
     told = bytes(response.body).removeprefix(sent + b"\n\nevent: error\ndata: ")
     error = json.loads(told)
     assert told.endswith(b"}\n\n") and told.count(b"\n") == 2
-    assert (error["type"], error["error"]["type"]) == ("error", "upstream_error")
+    assert (error["type"], error["error"]["type"]) == ("error", "api_error")
     assert "rig" in error["error"]["message"]
     assert error["request_id"] == response.header("x-request-id")
     assert response.ending is Ending.COMPLETE

@@ -321,7 +321,9 @@ class Proxy:
         if (error := meter.error()) is not None:
             call.entry.outcome = UPSTREAM_ERROR.type
             brief = "told an error in its stream"
-            raise ProviderErrored(provider.name, f"{brief}: {quote(error, provider.secrets)}", brief)
+            failure = ProviderErrored(provider.name, f"{brief}: {quote(error, provider.secrets)}", brief)
+            call.entry.why = failure.noted
+            raise failure
 
     # -- what did not bring an answer
 

@@ -20,7 +20,7 @@ from tests.fake_provider import FakeProvider
 from tests.journey import KEY
 from tests.journeys.test_errors import ask, refusal
 from tests.raw_client import RawClient, Response, chat, request
-from tests.script import error, head, play, sse, wait, word
+from tests.script import done, error, event, head, play, sse, wait, word
 from tests.web.visit import BOB, FROM_PAGE, HOUSE, cookie_of, snapshot, with_cookie
 
 SECRET = "the cat sleeps on the router"
@@ -153,6 +153,16 @@ async def test_what_failed_says_why_without_quoting_what_a_server_said_to_a_prom
     assert line["why"] == "Provider 'rig' answered 500."
     refusal(await ask(gateway.port, ask_for("nobody-has-it", key=KEY)), 404, "no_provider")
     assert "nobody-has-it" in (await last_of(gateway))["why"]
+
+
+async def test_an_error_inside_a_stream_says_that_it_was_one(
+    provider: FakeProvider, gateway_for: GatewayFor
+) -> None:
+    provider.script = play(sse(), word("Hel"), event({"error": {"message": SECRET}}), done())
+    gateway = await gateway_for(provider, users=HOUSE)
+    await ask(gateway.port, chat(stream=True))
+    line = await last_of(gateway)
+    assert (line["outcome"], line["why"]) == ("upstream_error", "Provider 'rig' told an error in its stream.")
 
 
 # The log.

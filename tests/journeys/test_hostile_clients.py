@@ -21,7 +21,7 @@ from llmgateway.service.gateway import Gateway
 from tests.conftest import GatewayFor
 from tests.fake_provider import FakeProvider
 from tests.journey import KEY
-from tests.journeys.test_errors import OPENAI, ask, refusal
+from tests.journeys.test_errors import OPENAI, anthropic_type, ask, refusal
 from tests.raw_client import chat, request
 
 LIMIT_S = 10.0
@@ -115,7 +115,10 @@ def judge(message: bytes, heard: bytes) -> list[int]:
             continue
         ours = headers.get(b"x-gateway-error")
         assert status < 500, (message, heard)
-        assert ours is None or (b'"type":"' + ours + b'"') in body, heard
+        if ours is not None:
+            of_anthropic = body.startswith(b'{"type":"error"')
+            told = anthropic_type(status).encode() if of_anthropic else ours
+            assert b'"type":"' + told + b'"' in body, heard
         assert ours or headers.get(b"x-gateway-provider") == b"rig" or status == 200, (message, heard)
     return answers.statuses
 

@@ -25,6 +25,7 @@ _OBJECT: Final = re.compile(rb" *+: *+(\{(?:[^{}\n]++|\{(?:[^{}\n]++|\{[^{}\n]*+
 OBJECT_BYTES: Final = 2048
 _TYPE_BYTES: Final = 4 * 1024  # of an event in which its type is looked for
 _TEXT: Final = rb'([^"\n]++)'  # up to a quote in it: a pattern that knows better costs more
+_SOME_TEXT: Final = rb'[^"\n]'
 _ESCAPE_BYTES: Final = 3  # what `\u1234` takes more than most of what it stands for
 LONG_PIECE_BYTES: Final = 7
 """Pieces of more text than that, by their mean, hold more than a token each."""
@@ -32,31 +33,50 @@ _NUMBER: Final = rb"0|[1-9]\d{0,8}"
 _MOST_TOKENS: Final = 1_000_000_000  # more is no count, but an attempt at somebody's limits
 
 
-class Pieces:
-    """Knows the events of a stream that carry a piece of output."""
+class _Patterns:
+    """Finds pieces of output, and of each what `text` finds."""
 
     __slots__ = ("_lists", "_objects")
 
-    def __init__(self, pieces: Sequence[Piece]) -> None:
+    def __init__(self, pieces: Sequence[Piece], text: bytes) -> None:
         keys = _distinct(piece.key for piece in pieces if not piece.listed)
         self._objects = tuple(
-            _object_with([piece for piece in pieces if piece.key == key and not piece.listed]) for key in keys
+            _object_with([piece for piece in pieces if piece.key == key and not piece.listed], text)
+            for key in keys
         )
         self._lists = tuple(
-            (b'"%b"' % text.encode(), _list_with(piece.key, text))
+            (b'"%b"' % inside.encode(), _list_with(piece.key, inside, text))
             for piece in dict.fromkeys(pieces)
             if piece.listed
-            for text in piece.inside
+            for inside in piece.inside
         )
 
-    def count(self, part: bytearray) -> tuple[int, int]:
-        """Count them in whole lines, and the bytes of their text."""
+    def find(self, part: bytearray) -> list[bytes]:
         found: list[bytes] = []
         for pattern in self._objects:
             found += pattern.findall(part)
         for key, pattern in self._lists:
             if part.rfind(key) >= 0:
                 found += pattern.findall(part)
+        return found
+
+
+class Pieces:
+    """Knows the events of a stream that carry a piece of output."""
+
+    __slots__ = ("_places", "_texts")
+
+    def __init__(self, pieces: Sequence[Piece]) -> None:
+        self._places = _Patterns(pieces, _SOME_TEXT)
+        self._texts = _Patterns(pieces, _TEXT)
+
+    def count(self, part: bytearray) -> int:
+        """Count them in whole lines."""
+        return len(self._places.find(part))
+
+    def measure(self, part: bytearray) -> tuple[int, int]:
+        """Count them, and the bytes of their text, which takes longer."""
+        found = self._texts.find(part)
         text = b"".join(found)
         text_bytes = len(text)
         if text_bytes > LONG_PIECE_BYTES * len(found):  # else it does not matter
@@ -64,7 +84,7 @@ class Pieces:
         return len(found), text_bytes
 
 
-def _object_with(pieces: Sequence[Piece]) -> re.Pattern[bytes]:
+def _object_with(pieces: Sequence[Piece], what: bytes) -> re.Pattern[bytes]:
     """Give the pattern of text, or of an object with text, behind the key that some pieces share.
 
     That the key comes without its first quote, and the plainest shapes on a line of their own, halves the
@@ -80,11 +100,11 @@ def _object_with(pieces: Sequence[Piece]) -> re.Pattern[bytes]:
         shapes += [rb' *+: *+"']
     if inside:
         shapes += [rb' *+: *+\{[^{}\n]*?(?:\{[^{}\n]*?){0,3}?"(?:%b)" *+: *+"' % text]
-    return re.compile(rb'%b"(?:%b)%b' % (pieces[0].key.encode(), b"|".join(shapes), _TEXT))
+    return re.compile(rb'%b"(?:%b)%b' % (pieces[0].key.encode(), b"|".join(shapes), what))
 
 
-def _list_with(key: str, text: str) -> re.Pattern[bytes]:
-    return re.compile(rb'"%b" *+: *+\[ *+\{[^{}\n]*?"%b" *+: *+"%b' % (key.encode(), text.encode(), _TEXT))
+def _list_with(key: str, text: str, what: bytes) -> re.Pattern[bytes]:
+    return re.compile(rb'"%b" *+: *+\[ *+\{[^{}\n]*?"%b" *+: *+"%b' % (key.encode(), text.encode(), what))
 
 
 class Usage:

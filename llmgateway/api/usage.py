@@ -30,6 +30,7 @@ from llmgateway.api.output import bytes_of_output, tokens_of
 from llmgateway.api.shapes import LONG_PIECE_BYTES, OBJECT_BYTES, SHAPES, TIMED, TIMINGS, USAGE, Shapes
 
 FIRST_BYTES: Final = 4 * 1024
+SAMPLE_BYTES: Final = 4 * 1024
 LAST_BYTES: Final = 16 * 1024
 MOST_BYTES: Final = 2 * (FIRST_BYTES + LAST_BYTES)
 _OVERLAP: Final = OBJECT_BYTES + 64
@@ -79,8 +80,12 @@ class Meter:
     """How much memory that takes."""
     _buffer: bytearray = field(default_factory=bytearray)
     _output: int = 0
-    _text_bytes: int = 0
-    """Of the pieces of output."""
+    _sampled: int = 0
+    """How much of the stream was looked at for how much text its pieces hold."""
+    _sample: tuple[int, int] = (0, 0)
+    """The pieces of output in that, and the bytes of their text."""
+    _long_bytes: int = 0
+    """Of text in long lines, beyond their beginnings."""
     _dropped: int = 0
     """How much of the line in the buffer was read, and let go; 0 if all of it is there."""
     _seen: int = 0
@@ -122,8 +127,12 @@ class Meter:
 
     def _pieces_written(self) -> int:
         """Give the output by its pieces, or by their bytes where they hold more than a token each."""
-        if self.writes and self._text_bytes > LONG_PIECE_BYTES * self._output:
-            return max(self._output, tokens_of(self._text_bytes))
+        pieces, text_bytes = self._sample
+        if not self.writes or not pieces:
+            return self._output
+        all_bytes = text_bytes * self._output // pieces + self._long_bytes
+        if all_bytes > LONG_PIECE_BYTES * self._output:
+            return max(self._output, tokens_of(all_bytes))
         return self._output
 
     def _estimate(self, rest: bytes) -> int:
@@ -269,10 +278,19 @@ class Meter:
         if self.stream:
             if self._dropped or _has_a_long_line(part):
                 part = self._beginnings(part)
-            pieces, text_bytes = self.shapes.pieces.count(part)
-            self._output += pieces
-            self._text_bytes += text_bytes
+            self._output += self.shapes.pieces.count(part)
+            if self._sampled < SAMPLE_BYTES:
+                self._take_sample(part)
         self._seen = self._dropped = 0
+
+    def _take_sample(self, part: bytearray) -> None:
+        """Look at how much text the first pieces hold: to do so for all would take half as long again.
+
+        Of lines that are cut into parts in another way the sample is the same.
+        """
+        pieces, text_bytes = self.shapes.pieces.measure(part[: SAMPLE_BYTES - self._sampled])
+        self._sample = self._sample[0] + pieces, self._sample[1] + text_bytes
+        self._sampled += len(part)
 
     def _learn(self, part: bytearray, until: int) -> None:
         """Read the usage that is told behind what was read before, and begins before `until`."""
@@ -289,8 +307,8 @@ class Meter:
             dropped = 0 if number else self._dropped
             if dropped or len(line) > FIRST_BYTES + LAST_BYTES:
                 lines[number] = line[:FIRST_BYTES]
-                if self.shapes.pieces.count(lines[number])[0]:
-                    self._text_bytes += dropped + len(line) - FIRST_BYTES
+                if self.shapes.pieces.count(lines[number]):
+                    self._long_bytes += dropped + len(line) - FIRST_BYTES
         return bytearray(b"\n").join(lines)
 
 

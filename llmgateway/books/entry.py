@@ -41,6 +41,8 @@ class Entry:
     tokens: Tokens | None = None
     """What it has cost; None before it is reckoned."""
     prompt_estimate: int = 0
+    output_estimate: int = 0
+    """What has been written of an answer of which nothing has come."""
     bytes_in: int = 0
     bytes_out: int = 0
     address: str = ""
@@ -63,13 +65,14 @@ class Entry:
     def reckon(self) -> Tokens | None:
         """Give what it has cost, once it is over; None if no provider has worked on it.
 
-        One that was cut off before its first byte has had its prompt read, as far as anybody knows.
+        One that was cut off before its first byte has had its prompt read, as far as anybody knows, and what
+        is not streamed has been worked on until then.
         """
         if self.tokens is None:
             if self.meter is not None:
                 self.tokens = self.meter.tokens(self.prompt_estimate)
             elif self.sent_at is not None:
-                self.tokens = Tokens(self.prompt_estimate, estimated=True)
+                self.tokens = Tokens(self.prompt_estimate, self.output_estimate, estimated=True)
         return self.tokens
 
     def sent(self, provider: str, now: float) -> None:

@@ -34,6 +34,31 @@ class OutputSize:
         return usual if limit is None else min(usual, limit)
 
 
+class Speed:
+    """Learns how many tokens a second a provider writes of each model, from what it was sent to its answer.
+
+    It is for answers that come in one piece: of one that nobody waited for, only the time is known.
+    """
+
+    def __init__(self) -> None:
+        self._usual: dict[tuple[str, str], float] = {}
+
+    def learn(self, provider: str, model: str, completion_tokens: int, seconds: float) -> None:
+        """Note how long an answer took."""
+        if completion_tokens <= 0 or seconds <= 0.0:
+            return
+        speed, known = completion_tokens / seconds, (provider, model)
+        usual = self._usual.pop(known, speed)
+        while len(self._usual) >= _REMEMBERED_MODELS:
+            del self._usual[next(iter(self._usual))]
+        self._usual[known] = usual + _LEARNING * (speed - usual)
+
+    def estimate(self, provider: str, model: str, seconds: float, limit: int | None) -> int:
+        """Guess what a provider has written in some seconds; 0 where nothing is known of it."""
+        written = int(self._usual.get((provider, model), 0.0) * seconds)
+        return written if limit is None else min(written, limit)
+
+
 class PromptSize:
     """Learns how many prompt tokens a request has, from its size, for each model.
 

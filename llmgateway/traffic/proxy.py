@@ -5,15 +5,12 @@ there, so whatever fails before that can be tried on another candidate.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Final
 
-import msgspec
-
 from llmgateway.access.keys import Caller
-from llmgateway.access.limits import Limits
+from llmgateway.access.limits import Admission, Limits
 from llmgateway.api.usage import Meter
 from llmgateway.books.metrics import Metrics
 from llmgateway.errors import (
@@ -33,9 +30,8 @@ from llmgateway.fleet.fleet import Provider
 from llmgateway.fleet.health import Watch
 from llmgateway.fleet.redirects import is_redirect
 from llmgateway.fleet.upstream import Upstream
-from llmgateway.http.client import Client, Heartbeat
+from llmgateway.http.client import Client
 from llmgateway.http.exchange import Exchange, Sink
-from llmgateway.http.headers import AnswerHead
 from llmgateway.http.via import is_loop
 from llmgateway.log import Events
 from llmgateway.servers.kind import quote
@@ -49,11 +45,12 @@ from llmgateway.traffic.answers import (
     too_late,
 )
 from llmgateway.traffic.call import Call
-from llmgateway.traffic.estimate import OutputSize, PromptSize
+from llmgateway.traffic.estimate import OutputSize, PromptSize, Speed
 from llmgateway.traffic.fairness import cost
 from llmgateway.traffic.late import Unpacked, fit
-from llmgateway.traffic.line import Line, NoCandidate, Order, Overloaded
+from llmgateway.traffic.line import NoCandidate, Order, Overloaded
 from llmgateway.traffic.slots import Slots
+from llmgateway.traffic.story import Held, Story
 
 events = Events("proxy")
 
@@ -65,33 +62,6 @@ _CONTENT: Final = (200, 201, 202, 203)
 _NO_ANSWER: Final = 300  # from here on a status says that no model has worked
 _QUOTED_S: Final = 2.0
 _HELD_BYTES: Final = 1 << 20
-_UNLIMITED: Final = nullcontext()
-_SILENT: Final = nullcontext()
-
-
-class Held(msgspec.Struct, frozen=True):
-    """A whole 404, 429 or 501, kept while other candidates are asked."""
-
-    provider: Provider
-    status: int
-    reason: bytes
-    head: AnswerHead
-    body: bytes
-    own_lines: bytes
-
-
-class Story(msgspec.Struct):
-    """One request's way from candidate to candidate."""
-
-    call: Call
-    client: Client
-    order: Order
-    failures: list[ProviderFailed] = msgspec.field(default_factory=list)
-    held: Held | None = None
-
-    def warms_at_best(self) -> bool:
-        """Tell whether there is no better answer yet than that a model is loading."""
-        return self.held is None and all(isinstance(failure, ProviderWarming) for failure in self.failures)
 
 
 class Proxy:
@@ -117,21 +87,15 @@ class Proxy:
         self._now = clock
         self._prompts = PromptSize()
         self._outputs = OutputSize()
+        self._speeds = Speed()
 
     async def forward(self, call: Call, caller: Caller, client: Client) -> None:
         """Carry one call to a provider and its answer back, byte for byte. Raises GatewayError.
 
         An error raised after the client has been sent bytes is to be told as the end of the stream.
         """
-        model = self._slots.permitted_name(caller, call.model)
-        expected = self._expected(call)
-        self._budget.deposit(self._now())
-        with (
-            self._admitted(call, caller, client) if caller.limited else _UNLIMITED,
-            self._slots.order(caller, model, call.thread, expected, call.entry.id) as order,
-            _Heart(call, client, order, self._slots.line) if call.keepalive_s else _SILENT,
-        ):
-            story = Story(call, client, order)
+        with self._begin(call, caller, client) as story:
+            order = story.order
             while not order.tried or (self._slots.hopeful(order) and self._budget.take(self._now())):
                 try:
                     async with order.lease() as provider:
@@ -145,45 +109,57 @@ class Proxy:
                     if story.warms_at_best():
                         raise
                     break
-                finally:
-                    call.entry.queue_s, call.entry.affinity = order.waited_s, order.affinity
             self._conclude(story)
+
+    def _begin(self, call: Call, caller: Caller, client: Client) -> Story:
+        """Admit a call, and let it take part. Raises GatewayError (403, 429)."""
+        model = self._slots.permitted_name(caller, call.model)
+        prompt = self._prompts.estimate(call.model, call.prompt_bytes) if call.prompt_bytes else 0
+        call.entry.prompt_estimate = prompt
+        expected = cost(prompt, self._outputs.estimate(call.model, call.output_limit))
+        admission = self._admit(caller, client) if caller.limited else None
+        self._budget.deposit(self._now())
+        order = self._slots.order(caller, model, call.thread, expected, call.entry.id)
+        story = Story(call, client, order, admission)
+        if call.keepalive_s:
+            story.keep_alive(self._slots.line)
+        return story
 
     # -- what it costs
 
-    def _expected(self, call: Call) -> float:
-        """Guess what a call will cost, in virtual tokens."""
-        prompt = self._prompts.estimate(call.model, call.prompt_bytes) if call.prompt_bytes else 0
-        call.entry.prompt_estimate = prompt
-        return cost(prompt, self._outputs.estimate(call.model, call.output_limit))
-
-    @contextmanager
-    def _admitted(self, call: Call, caller: Caller, client: Client) -> Iterator[None]:
-        """Hold a call to the limits of its caller, and charge it to them. Raises GatewayError (429)."""
-        with self._limits.admit(
+    def _admit(self, caller: Caller, client: Client) -> Admission:
+        """Hold a call to the limits of its caller. Raises GatewayError (429)."""
+        admission = self._limits.admit(
             caller.user,
             caller.limits,
             caller.key_id,
             caller.key_limits,
             key_name=caller.key_name,
             person=caller.person,
-        ) as admission:
-            client.tell(admission.headers(), instead_of="x-ratelimit-")
-            try:
-                yield
-            finally:
-                if (tokens := call.entry.reckon()) is not None:
-                    admission.charge(tokens.prompt + tokens.completion)
+        )
+        client.tell(admission.headers(), instead_of="x-ratelimit-")
+        return admission
 
     def _price(self, call: Call, order: Order) -> None:
         """Let an answer that has ended cost what it has turned out to cost, and learn from it."""
-        if (tokens := call.entry.reckon()) is None:
+        entry = call.entry
+        if (tokens := entry.reckon()) is None:
             return
         self._slots.correct(order, tokens)
         if not tokens.estimated:
             self._outputs.learn(call.model, tokens.completion)
+            if not entry.streams and entry.sent_at is not None:
+                self._speeds.learn(entry.provider, call.model, tokens.completion, monotonic() - entry.sent_at)
             if call.prompt_bytes:
                 self._prompts.learn(call.model, call.prompt_bytes, tokens.prompt)
+
+    def _guess_output(self, provider: Provider, call: Call) -> None:
+        """Say what an answer has cost that nobody waits for any more: to leave is no way round limits."""
+        entry = call.entry
+        if call.prompt_bytes and entry.sent_at is not None:
+            for_s = monotonic() - entry.sent_at
+            guess = self._speeds.estimate(provider.name, call.model, for_s, call.output_limit)
+            entry.output_estimate = guess
 
     def _take_nothing_for(self, story: Story) -> None:
         """Let an attempt that brought no answer cost nothing, also if the client leaves now."""
@@ -212,6 +188,10 @@ class Proxy:
                     self._give_up_on(provider, f"status_{status}", story)
                     return False
                 await self._relay(provider, exchange, story)
+        except asyncio.CancelledError:
+            if not call.entry.streams and call.entry.meter is None:
+                self._guess_output(provider, call)
+            raise
         except ProviderFailed as failure:
             self._learn(provider, failure, story)
             if client.answered:
@@ -364,25 +344,6 @@ class Proxy:
         if story.call.model:
             return self._slots.nobody_serves(story.order)
         return no_provider_with(story.call.outgoing.path)
-
-
-class _Heart:
-    """Keeps a stream from being silent for too long, from the request to the end of the answer."""
-
-    def __init__(self, call: Call, client: Client, order: Order, line: Line) -> None:
-        self._order = order
-        self._line = line
-        self._heartbeat = Heartbeat(client, call.keepalive_s, self._words)
-
-    def _words(self) -> str:
-        position = self._line.position(self._order)
-        return f"waiting, position {position} in the queue" if position else "waiting for the model"
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        self._heartbeat.stop()
 
 
 def _own_lines_of(provider: Provider, story: Story) -> bytes:

@@ -82,7 +82,7 @@ def add_up(lines: Iterable[Line], by: Sequence[str] | None = None) -> Usage:
 def _without_nobody(usage: Usage, column: str) -> Usage:
     """Leave out a column in which nobody is named."""
     at = usage.by.index(column)
-    if any(group[at] != NOBODY for group, _ in usage.groups):
+    if any(group[at] not in (NOBODY, OTHERS) for group, _ in usage.groups):
         return usage
     groups = tuple(((*group[:at], *group[at + 1 :]), sums) for group, sums in usage.groups)
     return Usage((*usage.by[:at], *usage.by[at + 1 :]), groups, usage.total)

@@ -58,7 +58,9 @@ def test_the_columns_are_the_allowed_ones() -> None:
 
 @pytest.mark.parametrize("by", [["colour"], ["user", "time"], ["\x1b[31m"], []])
 def test_a_column_that_is_not_there_is_refused_in_words(by: list[str]) -> None:
-    with pytest.raises(ValueError, match="user, key, model, provider, endpoint, day, outcome") as caught:
+    with pytest.raises(
+        ValueError, match="user, person, key, model, provider, endpoint, day, outcome"
+    ) as caught:
         add_up([], by=by)
     assert str(caught.value).isprintable()
 

@@ -22,6 +22,7 @@ from tests.raw_client import Ending, RawClient, Response, chat, request
 from tests.script import (
     answer,
     chunk,
+    completion,
     cut,
     done,
     end,
@@ -443,6 +444,21 @@ async def test_a_client_that_leaves_before_the_first_byte_has_used_its_prompt(
     assert cost(line) == (line["prompt_tokens"], 0, 0, 0, True)
     assert line["prompt_tokens"] > 0
     assert line["first_byte_ms"] is None
+
+
+async def test_a_client_that_leaves_what_is_not_streamed_pays_by_the_usual_speed_of_the_server(
+    gateway_for: GatewayFor, provider: FakeProvider
+) -> None:
+    provider.once(completion(completion_tokens=50_000), stall())
+    gateway = await gateway_for(provider)
+    assert (await ask(gateway.port)).status == 200
+    await provider.next_call()
+    async with RawClient(gateway.port) as client:
+        await client.send(chat())
+        await provider.next_call()
+    line = await booked(gateway, 2)
+    assert ending(line) == (499, "client_gone", "rig", 1)
+    assert line["estimated"] and line["completion_tokens"] > 0
 
 
 async def test_a_client_that_leaves_the_queue_has_used_nothing(

@@ -10,6 +10,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from starlette_context import context
+from starlette_context.middleware import RawContextMiddleware
+from starlette_context.plugins import RequestIdPlugin
 
 from tests.conftest import GatewayFor
 from tests.fake_provider import FakeProvider
@@ -70,27 +78,20 @@ async def test_any_other_id_of_a_client_is_its_own_and_the_provider_gets_one_of_
 @asynccontextmanager
 async def llama_cpp_python() -> AsyncIterator[int]:
     """The part of its server that looks at ids: uvicorn with starlette-context; its port."""
-    uvicorn = pytest.importorskip("uvicorn")
-    context = pytest.importorskip("starlette_context")
-    plugins = pytest.importorskip("starlette_context.plugins")
-    middleware = pytest.importorskip("starlette_context.middleware")
-    applications = pytest.importorskip("starlette.applications")
-    responses = pytest.importorskip("starlette.responses")
-    routing = pytest.importorskip("starlette.routing")
 
-    async def models(_: object) -> object:
-        return responses.JSONResponse({"object": "list", "data": [{"id": "m"}]})
+    async def models(_: Request) -> JSONResponse:
+        return JSONResponse({"object": "list", "data": [{"id": "m"}]})
 
-    async def chat(_: object) -> object:
-        return responses.JSONResponse({"seen": context.context["X-Request-ID"]})
+    async def chat(_: Request) -> JSONResponse:
+        return JSONResponse({"seen": context["X-Request-ID"]})
 
-    app = applications.Starlette(
+    app = Starlette(
         routes=[
-            routing.Route("/v1/models", models),
-            routing.Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/models", models),
+            Route("/v1/chat/completions", chat, methods=["POST"]),
         ]
     )
-    app.add_middleware(middleware.RawContextMiddleware, plugins=(plugins.RequestIdPlugin(),))
+    app.add_middleware(RawContextMiddleware, plugins=(RequestIdPlugin(),))
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", loop="asyncio", lifespan="off"))
     thread = threading.Thread(target=server.run, args=([listener],))

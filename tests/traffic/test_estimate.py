@@ -1,4 +1,4 @@
-"""How many tokens a prompt has, guessed from its size."""
+"""How many tokens a prompt has, guessed from its size, and an answer, from its time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmgateway.traffic.estimate import PromptSize
+from llmgateway.traffic.estimate import _REMEMBERED_MODELS, PromptSize, Speed
 
 
 def within_10_percent(guess: float, truth: float) -> bool:
@@ -99,3 +99,25 @@ def test_an_estimate_is_always_a_sane_number(learnt: list[tuple[int, int]], size
     for pair in learnt:
         sizes.learn("m", *pair)
     assert 0 <= sizes.estimate("m", size) <= 100_000
+
+
+# --- speed -------------------------------------------------------------------------------------------
+
+
+def test_what_nobody_waits_for_is_taken_to_come_at_the_usual_speed() -> None:
+    speed = Speed()
+    assert speed.estimate("rig", "m", 60.0, None) == 0
+    for _ in range(20):
+        speed.learn("rig", "m", 100, 2.0)
+    assert speed.estimate("rig", "m", 3.0, None) == 150
+    assert speed.estimate("rig", "m", 3.0, 40) == 40
+    assert speed.estimate("rig", "n", 3.0, None) == speed.estimate("den", "m", 3.0, None) == 0
+
+
+def test_of_how_many_models_a_speed_is_remembered_is_bounded() -> None:
+    speed = Speed()
+    for number in range(_REMEMBERED_MODELS + 200):
+        speed.learn("rig", f"m{number}", 1, 1.0)
+        speed.learn("rig", "odd", 0, 1.0)
+        speed.learn("rig", "odd", 1, 0.0)
+    assert len(speed._usual) <= _REMEMBERED_MODELS

@@ -265,7 +265,8 @@ class Proxy:
                 await self._pour(provider, exchange, sink, story, meter)
             if isinstance(sink, Unpacked):
                 sink.check()
-            self._look_for_an_error(provider, meter, call)
+            if meter.stream:
+                self._look_for_an_error(provider, meter, call)
         finally:
             self._price(call, order)
 

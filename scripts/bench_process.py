@@ -66,11 +66,13 @@ class Running:
 
 
 def cpu_s(process: psutil.Process) -> float:
-    """CPU time of a process: to the nanosecond from Linux' scheduler, elsewhere as good as psutil has it."""
+    """CPU time of a process: to the nanosecond from Linux' clock of it, elsewhere as good as psutil has it.
+
+    That clock counts threads that have ended as well, so it never goes back.
+    """
     try:
-        tasks = list(Path(f"/proc/{process.pid}/task").iterdir())
-        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
-    except (OSError, IndexError):  # there is no /proc here, or the process has ended
+        return time.clock_gettime(~process.pid << 3 | 2)  # clock_getcpuclockid(3) makes its ids like this
+    except OSError:  # another system, or the process has ended
         times = process.cpu_times()
         return float(times.user + times.system)
 

@@ -57,8 +57,8 @@ def test_direct_the_gateway_and_plain_aiohttp_are_measured_in_one_run() -> None:
     table = rows(finished.stdout)
     assert [cells[0] for cells in table] == ["direct", "gateway", "plain-aiohttp"] * 2
     assert [cells[1].endswith("(1.00)") for cells in table] == [False, True, False] * 2
-    for cell in [cell for cells in table for cell in cells[1:]]:
-        float(cell.split()[0].replace(",", ""))  # how much it is, a busy machine may get wrong
+    numbers = [float(cell.split()[0].replace(",", "")) for cells in table for cell in cells[1:]]
+    assert min(numbers) > 0
 
 
 def test_a_peer_that_fails_is_left_out_with_a_word(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from llmgateway.api.usage import Tokens
 from llmgateway.config.load import build
 from llmgateway.config.settings import Config, QueueConfig
 from llmgateway.errors import GatewayError
-from llmgateway.fleet.fleet import Fleet, Probe, Provider, State
+from llmgateway.fleet.fleet import Fleet
+from llmgateway.fleet.provider import Probe, Provider, State
 from llmgateway.servers.models import Model
 from llmgateway.traffic.affinity import Affinity, Thread
 from llmgateway.traffic.estimate import OutputSize

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from llmgateway.config.settings import NO_LIMITS, KeyConfig, LimitsConfig, UserConfig
+from llmgateway.config.users import NO_LIMITS, KeyConfig, LimitsConfig, UserConfig
 from llmgateway.errors import INVALID_API_KEY, MODEL_NOT_ALLOWED, GatewayError
 
 _RANDOM_BYTES: Final = 32

@@ -20,7 +20,7 @@ from limits.limits import RateLimitItemPerSecond
 from limits.strategies import FixedWindowRateLimiter, MovingWindowRateLimiter
 
 from llmgateway.access.counters import Counters, SteadyClock
-from llmgateway.config.settings import LimitsConfig
+from llmgateway.config.users import LimitsConfig
 from llmgateway.errors import RATE_LIMITED, GatewayError
 
 PARALLEL_RETRY_S: Final = 1.0  # nobody knows when a request will end

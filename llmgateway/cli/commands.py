@@ -17,7 +17,7 @@ from llmgateway.cli import terminal, usage
 from llmgateway.config.load import Loaded, load, schema
 from llmgateway.config.settings import Config
 from llmgateway.config.tree import ConfigError
-from llmgateway.fleet.fleet import Probe, State
+from llmgateway.fleet.provider import Probe, State
 from llmgateway.fleet.search import find_servers, look_at_all
 
 

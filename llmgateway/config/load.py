@@ -15,10 +15,11 @@ from typing import Any, Final, get_args, get_origin
 
 from pydantic import ValidationError
 
-from llmgateway.config import files, references, values
+from llmgateway.config import doubts, files, references, values
 from llmgateway.config.fields import Section
+from llmgateway.config.providers import ProviderConfig
 from llmgateway.config.references import KEY, Finding, Steps
-from llmgateway.config.settings import Config, KeyConfig, KeyEntry, ProviderConfig, TlsConfig
+from llmgateway.config.settings import Config, TlsConfig
 from llmgateway.config.source import MAX_BYTES, Document, read
 from llmgateway.config.tree import (
     ConfigError,
@@ -34,6 +35,7 @@ from llmgateway.config.tree import (
     joined,
     quoted,
 )
+from llmgateway.config.users import KeyConfig, KeyEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +85,8 @@ def _loaded(document: Document, file: str, findings: Iterable[Finding] = (), *, 
     if root is None:
         raise ConfigError(document.problems)
     config = _config(root, document, file, findings)
-    doubts = references.doubts(config, root, now=now)
-    return Loaded(config, in_order(_problem(file, root, path, message) for path, message in doubts))
+    found = doubts.doubts(config, root, now=now)
+    return Loaded(config, in_order(_problem(file, root, path, message) for path, message in found))
 
 
 def build(tree: Mapping[str, Any]) -> Config:

@@ -10,7 +10,8 @@ import time
 
 from llmgateway.access.keys import Caller
 from llmgateway.errors import NO_PROVIDER, ErrorKind, GatewayError, no_provider
-from llmgateway.fleet.fleet import Fleet, Provider
+from llmgateway.fleet.fleet import Fleet
+from llmgateway.fleet.provider import Provider
 
 
 def nobody_serves(model: str, fleet: Fleet, caller: Caller, *, wall: float) -> GatewayError:

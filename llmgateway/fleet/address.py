@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from llmgateway.api.endpoints import Body
-from llmgateway.config.settings import ProviderConfig
+from llmgateway.config.providers import ProviderConfig
 from llmgateway.http.headers import Field, request_head
 
 

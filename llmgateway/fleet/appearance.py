@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from llmgateway.fleet.breaker import Breaker
-from llmgateway.fleet.fleet import Provider, State
+from llmgateway.fleet.provider import Provider, State
 
 TAKEN_OUT: Final = "taken_out"
 STATES: Final = (*(state.value for state in State), TAKEN_OUT)

@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 from llmgateway.errors import ProviderTimedOut, ProviderUnreachable
 from llmgateway.fleet.address import Address
-from llmgateway.fleet.fleet import Provider
 from llmgateway.fleet.names import Found, HostName, LookUp, NameFailed, SocketAddress
+from llmgateway.fleet.provider import Provider
 from llmgateway.fleet.proxies import ProxyFailed, Tunnel
 from llmgateway.fleet.schemes import IF_HTTP, of_tls
 from llmgateway.fleet.trust import NoTrust, Trust

@@ -13,7 +13,8 @@ from random import Random
 from typing import Final
 
 from llmgateway.errors import ProviderFailed, ProviderRedirected, ProviderUnreachable
-from llmgateway.fleet.fleet import Fleet, Probe, Provider, State
+from llmgateway.fleet.fleet import Fleet
+from llmgateway.fleet.provider import Probe, Provider, State
 from llmgateway.fleet.schemes import WRITE_HTTPS, complaint_about_http, told
 from llmgateway.fleet.upstream import Upstream
 from llmgateway.http.via import is_loop

@@ -9,7 +9,7 @@ from urllib.parse import urljoin, urlsplit
 
 from llmgateway.errors import ProviderRedirected
 from llmgateway.fleet.address import Address
-from llmgateway.fleet.fleet import Provider
+from llmgateway.fleet.provider import Provider
 from llmgateway.http.headers import AnswerHead
 from llmgateway.servers.kind import quote
 

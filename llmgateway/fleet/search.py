@@ -10,8 +10,9 @@ from typing import Any, Final
 
 from llmgateway.config.load import build
 from llmgateway.config.settings import Config
-from llmgateway.fleet.fleet import Fleet, Probe, Provider, State
+from llmgateway.fleet.fleet import Fleet
 from llmgateway.fleet.health import probe
+from llmgateway.fleet.provider import Probe, Provider, State
 from llmgateway.fleet.upstream import Upstream
 from llmgateway.servers.known import KINDS
 

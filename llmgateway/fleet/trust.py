@@ -7,7 +7,7 @@ again when it has changed.
 import ssl
 from pathlib import Path
 
-from llmgateway.config.settings import TrustConfig
+from llmgateway.config.providers import TrustConfig
 
 
 class NoTrust(Exception):

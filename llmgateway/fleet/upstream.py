@@ -15,8 +15,8 @@ from llmgateway.api.endpoints import Body
 from llmgateway.errors import ProviderFailed, ProviderRedirected, ProviderTimedOut
 from llmgateway.fleet.address import Address, Outgoing
 from llmgateway.fleet.dialing import Dialer
-from llmgateway.fleet.fleet import Provider
 from llmgateway.fleet.names import LookUp, look_up
+from llmgateway.fleet.provider import Provider
 from llmgateway.fleet.redirects import is_redirect, redirected
 from llmgateway.fleet.trust import Trust
 from llmgateway.http.connection import Connection

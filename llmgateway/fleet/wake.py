@@ -10,7 +10,7 @@ import socket
 from collections.abc import Sequence
 from typing import Final
 
-from llmgateway.fleet.fleet import Provider, State
+from llmgateway.fleet.provider import Provider, State
 from llmgateway.log import Events
 
 events = Events("wake")

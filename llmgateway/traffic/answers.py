@@ -5,7 +5,7 @@ from functools import lru_cache
 from typing import Final
 
 from llmgateway.errors import UPSTREAM_ERROR, GatewayError
-from llmgateway.fleet.fleet import Provider
+from llmgateway.fleet.provider import Provider
 from llmgateway.http.headers import AnswerHead
 from llmgateway.servers.kind import quote
 

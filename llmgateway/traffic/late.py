@@ -12,7 +12,7 @@ from typing import Final
 from llmgateway.api.inflate import Inflater, TooMuch
 from llmgateway.api.usage import Meter
 from llmgateway.errors import UPSTREAM_ERROR, GatewayError, ProviderBroke
-from llmgateway.fleet.fleet import Provider
+from llmgateway.fleet.provider import Provider
 from llmgateway.http.client import Client
 from llmgateway.http.exchange import Exchange, Sink
 from llmgateway.servers.kind import quote

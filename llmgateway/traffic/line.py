@@ -16,7 +16,7 @@ import msgspec
 from llmgateway.access.keys import Caller
 from llmgateway.errors import OVERLOADED, GatewayError, ProviderFailed
 from llmgateway.fleet.breaker import Breaker
-from llmgateway.fleet.fleet import Provider
+from llmgateway.fleet.provider import Provider
 from llmgateway.traffic.affinity import Thread
 from llmgateway.traffic.fairness import FairShare, Standing
 from llmgateway.traffic.router import Placement

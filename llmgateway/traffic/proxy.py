@@ -26,8 +26,8 @@ from llmgateway.errors import (
     no_provider_with,
 )
 from llmgateway.fleet.breaker import RetryBudget
-from llmgateway.fleet.fleet import Provider
 from llmgateway.fleet.health import Watch
+from llmgateway.fleet.provider import Provider
 from llmgateway.fleet.redirects import is_redirect
 from llmgateway.fleet.upstream import Upstream
 from llmgateway.http.client import Client

@@ -10,7 +10,8 @@ from typing import Final, Literal
 import msgspec
 
 from llmgateway.access.keys import Caller
-from llmgateway.fleet.fleet import Fleet, Provider
+from llmgateway.fleet.fleet import Fleet
+from llmgateway.fleet.provider import Provider
 from llmgateway.traffic.affinity import NO_MATCH, Affinity, Match, Thread
 
 # Where slots are unknown, a provider is too busy beside another if it has at least so many more in flight,

@@ -22,8 +22,9 @@ from llmgateway.config.settings import Config, QueueConfig
 from llmgateway.errors import GatewayError, ProviderFailed
 from llmgateway.fleet.absence import nobody_serves
 from llmgateway.fleet.breaker import Breaker
-from llmgateway.fleet.fleet import Fleet, Provider
+from llmgateway.fleet.fleet import Fleet
 from llmgateway.fleet.naming import permitted_name
+from llmgateway.fleet.provider import Provider
 from llmgateway.traffic.affinity import Affinity, Thread
 from llmgateway.traffic.fairness import FairShare, cost
 from llmgateway.traffic.line import Doubt, Line, NoCandidate, Order, was_granted

@@ -4,7 +4,7 @@ import msgspec
 
 from llmgateway.access.limits import Admission
 from llmgateway.errors import ProviderFailed, ProviderWarming
-from llmgateway.fleet.fleet import Provider
+from llmgateway.fleet.provider import Provider
 from llmgateway.http.client import Client, Heartbeat
 from llmgateway.http.headers import AnswerHead
 from llmgateway.traffic.call import Call

@@ -18,8 +18,9 @@ from llmgateway.books.entry import Entry
 from llmgateway.books.ledger import Ledger
 from llmgateway.books.totals import Totals
 from llmgateway.fleet.appearance import shown_reason, shown_state
-from llmgateway.fleet.fleet import Fleet, Provider
+from llmgateway.fleet.fleet import Fleet
 from llmgateway.fleet.health import Watch
+from llmgateway.fleet.provider import Provider
 from llmgateway.http.via import new_name
 from llmgateway.traffic.slots import Slots
 

@@ -21,7 +21,7 @@ from llmgateway.access.limits import (
     as_openai_writes,
     in_words,
 )
-from llmgateway.config.settings import LimitsConfig
+from llmgateway.config.users import LimitsConfig
 from llmgateway.errors import RATE_LIMITED, GatewayError
 
 START: Final = 1_790_000_000.0

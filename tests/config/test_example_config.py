@@ -11,24 +11,19 @@ import yaml
 
 from llmgateway.config.fields import Section
 from llmgateway.config.load import SECTIONS, Loaded, parse, schema
+from llmgateway.config.providers import ProviderConfig, TimeoutsConfig, WakeConfig
 from llmgateway.config.settings import (
     LOOPBACK,
-    NO_LIMITS,
     SESSION_HEADERS,
     AffinityConfig,
     HealthConfig,
-    KeyEntry,
-    LimitsConfig,
     LogConfig,
-    ProviderConfig,
     QueueConfig,
     ServerConfig,
     StreamsConfig,
-    TimeoutsConfig,
     TlsConfig,
-    UserConfig,
-    WakeConfig,
 )
+from llmgateway.config.users import NO_LIMITS, KeyEntry, LimitsConfig, UserConfig
 
 EXAMPLE = Path(__file__).resolve().parent.parent.parent / "config.example.yaml"
 TEXT = EXAMPLE.read_text(encoding="utf-8")

@@ -15,22 +15,18 @@ from pydantic import ValidationError
 
 from llmgateway.config.addresses import ProxyAddress
 from llmgateway.config.load import Loaded, build, load, parse, schema
+from llmgateway.config.providers import ProviderConfig, TimeoutsConfig, WakeConfig
 from llmgateway.config.settings import (
     AffinityConfig,
     Config,
-    KeyConfig,
-    LimitsConfig,
     LogConfig,
-    ProviderConfig,
     QueueConfig,
     ServerConfig,
     StreamsConfig,
-    TimeoutsConfig,
     TlsConfig,
-    UserConfig,
-    WakeConfig,
 )
 from llmgateway.config.tree import ConfigError
+from llmgateway.config.users import KeyConfig, LimitsConfig, UserConfig
 
 NOW = 1_800_000_000.0  # 2027-01-15
 HASH = "sha256:" + "ab" * 32

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from llmgateway.fleet.fleet import State
+from llmgateway.fleet.provider import State
 from llmgateway.servers import llamacpp
 from tests.conftest import GatewayFor, ProviderFor
 from tests.raw_client import RawClient, chat, request

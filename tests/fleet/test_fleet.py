@@ -9,7 +9,8 @@ import pytest
 from llmgateway.access.keys import Caller, KeyRing
 from llmgateway.config.load import build
 from llmgateway.config.settings import Config
-from llmgateway.fleet.fleet import Fleet, Probe, Provider, State
+from llmgateway.fleet.fleet import Fleet
+from llmgateway.fleet.provider import Probe, Provider, State
 from llmgateway.servers import generic, ollama
 from llmgateway.servers.models import Model
 

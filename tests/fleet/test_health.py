@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from llmgateway.config.load import build
-from llmgateway.fleet.fleet import Fleet, Provider, State
+from llmgateway.fleet.fleet import Fleet
 from llmgateway.fleet.health import Watch
+from llmgateway.fleet.provider import Provider, State
 from llmgateway.fleet.upstream import Upstream
 from llmgateway.service.gateway import Gateway
 from tests.conftest import GatewayFor, ProgramFor, ProviderFor

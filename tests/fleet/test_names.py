@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from llmgateway.config.load import build
-from llmgateway.fleet.fleet import State
 from llmgateway.fleet.names import Found
+from llmgateway.fleet.provider import State
 from llmgateway.service.gateway import Gateway
 from tests.fake_provider import FakeProvider
 from tests.journey import eventually, settings

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from llmgateway.config.load import build
-from llmgateway.fleet.fleet import State
+from llmgateway.fleet.provider import State
 from tests.conftest import GatewayFor
 from tests.fake_provider import FakeProvider
 from tests.fleet.test_ways import Server, openssl

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from llmgateway.config.load import build
-from llmgateway.fleet.fleet import Fleet, Provider
+from llmgateway.fleet.fleet import Fleet
+from llmgateway.fleet.provider import Provider
 from llmgateway.fleet.wake import LEAST_PAUSE_S, Alarm, magic_packet
 from tests.simulation import run
 

@@ -15,7 +15,7 @@ import pytest
 
 from llmgateway.config.load import build, load
 from llmgateway.config.tree import ConfigError
-from llmgateway.fleet.fleet import State
+from llmgateway.fleet.provider import State
 from llmgateway.service.gateway import Gateway
 from tests.conftest import GatewayFor
 from tests.fake_provider import FakeProvider, redirect

@@ -18,8 +18,8 @@ from llmgateway.config.load import build
 from llmgateway.errors import ProviderBroke, ProviderFailed, ProviderTimedOut
 from llmgateway.fleet.address import Address
 from llmgateway.fleet.dialing import Dialer
-from llmgateway.fleet.fleet import Provider
 from llmgateway.fleet.names import look_up
+from llmgateway.fleet.provider import Provider
 from llmgateway.fleet.trust import Trust
 from llmgateway.fleet.upstream import Pool
 from llmgateway.http.connection import MAX_INTERIM_ANSWERS, Connection, _judge_again, _size_line

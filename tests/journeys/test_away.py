@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llmgateway.config.load import build
-from llmgateway.fleet.fleet import State
+from llmgateway.fleet.provider import State
 from llmgateway.service.gateway import Gateway
 from tests.conftest import GatewayFor, ProviderFor
 from tests.crowd import BOB, ask, ask_for

@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from llmgateway.fleet.fleet import State
+from llmgateway.fleet.provider import State
 from tests.conftest import GatewayFor, ProviderFor
 from tests.exchange import Exchange, Script
 from tests.fake_provider import FakeProvider

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llmgateway.fleet.fleet import State
+from llmgateway.fleet.provider import State
 from tests.conftest import GatewayFor, ProgramFor
 from tests.crowd import QUICK, ask, ask_for
 from tests.fake_provider import FakeProvider

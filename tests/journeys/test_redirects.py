@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmgateway.fleet.fleet import State
+from llmgateway.fleet.provider import State
 from tests.conftest import GatewayFor, ProviderFor
 from tests.fake_provider import FakeProvider, redirect
 from tests.raw_client import RawClient, Response, chat

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llmgateway.config.load import build
-from llmgateway.fleet.fleet import State
+from llmgateway.fleet.provider import State
 from llmgateway.http.via import MOST_HOPS, hops
 from llmgateway.service.gateway import Gateway
 from tests.conftest import GatewayFor, ProviderFor

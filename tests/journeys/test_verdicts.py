@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llmgateway.fleet.breaker import FAILURES_IN_A_ROW, FIRST_PAUSE_S, Breaker
-from llmgateway.fleet.fleet import State
+from llmgateway.fleet.provider import State
 from llmgateway.service.gateway import Gateway
 from tests.conftest import GatewayFor, ProviderFor
 from tests.crowd import BOB, ask, ask_for, crowd

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from llmgateway.fleet.fleet import State
+from llmgateway.fleet.provider import State
 from tests.conftest import GatewayFor, ProviderFor
 from tests.crowd import QUICK, all_given_back, ask, crowd, overloaded, waiting
 from tests.fake_provider import FakeProvider

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from pytest_aiohttp import AiohttpServer
 
 from llmgateway.config.load import build
-from llmgateway.fleet.fleet import Fleet, Probe, Provider, State
+from llmgateway.fleet.fleet import Fleet
 from llmgateway.fleet.health import probe
+from llmgateway.fleet.provider import Probe, Provider, State
 from llmgateway.fleet.upstream import Upstream
 from llmgateway.http.connection import DEFAULT_IDLE_S
 from llmgateway.servers import generic, known

@@ -18,7 +18,9 @@ from typing import Any, Final
 
 from llmgateway.config.fields import Section
 from llmgateway.config.load import build
-from llmgateway.config.settings import Config, KeyConfig, KeyEntry, TlsConfig, TrustConfig
+from llmgateway.config.providers import TrustConfig
+from llmgateway.config.settings import Config, TlsConfig
+from llmgateway.config.users import KeyConfig, KeyEntry
 from llmgateway.service.gateway import Adopter, Gateway
 from tests.conftest import GatewayFor, ProviderFor
 from tests.fake_provider import FakeProvider

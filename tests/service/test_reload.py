@@ -20,7 +20,8 @@ from llmgateway.books.metrics import Metrics
 from llmgateway.config.load import build, load
 from llmgateway.config.settings import Config
 from llmgateway.fleet.address import Outgoing
-from llmgateway.fleet.fleet import Fleet, Provider
+from llmgateway.fleet.fleet import Fleet
+from llmgateway.fleet.provider import Provider
 from llmgateway.fleet.upstream import Upstream
 from llmgateway.http.tls import BadCertificate
 from llmgateway.log import TextLines

@@ -10,7 +10,8 @@ import pytest
 
 from llmgateway.access.keys import Caller
 from llmgateway.fleet.breaker import FAILURES_IN_A_ROW, FIRST_PAUSE_S
-from llmgateway.fleet.fleet import Fleet, Probe, State
+from llmgateway.fleet.fleet import Fleet
+from llmgateway.fleet.provider import Probe, State
 from llmgateway.servers.models import Model
 from llmgateway.traffic.affinity import Affinity, Thread
 from llmgateway.traffic.router import Placement, candidates, place, prospects

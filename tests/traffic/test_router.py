@@ -16,7 +16,8 @@ from llmgateway.access.keys import Caller
 from llmgateway.config.load import build
 from llmgateway.errors import NO_PROVIDER, no_provider
 from llmgateway.fleet.breaker import FAILURES_IN_A_ROW, FIRST_PAUSE_S
-from llmgateway.fleet.fleet import Fleet, Probe, Provider, State
+from llmgateway.fleet.fleet import Fleet
+from llmgateway.fleet.provider import Probe, Provider, State
 from llmgateway.servers.models import Model
 from llmgateway.traffic.affinity import Affinity, Thread
 from llmgateway.traffic.router import (

@@ -11,7 +11,7 @@ import pytest
 
 from llmgateway.api.usage import Tokens
 from llmgateway.fleet.breaker import FAILURES_IN_A_ROW, FIRST_PAUSE_S
-from llmgateway.fleet.fleet import Probe, State
+from llmgateway.fleet.provider import Probe, State
 from llmgateway.traffic.affinity import Thread
 from llmgateway.traffic.line import MAX_OVERTAKEN
 from tests.simulation import House, now, online, run, steps

@@ -22,7 +22,7 @@ from llmgateway.access.keys import Caller
 from llmgateway.api.usage import Tokens
 from llmgateway.config.settings import QueueConfig
 from llmgateway.errors import GatewayError
-from llmgateway.fleet.fleet import Probe, Provider, State
+from llmgateway.fleet.provider import Probe, Provider, State
 from llmgateway.traffic.affinity import Affinity, Thread
 from llmgateway.traffic.line import MAX_OVERTAKEN, NoCandidate, Order
 from llmgateway.traffic.router import candidates

@@ -69,6 +69,11 @@ def no_provider(model: str) -> GatewayError:
     return GatewayError(NO_PROVIDER, f"No online provider serving model '{model}' for this user.")
 
 
+def no_provider_that_has(path: str, model: str) -> GatewayError:
+    """Say that whoever serves the model has not this path."""
+    return GatewayError(NO_PROVIDER, f"No online provider serving model '{model}' has {path} for this user.")
+
+
 def no_provider_with(path: str) -> GatewayError:
     """Say that nobody is there who has a path, whatever the model."""
     return GatewayError(NO_PROVIDER, f"No online provider for '{path}' for this user.")

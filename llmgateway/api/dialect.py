@@ -25,6 +25,8 @@ class Row:
     """What a dialect has forwarded at one path."""
 
     path: str
+    name: str = ""
+    """What configs and listings call it, among all dialects; whoever serves a model has what has no name."""
     body: BodyKind = "json"
     streams: bool = False
     """Whether what it streams are events, so that one more may stand between them."""

@@ -33,6 +33,9 @@ ENDPOINTS: Final = tuple(
     Endpoint(*astuple(row), dialect=dialect) for dialect in DIALECTS for row in dialect.endpoints
 )
 
+BY_NAME: Final = {endpoint.name: endpoint for endpoint in ENDPOINTS if endpoint.name}
+"""The endpoints that a provider may be known not to have."""
+
 
 def dialect_of(path: str) -> Dialect:
     """Give the dialect that a caller of `path` speaks, also where the path itself is wrong."""

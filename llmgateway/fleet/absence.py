@@ -1,4 +1,4 @@
-"""What is said where nobody serves a model.
+"""What is said where nobody serves a model, or nobody who does has the endpoint that is wanted.
 
 A name that no provider of the caller has ever had gets the words of the contract, and no more. Where one has,
 the words go on: who that is, and since when it is away; and when it is worth another try. Nothing is told of
@@ -9,15 +9,21 @@ import math
 import time
 
 from llmgateway.access.keys import Caller
-from llmgateway.errors import NO_PROVIDER, ErrorKind, GatewayError, no_provider
+from llmgateway.api.endpoints import BY_NAME
+from llmgateway.errors import NO_PROVIDER, ErrorKind, GatewayError, no_provider, no_provider_that_has
 from llmgateway.fleet.fleet import Fleet
 from llmgateway.fleet.provider import Provider
 
 
-def nobody_serves(model: str, fleet: Fleet, caller: Caller, *, wall: float) -> GatewayError:
-    """Say that nobody serves a model to a caller; `wall` is epoch seconds."""
-    unknown = no_provider(model)
-    known = [p for p in fleet.usable_by(caller) if p.find(model) and not p.online]
+def nobody_serves(
+    model: str, fleet: Fleet, caller: Caller, endpoint: str = "", *, wall: float
+) -> GatewayError:
+    """Say that nobody serves a model to a caller at an endpoint; `wall` is epoch seconds."""
+    having = [p for p in fleet.usable_by(caller) if p.find(model)]
+    able = [p for p in having if p.has_endpoint(endpoint, model)]
+    lacking = len(able) < len(having) and (not able or any(p.online for p in having))
+    unknown = no_provider_that_has(BY_NAME[endpoint].path, model) if lacking else no_provider(model)
+    known = [p for p in able if not p.online]
     if not known:
         return unknown
     last = max(known, key=lambda provider: (provider.has_served, provider.since))

@@ -59,15 +59,16 @@ class Fleet:
         """Tell whether any provider, up or not, has a model."""
         return any(provider.find(model) for provider in self.providers.values())
 
-    def serving(self, caller: Caller, model: str) -> Sequence[Provider]:
-        """Give the providers that are online, usable by the caller and have the model. Remembered.
+    def serving(self, caller: Caller, model: str, endpoint: str = "") -> Sequence[Provider]:
+        """Give the providers that are online, usable by the caller, have model and endpoint. Remembered.
 
         Without a model that are all of them, but for those that have none for the caller's key.
         """
-        asked = (caller.user, caller.groups, caller.route, model)
+        asked = (caller.user, caller.groups, caller.route, model, endpoint)
         found = self._serving.get(asked)
         if found is None:
-            found = [p for p in self.usable_by(caller) if p.serves(model)]
+            usable = self.usable_by(caller)
+            found = [p for p in usable if p.serves(model) and p.has_endpoint(endpoint, model)]
             if not model:
                 return [p for p in found if p.has_some_for(caller)]
             if found:  # anybody can ask for any name

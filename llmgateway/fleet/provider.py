@@ -22,6 +22,7 @@ from llmgateway.errors import (
     ProviderWarming,
 )
 from llmgateway.fleet.breaker import Breaker, Conduct, Sequel
+from llmgateway.fleet.repertoire import Repertoire
 from llmgateway.log import Events
 from llmgateway.servers import generic
 from llmgateway.servers.kind import Kind
@@ -91,6 +92,7 @@ class Provider:
         self.since = self.wall()
         self._serve_what_is_configured()
         self.capacity = self.config.slots
+        self._repertoire = Repertoire(self.kind)
 
     @property
     def online(self) -> bool:
@@ -154,6 +156,10 @@ class Provider:
             return self.online
         return self.online and (found := self.find(name)) is not None and found.servable
 
+    def has_endpoint(self, endpoint: str, model: str = "") -> bool:
+        """Tell whether it has an endpoint, by its name; what nobody knows to be missing is had."""
+        return self._repertoire.has(endpoint)
+
     def has_some_for(self, caller: Caller) -> bool:
         """Tell whether a key is good for any of its models, or for all there are."""
         return not caller.models or any(map(caller.may_use, self.models))
@@ -191,6 +197,7 @@ class Provider:
             self._slots_by_model = any(model.slots for model in probe.models.values())
         if probe.kind is not None:
             self.kind = probe.kind
+            self._repertoire.adopt(self.kind, None)
         self.kind_is_known = probe.kind is not None
         if probe.slots is not None:
             self._told_slots = probe.slots

@@ -1,4 +1,4 @@
-"""Any other server, and every one that has not told yet who it is: all that is known is OpenAI's API.
+"""Any other server, and every one that has not told yet who it is: it may speak whatever is widely spoken.
 
 It claims no listing: who is not recognised as another is taken for this one.
 """
@@ -11,5 +11,5 @@ KIND: Final = Kind(
     name="generic",
     title="OpenAI-compatible",
     wrote=lambda listing: False,
-    speaks=frozenset({"openai"}),
+    speaks=frozenset({"openai", "responses", "anthropic"}),
 )

@@ -73,6 +73,9 @@ class Kind:
     """Whether a listing is by a server of this kind, and surely not by one of another."""
     speaks: frozenset[str]
     """The APIs that its present version has; not every model answers on each of them."""
+    lacks: frozenset[str] = frozenset()
+    """The endpoints of those APIs that no version of it has, by their names; what a version may have it is
+    asked for, and a 404 tells."""
     proof: Proof | None = None
     """What tells a server of this kind where a listing leaves it open."""
     full_name: Callable[[str], str] = as_it_is

@@ -12,7 +12,7 @@ KIND: Final = Kind(
     name="vllm",
     title="vLLM",
     wrote=lambda listing: "vllm" in listing.owners,
-    speaks=frozenset({"openai", "responses", "anthropic", "rerank", "score"}),
+    speaks=frozenset({"openai", "responses", "anthropic"}),
     ports=(8000,),
     idle_s=5.0,  # uvicorn's, and it does not say so
 )

@@ -45,6 +45,8 @@ class Call(msgspec.Struct):
     """One request to be forwarded, and the entry in which it is written down how that goes."""
 
     model: str
+    endpoint: str
+    """The name of the endpoint that it wants; "" for one that everybody has."""
     outgoing: Outgoing
     thread: Thread
     entry: Entry
@@ -103,7 +105,7 @@ class CallReader:
             if self._default_model is None:
                 raise
             seen, body = _named(self._default_model, endpoint, body, named.get(b"content-type", b""))
-        model, streams = seen.model, seen.streams
+        model, streams, wanted = seen.model, seen.streams, endpoint.name
         entry.model, entry.streams = model[:_MODEL_CHARACTERS], streams
         fields, head = client.fields, client.head
         if route.from_page:
@@ -117,12 +119,13 @@ class CallReader:
         )
         prompt_bytes = (seen.prompt_bytes or size) if endpoint.reads else 0
         if not endpoint.streams:  # what answers in events builds on a KV cache, and nothing else does
-            return Call(model, outgoing, Thread(), entry, prompt_bytes, seen.output_limit)
+            return Call(model, wanted, outgoing, Thread(), entry, prompt_bytes, seen.output_limit)
         session = None
         if not self._session_fields.keys().isdisjoint(named):
             session = next(filter(None, map(named.get, self._session_fields)), None)
         thread = thread_of(seen, user=caller.party, session=session)
-        return Call(model, outgoing, thread, entry, prompt_bytes, seen.output_limit, keepalive_s, writes=True)
+        limit = seen.output_limit
+        return Call(model, wanted, outgoing, thread, entry, prompt_bytes, limit, keepalive_s, writes=True)
 
 
 def _named(model: str, endpoint: Endpoint, body: Body, content_type: bytes) -> tuple[Peek, Body]:

@@ -73,6 +73,8 @@ class Order(msgspec.Struct, eq=False):
     standing: Standing
     desk: Desk
     request_id: str = ""
+    endpoint: str = ""
+    """The name of the endpoint that is wanted; "" for one that everybody has."""
     tried: set[str] = msgspec.field(default_factory=set)
     waited_s: float = 0.0
     affinity: str = ""

@@ -119,7 +119,7 @@ class Proxy:
         expected = cost(prompt, self._outputs.estimate(call.model, call.output_limit))
         admission = self._admit(caller, client) if caller.limited else None
         self._budget.deposit(self._now())
-        order = self._slots.order(caller, model, call.thread, expected, call.entry.id)
+        order = self._slots.order(caller, model, call.thread, expected, call.entry.id, call.endpoint)
         story = Story(call, client, order, admission)
         if call.keepalive_s:
             story.keep_alive(self._slots.line)

@@ -35,13 +35,13 @@ class Placement(msgspec.Struct, frozen=True):
 
 
 def candidates(
-    fleet: Fleet, caller: Caller, model: str, tried: Collection[str] = (), *, now: float
+    fleet: Fleet, caller: Caller, model: str, tried: Collection[str] = (), endpoint: str = "", *, now: float
 ) -> Sequence[Provider]:
-    """Give the providers that could take a call: online, usable by the caller, serving this model, not tried.
+    """Give the providers that could take a call: online, usable, with this model and endpoint, not tried.
 
     One that fails real requests again and again is left out, unless there is no other.
     """
-    found = fleet.serving(caller, model)
+    found = fleet.serving(caller, model, endpoint)
     if tried:
         found = [p for p in found if p.name not in tried]
     if len(found) < 2:
@@ -49,12 +49,18 @@ def candidates(
     return [p for p in found if p.conduct.spotless or p.conduct.lets_through(model, now)] or found
 
 
-def prospects(fleet: Fleet, caller: Caller, model: str, tried: Collection[str] = ()) -> list[Provider]:
+def prospects(
+    fleet: Fleet, caller: Caller, model: str, tried: Collection[str] = (), endpoint: str = ""
+) -> list[Provider]:
     """Give the providers that are worth waiting for.
 
     Those that warm up, or sleep and can be woken; and those that have the model loaded only by somebody else.
     """
-    return [p for p in fleet.usable_by(caller) if p.name not in tried and p.may_come_to_serve(model)]
+    return [
+        p
+        for p in fleet.usable_by(caller)
+        if p.name not in tried and p.may_come_to_serve(model) and p.has_endpoint(endpoint, model)
+    ]
 
 
 def place(

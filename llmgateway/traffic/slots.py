@@ -68,7 +68,13 @@ class Slots:
     # -- one request
 
     def order(
-        self, caller: Caller, model: str, thread: Thread, estimate: float, request_id: str = ""
+        self,
+        caller: Caller,
+        model: str,
+        thread: Thread,
+        estimate: float,
+        request_id: str = "",
+        endpoint: str = "",
     ) -> Order:
         """Let a request take part: its user is active until it leaves. Use as `with`.
 
@@ -76,7 +82,8 @@ class Slots:
         """
         self._arrivals += 1
         standing = self._fair.enter(caller.party)
-        return Order(caller, model, thread, estimate, standing, self, request_id, arrival=self._arrivals)
+        arrival = self._arrivals
+        return Order(caller, model, thread, estimate, standing, self, request_id, endpoint, arrival=arrival)
 
     def permitted_name(self, caller: Caller, model: str) -> str:
         """Give the name by which a caller may have a model. Raises GatewayError (403)."""
@@ -129,8 +136,8 @@ class Slots:
         return bool(self._candidates(order) or self._prospects(order))
 
     def nobody_serves(self, order: Order) -> GatewayError:
-        """Say that nobody serves an order, and who did."""
-        return nobody_serves(order.model, self._fleet, order.caller, wall=time.time())
+        """Say that nobody serves an order, and who did or what they lack."""
+        return nobody_serves(order.model, self._fleet, order.caller, order.endpoint, wall=time.time())
 
     def allow_again(self, order: Order, provider: Provider) -> None:
         """Let an order go back to a provider that was only warming up, unless it has waited long enough."""
@@ -218,10 +225,11 @@ class Slots:
             answer.set_exception(self.line.overloaded(order.model, words, now=now))
 
     def _candidates(self, order: Order) -> Sequence[Provider]:
-        return candidates(self._fleet, order.caller, order.model, order.tried, now=self._now())
+        now = self._now()
+        return candidates(self._fleet, order.caller, order.model, order.tried, order.endpoint, now=now)
 
     def _prospects(self, order: Order) -> list[Provider]:
-        return prospects(self._fleet, order.caller, order.model, order.tried)
+        return prospects(self._fleet, order.caller, order.model, order.tried, order.endpoint)
 
     def _keep_looking(self) -> None:
         """While anybody waits, look every second for what tells nobody: the end of a pause, a sleeper."""
@@ -268,7 +276,7 @@ class Slots:
         )
 
     def _place(self, order: Order, now: float) -> Placement | None:
-        among = candidates(self._fleet, order.caller, order.model, order.tried, now=now)
+        among = candidates(self._fleet, order.caller, order.model, order.tried, order.endpoint, now=now)
         if not among:
             return None
         return place(among, order.caller, order.model, order.thread, self._affinity, self._chance, now=now)

@@ -283,7 +283,7 @@ def _ways(extra_paths: Iterable[ExtraPathConfig | str]) -> dict[str, Forward]:
     for entry in extra_paths:
         more = entry if isinstance(entry, ExtraPathConfig) else ExtraPathConfig(path=entry)
         dialect = dialect_of(more.path)
-        extra = Endpoint(more.path, more.names_model_in, method=more.method, dialect=dialect)
+        extra = Endpoint(more.path, "", more.names_model_in, method=more.method, dialect=dialect)
         endpoints.setdefault((extra.path, extra.method), extra)
     ways = {CHAT: Forward(endpoints["/v1/chat/completions", "POST"], from_page=True)}
     for endpoint in endpoints.values():

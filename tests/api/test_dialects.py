@@ -12,7 +12,7 @@ from aiohttp import web
 
 from llmgateway.api.dialect import SSE, Counts, Dialect, Fields, Framing, Piece, Row, at_event_boundary
 from llmgateway.api.dialects import anthropic, openai, responses
-from llmgateway.api.endpoints import DIALECTS, ELSEWHERE, ENDPOINTS, FRAMINGS, dialect_of
+from llmgateway.api.endpoints import BY_NAME, DIALECTS, ELSEWHERE, ENDPOINTS, FRAMINGS, dialect_of
 from llmgateway.api.multipart import peek_multipart
 from llmgateway.api.peek import peek_json
 from llmgateway.api.shapes import SHAPES, Shapes, shapes_of
@@ -55,6 +55,13 @@ ALL: Final = shapes_of((*DIALECTS, TOY))
 
 
 # --- paths ----------------------------------------------------------------------------------------------
+
+
+def test_an_endpoint_has_a_name_of_its_own_among_all_dialects() -> None:
+    names = [endpoint.name for endpoint in ENDPOINTS]
+    assert len(BY_NAME) == len(set(names)) == len(names)
+    assert all(name.isidentifier() and name.islower() for name in names)
+    assert {"chat", "completions", "embeddings", "rerank", "responses", "messages"} <= BY_NAME.keys()
 
 
 def test_the_table_of_endpoints_is_made_of_the_rows_of_the_dialects() -> None:

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytest_aiohttp import AiohttpServer
 
+from llmgateway.api.endpoints import BY_NAME, DIALECTS
 from llmgateway.config.load import build
 from llmgateway.fleet.fleet import Fleet
 from llmgateway.fleet.health import probe
@@ -27,7 +28,7 @@ from llmgateway.servers.known import KINDS, is_loading, who_wrote
 from llmgateway.servers.models import Listing, Model, read_listing
 from tests.servers.samples import SAMPLES, Sample
 
-APIS = {"openai", "responses", "anthropic", "ollama", "rerank", "score"}
+APIS = {dialect.name for dialect in DIALECTS} | {"ollama"}
 DETAILS = [(kind, details) for kind in KINDS for details in kind.details]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -59,6 +60,8 @@ def test_kinds_differ_in_name_and_port() -> None:
 @every_kind
 def test_a_kind_speaks_what_made_it_known_and_nothing_unheard_of(kind: Kind) -> None:
     assert {"openai"} <= kind.speaks <= APIS
+    assert kind.lacks <= BY_NAME.keys()
+    assert all(BY_NAME[name].dialect.name in kind.speaks for name in kind.lacks), "it lacks all of the others"
     assert kind.name.isalnum() and kind.name.islower()
 
 

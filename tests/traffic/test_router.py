@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -18,6 +19,7 @@ from llmgateway.errors import NO_PROVIDER, no_provider
 from llmgateway.fleet.breaker import FAILURES_IN_A_ROW, FIRST_PAUSE_S
 from llmgateway.fleet.fleet import Fleet
 from llmgateway.fleet.provider import Probe, Provider, State
+from llmgateway.servers import generic
 from llmgateway.servers.models import Model
 from llmgateway.traffic.affinity import Affinity, Thread
 from llmgateway.traffic.router import (
@@ -30,6 +32,12 @@ from llmgateway.traffic.router import (
 
 BOB = Caller("bob")
 NOBODY = Thread()
+DEAF = replace(
+    generic.KIND,
+    name="deaf",
+    speaks=frozenset({"openai"}),
+    lacks=frozenset({"transcriptions", "translations"}),
+)
 
 
 def fleet(*providers: dict[str, Any], models: Sequence[str] = ("m",)) -> Fleet:
@@ -87,6 +95,20 @@ def test_a_candidate_is_online_serves_exactly_this_model_is_usable_and_not_tried
     assert names(candidates(them, BOB, "m", {"p1", "p5"}, now=0)) == ""
     assert names(candidates(them, Caller("alice"), "m", now=0)) == "p1 p3 p5"
     assert names(candidates(them, BOB, "other", now=0)) == ""
+
+
+def test_who_is_known_to_lack_an_endpoint_is_no_candidate_for_it_and_not_waited_for() -> None:
+    them = fleet({}, {}, {}, {})
+    for name, state in (("p2", State.ONLINE), ("p3", State.WARMING), ("p4", State.WARMING)):
+        kind = generic.KIND if name == "p4" else DEAF
+        them.providers[name].observe(Probe(state, "", {"m": Model("m")}, kind=kind), now=0)
+    assert names(candidates(them, BOB, "m", endpoint="transcriptions", now=0)) == "p1"
+    assert names(candidates(them, BOB, "m", endpoint="messages", now=0)) == "p1", "nor has it that dialect"
+    assert names(candidates(them, BOB, "m", endpoint="chat", now=0)) == "p1 p2"
+    assert names(candidates(them, BOB, "m", now=0)) == "p1 p2", "what has no name is had by everybody"
+    assert names(candidates(them, BOB, "", endpoint="transcriptions", now=0)) == "p1"
+    assert names(prospects(them, BOB, "m", endpoint="transcriptions")) == "p4"
+    assert names(prospects(them, BOB, "m", endpoint="chat")) == "p3 p4"
 
 
 @pytest.mark.parametrize(

@@ -73,8 +73,8 @@ DIALECT: Final = Dialect(
     name="anthropic",
     root="/v1/messages",
     endpoints=(
-        Row("/v1/messages", streams=True),
-        Row("/v1/messages/count_tokens", reads=False),
+        Row("/v1/messages", "messages", streams=True),
+        Row("/v1/messages/count_tokens", "count_tokens", reads=False),
     ),
     error=_error,
     stream=SSE,

@@ -8,7 +8,10 @@ from llmgateway.api.dialects.openai import error
 DIALECT: Final = Dialect(
     name="responses",
     root="/v1/responses",
-    endpoints=(Row("/v1/responses", streams=True), Row("/v1/responses/input_tokens", reads=False)),
+    endpoints=(
+        Row("/v1/responses", "responses", streams=True),
+        Row("/v1/responses/input_tokens", "responses_input_tokens", reads=False),
+    ),
     error=error,
     stream=SSE,
     error_event=sse_event,

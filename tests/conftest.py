@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from tests.fake_provider import FakeProvider
 from tests.journey import KEY, eventually, settings
 from tests.llamacpp.fixtures import llama_embeddings, llama_endless, llama_keyed, llama_models, llama_server
 from tests.program import Program, running
+from tests.tools import what_was_skipped
 
 if TYPE_CHECKING:
     from llmgateway.service.gateway import Gateway
@@ -36,6 +37,15 @@ def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.Abstrac
     except ImportError:
         return {"asyncio": asyncio.new_event_loop}
     return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+    """Say at the end, in one line, which programs the tests that were skipped would have wanted."""
+    yield
+    skipped = terminalreporter.stats.get("skipped", [])
+    if said := what_was_skipped(report.longrepr[2] for report in skipped):
+        terminalreporter.write_line(said)
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from llmgateway.service.gateway import Gateway
+from tests.answers import ANY_TYPE, CHUNKED, EVENT_TYPE, EVENTS, LOOKALIKES, Answer, Kind, Part, head
 from tests.conftest import GatewayFor
-from tests.corpus import ANY_TYPE, CHUNKED, EVENT_TYPE, EVENTS, LOOKALIKES, Answer, Kind, Part, head
 from tests.fake_provider import FakeProvider
-from tests.journeys.test_corpus import RAW_CLIENTS, barely
+from tests.journeys.test_answers import RAW_CLIENTS, barely
 from tests.script import cut, packets, play, raw
 
 OWN_PACKET = frozenset({Kind.END})

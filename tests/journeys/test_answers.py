@@ -1,6 +1,6 @@
 """What clients receive through the gateway is what the plain client receives without it, byte for byte.
 
-Every answer of `tests.corpus`, in every way that packets can cut it, is asked for directly, and through the
+Every answer of `tests.answers`, in every way that packets can cut it, is asked for directly, and through the
 gateway by several kinds of clients. The bodies, statuses and reasons must be the same; the header fields too,
 in their order and spelling, but for what `Seen.end_to_end` leaves out. h11, which takes nothing that is not
 HTTP, judges every byte of what a bare client receives.
@@ -20,8 +20,7 @@ import h11
 import pytest
 from aiohttp import HttpVersion10
 
-from tests.conftest import GatewayFor, ProviderFor
-from tests.corpus import (
+from tests.answers import (
     ANSWERS,
     CUTTINGS,
     DISPUTED,
@@ -38,6 +37,7 @@ from tests.corpus import (
     pieces,
     sized,
 )
+from tests.conftest import GatewayFor, ProviderFor
 from tests.exchange import Script
 from tests.fake_provider import FakeProvider
 from tests.journeys.test_errors import refusal
@@ -185,7 +185,7 @@ def told_by(answer: Answer, http: bytes) -> str:
     return "chunked" if http == b"HTTP/1.1" else "close"
 
 
-# --- the corpus --------------------------------------------------------------------------------------
+# --- all answers -------------------------------------------------------------------------------------
 
 # How an answer came hardly matters to how it goes on: the other cuttings are for two clients only.
 FOR_ALL_CLIENTS: Final = ("whole", "chunk by chunk", "odd places")

@@ -136,12 +136,14 @@ class House:
         tokens: Tokens | None = None,
         estimate: float = 100.0,
         tried: Iterable[str] = (),
+        only: str = "",
     ) -> str:
         """Be served like a request of the proxy; gives the provider, or what went wrong."""
         who = Caller(caller) if isinstance(caller, str) else caller
         name = name or who.user
         with self.slots.order(who, model, thread or Thread(), estimate) as order:
             order.tried.update(tried)
+            order.only = only
             self.orders[name] = order
             try:
                 async with order.lease() as provider:

@@ -33,6 +33,8 @@ class Row:
     reads: bool = True
     """Whether its prompt costs tokens, even where the answer does not say how many."""
     method: str = "POST"
+    keeps: bool = False
+    """Whether who answered may be asked for the answer again, by the id that it has."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,6 +76,8 @@ class Fields:
     tools: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
     """Of the output, in tokens; the lowest counts."""
+    follows: tuple[str, ...] = ()
+    """The id of an answer that is kept, and goes on in this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +130,8 @@ class Dialect:
     pieces: tuple[Piece, ...]
     counts: tuple[Counts, ...]
     ends: Ends = Ends()
+    kept: tuple[Row, ...] = ()
+    """What can be asked about an answer that is kept, with `{id}` in the path; only who keeps it is asked."""
     as_events: Callable[[bytes], bytes | None] = lambda body: None
     """Gives a stream that says the same as a whole answer; None if that is not known."""
 

@@ -33,6 +33,9 @@ ENDPOINTS: Final = tuple(
     Endpoint(*astuple(row), dialect=dialect) for dialect in DIALECTS for row in dialect.endpoints
 )
 
+KEPT: Final = tuple(Endpoint(*astuple(row), dialect=dialect) for dialect in DIALECTS for row in dialect.kept)
+"""What can be asked about an answer that is kept, by its id."""
+
 BY_NAME: Final = {endpoint.name: endpoint for endpoint in ENDPOINTS if endpoint.name}
 """The endpoints that a provider may be known not to have."""
 

@@ -32,6 +32,8 @@ class Peek(msgspec.Struct, frozen=True, gc=False):
     text: Buffer = b""
     output_limit: int | None = None
     prompt_bytes: int = 0
+    follows: str = ""
+    """The id of the kept answer that it goes on from; empty if it begins anew."""
 
 
 _ABSENT: Final = msgspec.Raw(b"null")
@@ -78,6 +80,7 @@ _series = _getter(name for fields in _FIELDS for name in fields.turns)
 _prompts = _getter(name for fields in _FIELDS for name in fields.text)
 _tools = _getter(name for fields in _FIELDS for name in fields.tools)
 _limits = _getter(name for fields in _FIELDS for name in fields.limits)
+_ids = _getter(name for fields in _FIELDS for name in fields.follows)
 _NAMES: Final = tuple(dict.fromkeys(name for fields in _FIELDS for some in astuple(fields) for name in some))
 _ENVELOPE: Final[msgspec.json.Decoder[_Envelope]] = msgspec.json.Decoder(
     msgspec.defstruct("_AnyRequest", [(name, msgspec.Raw, _ABSENT) for name in _NAMES], bases=(_Envelope,))
@@ -90,7 +93,7 @@ _CHAT: Final[msgspec.json.Decoder[_Chat]] = msgspec.json.Decoder(
     )
 )
 _ROLE_FIRST: Final = re.compile(rb'\{\s{0,8}"role"\s{0,8}:\s{0,8}"([a-z]{1,16})"')  # as most clients write it
-_MODEL: Final = msgspec.json.Decoder(str)
+_STRING: Final = msgspec.json.Decoder(str)
 _SERIES: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _SPOKEN: Final = msgspec.json.Decoder(_Spoken)
 _CACHE: Final = b'"cache_control"'
@@ -163,6 +166,7 @@ def peek_json(body: Body) -> Peek:
         text,
         _least(*map(_tokens, _limits(envelope))),
         len(text) + sum(map(_size_of, _tools(envelope))) + sum(map(len, turns)),
+        next(filter(None, map(_text_of, _ids(envelope))), ""),
     )
 
 
@@ -327,13 +331,21 @@ def _check_utf8(body: Body) -> None:
         raise bad("The request body is not valid UTF-8.") from None
 
 
+def _text_of(raw: msgspec.Raw) -> str:
+    """Give what a string says; of anything else the server is to judge."""
+    try:
+        return "" if raw is _ABSENT else _STRING.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return ""
+
+
 def _model_name(raw: msgspec.Raw | msgspec.UnsetType) -> str:
     if isinstance(raw, msgspec.UnsetType):
         raise NoModel("The request has no 'model'.")
     if bytes(raw) == b"null":
         raise NoModel("'model' must be a string.")
     try:
-        model = _MODEL.decode(raw)
+        model = _STRING.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise bad("'model' must be a string.") from None
     check_model(model)

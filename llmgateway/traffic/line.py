@@ -75,6 +75,8 @@ class Order(msgspec.Struct, eq=False):
     request_id: str = ""
     endpoint: str = ""
     """The name of the endpoint that is wanted; "" for one that everybody has."""
+    only: str = ""
+    """The name of the one provider that will do; "" if any will."""
     tried: set[str] = msgspec.field(default_factory=set)
     waited_s: float = 0.0
     affinity: str = ""

@@ -35,13 +35,23 @@ class Placement(msgspec.Struct, frozen=True):
 
 
 def candidates(
-    fleet: Fleet, caller: Caller, model: str, tried: Collection[str] = (), endpoint: str = "", *, now: float
+    fleet: Fleet,
+    caller: Caller,
+    model: str,
+    tried: Collection[str] = (),
+    endpoint: str = "",
+    only: str = "",
+    *,
+    now: float,
 ) -> Sequence[Provider]:
     """Give the providers that could take a call: online, usable, with this model and endpoint, not tried.
 
-    One that fails real requests again and again is left out, unless there is no other.
+    One that fails real requests again and again is left out, unless there is no other. With `only` there is
+    no other than the one of that name.
     """
     found = fleet.serving(caller, model, endpoint)
+    if only:
+        found = [p for p in found if p.name == only]
     if tried:
         found = [p for p in found if p.name not in tried]
     if len(found) < 2:
@@ -50,7 +60,12 @@ def candidates(
 
 
 def prospects(
-    fleet: Fleet, caller: Caller, model: str, tried: Collection[str] = (), endpoint: str = ""
+    fleet: Fleet,
+    caller: Caller,
+    model: str,
+    tried: Collection[str] = (),
+    endpoint: str = "",
+    only: str = "",
 ) -> list[Provider]:
     """Give the providers that are worth waiting for.
 
@@ -60,6 +75,7 @@ def prospects(
         p
         for p in fleet.usable_by(caller)
         if p.name not in tried and p.may_come_to_serve(model) and p.has_endpoint(endpoint, model)
+        if not only or p.name == only
     ]
 
 

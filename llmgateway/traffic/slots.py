@@ -226,10 +226,12 @@ class Slots:
 
     def _candidates(self, order: Order) -> Sequence[Provider]:
         now = self._now()
-        return candidates(self._fleet, order.caller, order.model, order.tried, order.endpoint, now=now)
+        return candidates(
+            self._fleet, order.caller, order.model, order.tried, order.endpoint, order.only, now=now
+        )
 
     def _prospects(self, order: Order) -> list[Provider]:
-        return prospects(self._fleet, order.caller, order.model, order.tried, order.endpoint)
+        return prospects(self._fleet, order.caller, order.model, order.tried, order.endpoint, order.only)
 
     def _keep_looking(self) -> None:
         """While anybody waits, look every second for what tells nobody: the end of a pause, a sleeper."""
@@ -276,7 +278,9 @@ class Slots:
         )
 
     def _place(self, order: Order, now: float) -> Placement | None:
-        among = candidates(self._fleet, order.caller, order.model, order.tried, order.endpoint, now=now)
+        among = candidates(
+            self._fleet, order.caller, order.model, order.tried, order.endpoint, order.only, now=now
+        )
         if not among:
             return None
         return place(among, order.caller, order.model, order.thread, self._affinity, self._chance, now=now)

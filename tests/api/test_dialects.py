@@ -12,7 +12,7 @@ from aiohttp import web
 
 from llmgateway.api.dialect import SSE, Counts, Dialect, Fields, Framing, Piece, Row, at_event_boundary
 from llmgateway.api.dialects import anthropic, openai, responses
-from llmgateway.api.endpoints import BY_NAME, DIALECTS, ELSEWHERE, ENDPOINTS, FRAMINGS, dialect_of
+from llmgateway.api.endpoints import BY_NAME, DIALECTS, ELSEWHERE, ENDPOINTS, FRAMINGS, KEPT, dialect_of
 from llmgateway.api.multipart import peek_multipart
 from llmgateway.api.peek import peek_json
 from llmgateway.api.shapes import SHAPES, Shapes, shapes_of
@@ -291,6 +291,23 @@ def test_limits_and_the_size_of_tools_are_found_in_the_fields_that_the_dialect_n
     for tools in fields.tools:
         body = json.dumps({"model": "m", tools: ["a tool"]}).encode()
         assert peek_json(body).prompt_bytes == len('["a tool"]')
+
+
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
+def test_what_an_answer_goes_on_from_is_found_where_the_dialect_names_it(dialect: Dialect) -> None:
+    for name in dialect.fields.follows:
+        for value, seen in (('"resp_1"', "resp_1"), (r'"resp_\u0031"', "resp_1"), ("null", ""), ("7", "")):
+            body = f'{{"{name}": "resp_0", "model": "m", "{name}": {value}}}'.encode()
+            assert peek_json(body).follows == seen
+    assert not peek_json(b'{"model": "m", "input": "hi"}').follows
+
+
+def test_what_is_asked_about_a_kept_answer_has_its_id_in_the_path_and_no_model() -> None:
+    assert len({(row.path, row.method) for row in KEPT}) == len(KEPT)
+    for row in KEPT:
+        assert row.path.count("{id}") == 1 and dialect_of(row.path) is row.dialect
+        assert row.body == "none" and not row.reads and not row.name
+        assert any(each.keeps for each in ENDPOINTS if each.dialect is row.dialect)
 
 
 # --- what each says -----------------------------------------------------------------------------------------

@@ -97,6 +97,18 @@ def test_a_candidate_is_online_serves_exactly_this_model_is_usable_and_not_tried
     assert names(candidates(them, BOB, "other", now=0)) == ""
 
 
+def test_the_only_one_that_will_do_is_the_only_candidate_even_if_it_fails_and_others_do_not() -> None:
+    them = fleet({}, {})
+    for _ in range(FAILURES_IN_A_ROW):
+        them.providers["p1"].fared_badly("m", now=0)
+    assert names(candidates(them, BOB, "m", now=0)) == "p2"
+    assert names(candidates(them, BOB, "m", only="p1", now=0)) == "p1"
+    assert names(candidates(them, BOB, "m", {"p1"}, only="p1", now=0)) == ""
+    for provider in them.providers.values():
+        provider.observe(Probe(State.WARMING), now=0)
+    assert names(prospects(them, BOB, "m", only="p2")) == "p2"
+
+
 def test_who_is_known_to_lack_an_endpoint_is_no_candidate_for_it_and_not_waited_for() -> None:
     them = fleet({}, {}, {}, {})
     for name, state in (("p2", State.ONLINE), ("p3", State.WARMING), ("p4", State.WARMING)):

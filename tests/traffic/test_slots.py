@@ -49,6 +49,32 @@ def test_where_nobody_knows_the_slots_nobody_waits() -> None:
     run(story())
 
 
+def test_who_needs_one_provider_waits_for_it_whatever_else_is_free() -> None:
+    async def story() -> None:
+        house = House(a={"slots": 1}, b={}, c={})
+        first, second = house.start("ann", only="a"), house.start("ann", name="second", only="a")
+        await steps()
+        assert (house.served, house.slots.line.depth("m")) == (["ann"], 1)
+        assert [await first, await second] == ["a", "a"]
+        assert now() == 2.0
+
+    run(story())
+
+
+def test_who_needs_one_provider_has_nobody_when_that_one_goes_or_is_none() -> None:
+    async def story() -> None:
+        house = House(a={"slots": 1}, b={})
+        first, second = house.start("ann", seconds=9.0, only="a"), house.start("ann", name="second", only="a")
+        await steps()
+        for _ in range(house["a"].health.fall):
+            house["a"].observe(GONE, now=now())
+        assert await second == "no candidate"
+        assert await house.ask("ann", only="gone") == "no candidate"
+        await first
+
+    run(story())
+
+
 def test_who_waits_for_one_provider_does_not_keep_others_from_the_next() -> None:
     async def story() -> None:
         house = House(a={"slots": 1}, b={"slots": 1})

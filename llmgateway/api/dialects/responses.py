@@ -9,7 +9,7 @@ DIALECT: Final = Dialect(
     name="responses",
     root="/v1/responses",
     endpoints=(
-        Row("/v1/responses", "responses", streams=True),
+        Row("/v1/responses", "responses", streams=True, keeps=True),
         Row("/v1/responses/input_tokens", "responses_input_tokens", reads=False),
     ),
     error=error,
@@ -21,6 +21,7 @@ DIALECT: Final = Dialect(
         turns=("input",),
         tools=("tools",),
         limits=("max_output_tokens",),
+        follows=("previous_response_id",),
     ),
     pieces=(Piece("delta"),),  # of text, thoughts or arguments: the event's type says which
     counts=(
@@ -33,4 +34,10 @@ DIALECT: Final = Dialect(
         ),
     ),
     ends=Ends(types=("response.completed", "response.incomplete"), failures=("response.failed",)),
+    kept=(
+        Row("/v1/responses/{id}", body="none", streams=True, reads=False, method="GET"),
+        Row("/v1/responses/{id}", body="none", reads=False, method="DELETE"),
+        Row("/v1/responses/{id}/input_items", body="none", reads=False, method="GET"),
+        Row("/v1/responses/{id}/cancel", body="none", reads=False),
+    ),
 )

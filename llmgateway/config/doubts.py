@@ -38,13 +38,11 @@ def doubts(config: Config, root: Pairs, *, now: float) -> Iterator[Finding]:
 def _about_default_model(config: Config) -> Iterator[Finding]:
     """A default that no provider can come to have: each has a list of models, and it is on none."""
     default = config.server.default_model
-    if default is None or not config.providers:
+    if default is None or not config.providers or default in config.aliases:
         return
     names = {default, f"{default}:latest"}  # Ollama's, for which the short one will do
-    if all(
-        provider.models is not None and names.isdisjoint(provider.models)
-        for provider in config.providers.values()
-    ):
+    lists = [provider.listed for provider in config.providers.values()]
+    if all(listed is not None and names.isdisjoint(listed) for listed in lists):
         yield (
             ("server", "default_model"),
             "no provider serves this model; write one that stands under `models` of a provider",

@@ -5,24 +5,22 @@ A word is a path whose JSON body names the model, and stays a word. A GET has no
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
-from pydantic import Field, GetCoreSchemaHandler, ValidationInfo, field_validator
-from pydantic_core import CoreSchema, core_schema
+from pydantic import Field, ValidationInfo, field_validator
 
 from llmgateway.api.dialect import BodyKind
 from llmgateway.config import addresses
 from llmgateway.config.fields import (
     AnyPath,
     Method,
+    OneWordOr,
     OrOneWord,
     Section,
     WhereModel,
     extra_path,
     wrong,
 )
-from llmgateway.config.tree import Scalar
 
 _KINDS: Final[dict[str, BodyKind]] = {"body": "json", "query": "query", "none": "none"}
 
@@ -61,16 +59,4 @@ class ExtraPathConfig(Section):
         return _KINDS[self.model or ("query" if self.method == "GET" else "body")]
 
 
-class _OneWordOrMapping:
-    def __get_pydantic_core_schema__(self, _: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        as_mapping = handler.generate_schema(ExtraPathConfig)
-        return core_schema.no_info_wrap_validator_function(_entry, as_mapping)
-
-
-def _entry(value: object, as_mapping: Callable[[object], ExtraPathConfig]) -> ExtraPathConfig | str:
-    if value is None or isinstance(value, (Scalar, str)):
-        return extra_path(value)
-    return as_mapping(value)
-
-
-ExtraEntry = OrOneWord[Annotated[ExtraPathConfig | str, _OneWordOrMapping()]]
+ExtraEntry = OrOneWord[Annotated[ExtraPathConfig | str, OneWordOr(ExtraPathConfig, extra_path)]]

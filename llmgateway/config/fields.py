@@ -17,12 +17,13 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     PlainValidator,
     WithJsonSchema,
     model_validator,
 )
-from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from llmgateway.config import addresses, values
 from llmgateway.config.tree import Scalar, from_python, quoted
@@ -83,7 +84,7 @@ def _number(convert: Callable[[str], Any]) -> BeforeValidator:
 _VARIABLE: Final = {"type": "string", "pattern": r"\$\{"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # a dict has no hash, which `X | None` wants
 class _Also:
     """Let the JSON Schema accept what the file accepts beside the type itself."""
 
@@ -164,6 +165,8 @@ Format = Annotated[Literal["text", "json"], _value(str), _Also(_VARIABLE)]
 
 extra_path: Final = _reader(addresses.extra_path, "")
 """Reads a path that is written in one word."""
+model_name: Final = _reader(values.model, "")
+"""Reads the name of a model that is written in one word."""
 
 
 # --- Collections of values ------------------------------------------------------------------------
@@ -198,21 +201,28 @@ def _names_models(value: object) -> object:
 # The first two are read in `settings`; only the JSON Schema has to be told.
 OrNothing = Annotated[T, _OR_NOTHING]
 OrOneWord = Annotated[T, _Also({"type": "string"})]
+OrAnyWord = Annotated[T, _Also({"type": ["string", "number", "boolean"]})]
 ListOf = Annotated[tuple[T, ...], BeforeValidator(_list), _OR_NOTHING]
 MappingOf = Annotated[dict[K, T], BeforeValidator(mapping), _OR_NOTHING]
 ModelNames = Annotated[tuple[ModelName, ...], BeforeValidator(_names_models)]
+ModelsOf = Annotated[tuple[T, ...], BeforeValidator(_names_models)]
 
 
-def _one_or_more(value: object) -> object:
+def _one_or_more(noun: str) -> BeforeValidator:
     """One value is as good as a list of it."""
-    if value is None or isinstance(value, (Scalar, str)):
-        return (value,)
-    if not _list(value):
-        raise wrong("an empty list names no address; name one, or leave the line out")
-    return value
+
+    def check(value: object) -> object:
+        if value is None or isinstance(value, (Scalar, str)):
+            return (value,)
+        if not _list(value):
+            raise wrong(f"an empty list names no {noun}; name one, or leave the line out")
+        return value
+
+    return BeforeValidator(check)
 
 
-Hosts = Annotated[tuple[Host, ...], BeforeValidator(_one_or_more), _Also({"type": "string"})]
+Hosts = Annotated[tuple[Host, ...], _one_or_more("address"), _Also({"type": "string"})]
+SomeModels = Annotated[tuple[ModelName, ...], _one_or_more("model"), _Also({"type": "string"})]
 
 
 class Section(BaseModel):
@@ -224,6 +234,21 @@ class Section(BaseModel):
     @classmethod
     def _is_a_mapping(cls, value: object) -> object:
         return mapping(value)
+
+
+@dataclass(frozen=True, slots=True)
+class OneWordOr:
+    """Read an entry that is one word, which `read` checks, or a mapping of its own."""
+
+    section: type[Section]
+    read: Callable[[object], str]
+
+    def __get_pydantic_core_schema__(self, _: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        as_mapping = handler.generate_schema(self.section)
+        return core_schema.no_info_wrap_validator_function(self._entry, as_mapping)
+
+    def _entry(self, value: object, as_mapping: Callable[[object], Section]) -> Section | str:
+        return self.read(value) if value is None or isinstance(value, (Scalar, str)) else as_mapping(value)
 
 
 # --- API keys -------------------------------------------------------------------------------------

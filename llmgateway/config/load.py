@@ -15,7 +15,7 @@ from typing import Any, Final, get_args, get_origin
 
 from pydantic import ValidationError
 
-from llmgateway.config import doubts, files, references, values
+from llmgateway.config import doubts, files, naming, references, values
 from llmgateway.config.fields import Section
 from llmgateway.config.providers import ProviderConfig
 from llmgateway.config.references import KEY, Finding, Steps
@@ -103,7 +103,7 @@ def schema() -> dict[str, Any]:
 
 def _config(root: Pairs, document: Document, file: str, findings: Iterable[Finding] = ()) -> Config:
     problems = list(document.problems)
-    complaints = (*references.complaints(root), *findings)
+    complaints = (*references.complaints(root), *naming.complaints(root), *findings)
     problems += [_problem(file, root, path, message) for path, message in complaints]
     try:
         config = Config.model_validate(_plain(root))
@@ -250,7 +250,7 @@ def _no_choice(root: Pairs, path: Steps, expected: str) -> str:
 
 def _unknown_key(file: str, root: Pairs, path: Steps) -> Problem:
     model = _model_at(path[:-1])
-    known = list(model.model_fields)
+    known = [field.alias or name for name, field in model.model_fields.items()]
     place = _locate(root, (*path, KEY))
     nearest = get_close_matches(str(path[-1]), known, 1)
     hint = f"did you mean `{nearest[0]}`?" if nearest else f"known here: {', '.join(known)}"

@@ -5,6 +5,8 @@ The rules of `settings` hold.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, field_validator
 
 from llmgateway.config.fields import (
@@ -17,7 +19,10 @@ from llmgateway.config.fields import (
     ListOf,
     Mac,
     MappingOf,
-    ModelNames,
+    ModelName,
+    ModelsOf,
+    OneWordOr,
+    OrAnyWord,
     OrNothing,
     OwnHeaderName,
     PositiveDuration,
@@ -26,6 +31,7 @@ from llmgateway.config.fields import (
     Section,
     Url,
     Weight,
+    model_name,
     wrong,
 )
 
@@ -57,6 +63,16 @@ class WakeConfig(Section):
     broadcast: Broadcast = Field("255.255.255.255", description="Where the packet goes: a broadcast address.")
 
 
+class ModelConfig(Section):
+    """A model whose server knows it by another name than clients do."""
+
+    name: ModelName = Field(description="What clients see.")
+    told_as: ModelName = Field(alias="as", description="What the server is told.")
+
+
+ModelEntry = OrAnyWord[Annotated[ModelConfig | str, OneWordOr(ModelConfig, model_name)]]
+
+
 class ProviderConfig(Section):
     """An LLM server."""
 
@@ -84,11 +100,24 @@ class ProviderConfig(Section):
         None, description="How many requests it works on at once; unset: ask the server, else no limit."
     )
     weight: Weight = Field(1.0, description="Its share of the requests, compared with the other providers.")
-    models: ModelNames | None = Field(
-        None, description="What it serves; unset: ask the server, and keep asking."
+    models: ModelsOf[ModelEntry] | None = Field(
+        None,
+        description="What it serves: names, or `name` for clients and `as` for the server; unset: ask the "
+        "server, and keep asking.",
+    )
+    rename: MappingOf[ModelName, ModelName] = Field(
+        {}, description="Other names for its models: what the server lists, and what clients see instead."
     )
     timeouts: OrNothing[TimeoutsConfig] = Field(TimeoutsConfig(), description="How long to wait for it.")
     wake: WakeConfig | None = Field(None, description="How to wake it when it is needed and asleep.")
+
+    @property
+    def listed(self) -> dict[str, str] | None:
+        """What the server is told for each model that it is said to serve, by what clients see."""
+        if self.models is None:
+            return None
+        renamed = self.rename.get
+        return dict((renamed(m, m), m) if isinstance(m, str) else (m.name, m.told_as) for m in self.models)
 
     @field_validator("headers")
     @classmethod

@@ -61,7 +61,7 @@ def _two_of_a_name(names: _Names) -> Iterator[Finding]:
 
 def _members(root: Pairs, names: _Names) -> Iterator[Finding]:
     for group in names.groups:
-        for index, member in _words(root, "groups", group):
+        for index, member in words(root, "groups", group):
             path = ("groups", group, index)
             if member.text in names.users:
                 continue
@@ -79,7 +79,7 @@ def _owners_and_shares(root: Pairs, names: _Names) -> Iterator[Finding]:
         owner = at(root, "providers", provider, "owner")
         if isinstance(owner, Scalar) and counts(owner) and owner.text not in names.users:
             yield ("providers", provider, "owner"), _no_owner(owner, names)
-        for index, name in _words(root, "providers", provider, "share"):
+        for index, name in words(root, "providers", provider, "share"):
             if name.text not in anybody:
                 yield (
                     ("providers", provider, "share", index),
@@ -182,7 +182,7 @@ def _same_paths(root: Pairs) -> Iterator[Finding]:
 
 def _same_headers(root: Pairs) -> Iterator[Finding]:
     seen: set[str] = set()
-    for index, header in _words(root, "affinity", "headers"):
+    for index, header in words(root, "affinity", "headers"):
         if header.text.lower() in seen:
             yield ("affinity", "headers", index), "this header stands here twice; keep one of them"
         seen.add(header.text.lower())
@@ -202,7 +202,8 @@ def names_in(root: Pairs, section: str) -> tuple[str, ...]:
     return tuple(node.pairs) if isinstance(node, Pairs) else ()
 
 
-def _words(root: Pairs, *steps: str) -> Iterator[tuple[int, Scalar]]:
+def words(root: Pairs, *steps: str) -> Iterator[tuple[int, Scalar]]:
+    """Give the words of the list that stands at a path of keys, each with its place in it."""
     node = at(root, *steps)
     for index, item in enumerate(node.items if isinstance(node, Series) else ()):
         if isinstance(item, Scalar) and counts(item):

@@ -42,6 +42,7 @@ from llmgateway.config.fields import (
     Section,
     Size,
     SocketPath,
+    SomeModels,
     UnavailableStatus,
 )
 from llmgateway.config.providers import ProviderConfig
@@ -174,6 +175,13 @@ class Config(Section):
         {}, description="Names for several users, to share providers with."
     )
     providers: MappingOf[Name, ProviderConfig] = Field({}, description="The LLM servers, by name.")
+    aliases: MappingOf[ModelName, SomeModels] = Field(
+        {},
+        description="Other names for models: what each stands for; of several, the first that is online.",
+    )
+    fallbacks: MappingOf[ModelName, SomeModels] = Field(
+        {}, description="Models to take instead, in this order, when nobody who serves a model is online."
+    )
     health: OrNothing[HealthConfig] = Field(HealthConfig(), description="How providers are watched.")
     queue: OrNothing[QueueConfig] = Field(
         QueueConfig(), description="Where requests wait when all slots are taken."

@@ -111,7 +111,8 @@ async def _configured(upstream: Upstream, provider: Provider, status: int, body:
         listing = read_listing(body) if status == 200 else Listing({})
     except NotAnLLMServer:
         listing = Listing({})
-    unknown = {name: Model(name, via=listing.via) for name in provider.config.models or ()}
+    told = (provider.config.listed or {}).values()
+    unknown = {name: Model(name, via=listing.via) for name in told}
     models = {name: listing.models.get(name, model) for name, model in unknown.items()}
     return await _with_details(upstream, provider, listing, models)
 

@@ -22,6 +22,7 @@ from llmgateway.errors import (
     ProviderWarming,
 )
 from llmgateway.fleet.breaker import Breaker, Conduct, Sequel
+from llmgateway.fleet.publishing import published
 from llmgateway.fleet.repertoire import Repertoire
 from llmgateway.log import Events
 from llmgateway.servers import generic
@@ -48,6 +49,7 @@ class Probe:
     state: State
     reason: str = ""
     models: Mapping[str, Model] | None = None
+    """By the names that the server has for them."""
     slots: int | None = None
     certain: bool = False
     """True if this is no passing trouble, so that one such sighting is enough."""
@@ -66,6 +68,7 @@ class Provider:
     state: State = State.UNKNOWN
     reason: str = "not asked yet"
     models: Mapping[str, Model] = field(default_factory=dict)
+    """By the names that clients see."""
     in_flight: int = 0
     changed: Callable[[], None] = lambda: None
     conduct: Conduct = field(default_factory=Conduct)
@@ -84,13 +87,16 @@ class Provider:
     """True once it has been online."""
     gone: bool = False
     """True once a newer config has no place for it: what it works on may end, and nothing new comes."""
+    renames: bool = False
+    """Whether its server knows any of its models by another name than clients do."""
+    _listed: Mapping[str, Model] = field(default_factory=dict)  # by the names that its server has for them
     _slots_by_model: bool = False
     _told_slots: int | None = None
     _streak: int = 0  # probes in a row that spoke against the present state
 
     def __post_init__(self) -> None:
         self.since = self.wall()
-        self._serve_what_is_configured()
+        self._publish()
         self.capacity = self.config.slots
         self._repertoire = Repertoire(self.kind)
 
@@ -179,21 +185,26 @@ class Provider:
     def adopt(self, config: ProviderConfig, health: HealthConfig) -> None:
         """Take over new settings; what is known of the server stays true.
 
-        A new list of models counts at once. Without one, the last known models stay until the next probe.
+        A new list of models counts at once, and so do new names. Without a list, the last known models stay
+        until the next probe.
         """
-        before, self.config, self.health = self.config, config, health
+        self.config, self.health = config, health
         self.capacity = config.slots or self._told_slots
-        if config.models is not None and config.models != before.models:
-            self._serve_what_is_configured()
+        self._publish()
 
-    def _serve_what_is_configured(self) -> None:
-        self.models = {name: self.models.get(name, Model(name)) for name in self.config.models or ()}
+    def _publish(self) -> None:
+        """Have the models that its server has, as the config wants them, by the names that clients see."""
+        if (told := self.config.listed) is not None:
+            self._listed = {name: self._listed.get(name) or Model(name) for name in told.values()}
+        self.models = published(self.config, self._listed)
+        self.renames = any(model.told_as for model in self.models.values())
 
     def observe(self, probe: Probe, *, now: float) -> None:
         """Take one probe into account: `fall` failures in a row mean offline, `rise` successes online."""
         before = self._standing
         if probe.models is not None:
-            self.models = probe.models
+            self._listed = probe.models
+            self._publish()
             self._slots_by_model = any(model.slots for model in probe.models.values())
         if probe.kind is not None:
             self.kind = probe.kind

@@ -19,6 +19,7 @@ class Model:
     """A model as its server describes it; what the server does not say is None."""
 
     id: str
+    """What clients see."""
     created: int | None = None
     context_length: int | None = None
     loaded: bool | None = None
@@ -33,6 +34,13 @@ class Model:
     """How many requests for it its server works on at once, whatever it does for other models."""
     more: Mapping[str, Any] = field(default_factory=dict)
     """What its server tells of it besides, in the words that clients of such servers know."""
+    told_as: str = ""
+    """What its server is told, where that is another name."""
+
+    @property
+    def listed_as(self) -> str:
+        """The name by which its server knows it."""
+        return self.told_as or self.id
 
 
 @dataclass(frozen=True, slots=True)

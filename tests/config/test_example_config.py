@@ -71,6 +71,7 @@ def test_every_model_has_its_place_in_the_file() -> None:
 )
 def test_every_setting_is_named(model: type[Section], name: str) -> None:
     text = TEXT[_start(model) :] if model in STARTS else TEXT
+    name = model.model_fields[name].alias or name
     assert re.search(rf"^[ #-]*{name}:( |$)", text, re.MULTILINE), f"{model.__name__}.{name} is not explained"
 
 

@@ -964,7 +964,7 @@ def test_one_user_cannot_have_a_key_twice_either() -> None:
         ("provders: {}", "c.yaml:1:1: provders: unknown key; did you mean `providers`?"),
         (
             "limits: {size: 100}",
-            "c.yaml:1:1: limits: unknown key; known here: server, users, groups, providers, health, queue, ",
+            "c.yaml:1:1: limits: unknown key; known here: server, users, groups, providers, aliases, ",
         ),
         (
             "users: {a: {weight: 0}}",

@@ -53,6 +53,8 @@ def sections(marks: tuple[str, int, str], folder: Path) -> dict[str, Any]:
             }
         },
         "groups": {f"{word}s": [word]},
+        "aliases": {f"{word}-alias": [word, f"{word}-renamed"]},
+        "fallbacks": {word: [f"{word}-renamed"]},
         "health": {"interval": number, "timeout": number, "fall": number, "rise": number},
         "queue": {"size": number, "timeout": number},
         "streams": {"keepalive": number},
@@ -68,9 +70,11 @@ def mark(provider: FakeProvider, marks: tuple[str, int, str]) -> FakeProvider:
     """Give a provider settings with the marks; it is reached as it was before."""
     word, number, _ = marks
     provider.settings.update(
-        owner=word, share=[f"{word}s"], models=[word], slots=number, weight=number,
+        owner=word, share=[f"{word}s"], slots=number, weight=number,
         api_key=None, api_key_file=None, headers={}, tls=None, proxy=None,
         timeouts={"connect": number, "first_byte": number, "idle": number},
+        models=[word, f"{word}-listed", {"name": f"{word}-short", "as": f"{word}/long"}],
+        rename={f"{word}-listed": f"{word}-renamed"},
         wake={"mac": "02:00:00:00:00:01", "broadcast": "127.0.0.1"},
     )  # fmt: skip
     return provider

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import selectors
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from functools import lru_cache
 from random import Random
 from typing import Any, TypeVar
@@ -54,6 +55,25 @@ class LeapingLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self._leaping.leapt_s
+
+
+@contextmanager
+def taking_part(slots: Slots, order: Order) -> Iterator[Order]:
+    """Let an order leave in the end, as the proxy does."""
+    try:
+        yield order
+    finally:
+        slots.leave(order)
+
+
+@asynccontextmanager
+async def leased(slots: Slots, order: Order) -> AsyncIterator[Provider]:
+    """Hold a slot of a provider, at once or after a wait, as the proxy does."""
+    provider = slots.take(order) or await slots.wait(order)
+    try:
+        yield provider
+    finally:
+        slots.give_back(order, provider)
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
@@ -141,12 +161,12 @@ class House:
         """Be served like a request of the proxy; gives the provider, or what went wrong."""
         who = Caller(caller) if isinstance(caller, str) else caller
         name = name or who.user
-        with self.slots.order(who, model, thread or Thread(), estimate) as order:
+        with taking_part(self.slots, self.slots.order(who, model, thread or Thread(), estimate)) as order:
             order.tried.update(tried)
             order.only = only
             self.orders[name] = order
             try:
-                async with order.lease() as provider:
+                async with leased(self.slots, order) as provider:
                     self.served.append(name)
                     self.places[name] = provider.name
                     try:

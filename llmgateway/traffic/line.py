@@ -9,7 +9,7 @@ import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 
@@ -39,22 +39,6 @@ class Overloaded(GatewayError):
         super().__init__(OVERLOADED, words, (("Retry-After", str(retry_after_s)),))
 
 
-class Desk(Protocol):
-    """Where an order gets its slot, and gives it back."""
-
-    def take(self, order: "Order") -> Provider | None:
-        """Give a slot that is free, and nobody else's turn, at once."""
-
-    async def wait(self, order: "Order") -> Provider:
-        """Wait for a slot. Raises NoCandidate, or Overloaded if the queue is full or slow."""
-
-    def give_back(self, order: "Order", provider: Provider) -> None:
-        """Let the next waiter have the slot."""
-
-    def leave(self, order: "Order") -> None:
-        """Let an order take part no longer."""
-
-
 class Doubt(msgspec.Struct, frozen=True):
     """A failure that may as well be the fault of the request. `trials` wait for what comes of it."""
 
@@ -71,7 +55,6 @@ class Order(msgspec.Struct, eq=False):
     thread: Thread
     estimate: float
     standing: Standing
-    desk: Desk
     request_id: str = ""
     endpoint: str = ""
     """The name of the endpoint that is wanted; "" for one that everybody has."""
@@ -87,35 +70,6 @@ class Order(msgspec.Struct, eq=False):
     trials: tuple[Breaker, ...] = ()
     doubts: tuple[Doubt, ...] = ()
     granted: asyncio.Future[Placement] | None = None
-
-    def __enter__(self) -> "Order":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.desk.leave(self)
-
-    def lease(self) -> "Lease":
-        """Hold a slot of a provider for the length of an `async with`.
-
-        Entering raises NoCandidate, or Overloaded if the queue is full or slow.
-        """
-        return Lease(self)
-
-
-class Lease(msgspec.Struct):
-    """A slot that is taken, at once or after a wait, and surely given back."""
-
-    order: Order
-    provider: Provider | None = None
-
-    async def __aenter__(self) -> Provider:
-        desk = self.order.desk
-        provider = self.provider = desk.take(self.order) or await desk.wait(self.order)
-        return provider
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self.provider is not None
-        self.order.desk.give_back(self.order, self.provider)
 
 
 @dataclass(slots=True)

@@ -94,22 +94,30 @@ class Proxy:
 
         An error raised after the client has been sent bytes is to be told as the end of the stream.
         """
-        with self._begin(call, caller, client) as story:
-            order = story.order
-            while not order.tried or (self._slots.hopeful(order) and self._budget.take(self._now())):
+        story, slots = self._begin(call, caller, client), self._slots
+        order = story.order
+        try:  # with `finally`, as every context would cost each request more than a function does
+            while not order.tried or (slots.hopeful(order) and self._budget.take(self._now())):
                 try:
-                    async with order.lease() as provider:
-                        if await self._is_served_by(provider, story):
-                            return
+                    provider = slots.take(order) or await slots.wait(order)
                 except NoCandidate:
                     await self._watch.settled()  # another config may have brought somebody else
-                    if not self._slots.hopeful(order):
+                    if not slots.hopeful(order):
                         break
                 except Overloaded:
                     if story.warms_at_best():
                         raise
                     break
+                else:
+                    try:
+                        if await self._is_served_by(provider, story):
+                            return
+                    finally:
+                        slots.give_back(order, provider)
             self._conclude(story)
+        finally:
+            story.end()
+            slots.leave(order)
 
     def _begin(self, call: Call, caller: Caller, client: Client) -> Story:
         """Admit a call, and let it take part. Raises GatewayError (403, 429)."""

@@ -76,14 +76,14 @@ class Slots:
         request_id: str = "",
         endpoint: str = "",
     ) -> Order:
-        """Let a request take part: its user is active until it leaves. Use as `with`.
+        """Let a request take part: its user is active until it leaves. Pairs with `leave`.
 
         What `correct` has not corrected by then stays charged as it was estimated.
         """
         self._arrivals += 1
         standing = self._fair.enter(caller.party)
         arrival = self._arrivals
-        return Order(caller, model, thread, estimate, standing, self, request_id, endpoint, arrival=arrival)
+        return Order(caller, model, thread, estimate, standing, request_id, endpoint, arrival=arrival)
 
     def permitted_name(self, caller: Caller, model: str) -> str:
         """Give the name by which a caller may have a model. Raises GatewayError (403)."""

@@ -23,10 +23,7 @@ class Held(msgspec.Struct, frozen=True):
 
 
 class Story(msgspec.Struct):
-    """One request from its admission to its end: `with` gives back whatever was taken for it.
-
-    One context for all of it, as each costs every request two calls.
-    """
+    """One request from its admission to its end; `end` is for whoever has begun it, whatever has happened."""
 
     call: Call
     client: Client
@@ -36,15 +33,12 @@ class Story(msgspec.Struct):
     failures: list[ProviderFailed] = msgspec.field(default_factory=list)
     held: Held | None = None
 
-    def __enter__(self) -> "Story":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def end(self) -> None:
+        """Write down what is known only now, and give back what the limits have lent."""
         entry, order, admission = self.call.entry, self.order, self.admission
         entry.queue_s, entry.affinity = order.waited_s, order.affinity
         if self.heartbeat is not None:
             self.heartbeat.stop()
-        order.desk.leave(order)
         if admission is not None:
             if (tokens := entry.reckon()) is not None:
                 admission.charge(tokens.prompt + tokens.completion)

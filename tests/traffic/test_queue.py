@@ -11,7 +11,7 @@ from llmgateway.api.usage import Tokens
 from llmgateway.traffic.affinity import Thread
 from llmgateway.traffic.estimate import OutputSize
 from llmgateway.traffic.line import _REMEMBERED_MODELS
-from tests.simulation import House, now, online, run, steps
+from tests.simulation import House, now, online, run, steps, taking_part
 
 # --- whose queue it is -------------------------------------------------------------------------------
 
@@ -110,10 +110,11 @@ def test_the_time_to_wait_is_that_of_the_request_and_not_of_each_attempt() -> No
         house = House(timeout_s=20, a={"told": 1})
         running = house.start("ann", seconds=50)
         await steps()
-        with house.slots.order(Caller("bob"), "m", Thread(), 100) as order:
+        order = house.slots.order(Caller("bob"), "m", Thread(), 100)
+        with taking_part(house.slots, order):
             order.waited_s = 15.0  # before a provider said that it is loading its model
             with pytest.raises(Exception, match="in time"):
-                await order.lease().__aenter__()
+                await house.slots.wait(order)
         assert now() == 5.0
         await running
 

@@ -27,7 +27,7 @@ from llmgateway.traffic.affinity import Affinity, Thread
 from llmgateway.traffic.line import MAX_OVERTAKEN, NoCandidate, Order
 from llmgateway.traffic.router import candidates
 from llmgateway.traffic.slots import Slots
-from tests.simulation import fleet, now, online, run
+from tests.simulation import fleet, leased, now, online, run, taking_part
 
 SIZE: Final = 8
 TIMEOUT_S: Final = 60.0
@@ -112,7 +112,7 @@ class Story:
         )
 
     async def _enter(self, caller: Caller, model: str, thread: Thread, how: int) -> None:
-        with self.slots.order(caller, model, thread, 10.0 + how) as order:
+        with taking_part(self.slots, self.slots.order(caller, model, thread, 10.0 + how)) as order:
             task = asyncio.current_task()
             assert task is not None
             request = Request(order, task, asyncio.get_running_loop().create_future())
@@ -126,7 +126,7 @@ class Story:
     async def _live(self, request: Request) -> None:
         while not request.outcome:
             try:
-                async with request.order.lease() as provider:
+                async with leased(self.slots, request.order) as provider:
                     request.provider = provider
                     try:
                         await self._be_served(request, provider)

@@ -25,9 +25,11 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from llmgateway.config import addresses, values
+from llmgateway.api.endpoints import BY_NAME
+from llmgateway.config import abilities, addresses, values
 from llmgateway.config.tree import Scalar, from_python, quoted
 from llmgateway.http import peers
+from llmgateway.servers.known import BY_KIND
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -159,6 +161,8 @@ WhereModel = Annotated[
     _value(str),
     _or_variable(type="string", enum=["body", "query", "none"]),
 ]
+ServerKind = Annotated[str, _value(abilities.kind), _or_variable(enum=list(BY_KIND))]
+EndpointName = Annotated[str, _value(abilities.endpoint), _or_variable(enum=list(BY_NAME))]
 Level = Annotated[Literal["debug", "info", "warning", "error"], _value(str), _Also(_VARIABLE)]
 Format = Annotated[Literal["text", "json"], _value(str), _Also(_VARIABLE)]
 
@@ -191,11 +195,15 @@ def _list(value: object) -> object:
     return value
 
 
-def _names_models(value: object) -> object:
+def _names_some(what: str) -> Callable[[object], object]:
     """An empty list reads like "none" but would mean "all"."""
-    if isinstance(value, (list, tuple)) and not value:
-        raise wrong("an empty list names no model; name one, or leave the line out")
-    return None if value is None else _list(value)
+
+    def check(value: object) -> object:
+        if isinstance(value, (list, tuple)) and not value:
+            raise wrong(f"an empty list names no {what}; name one, or leave the line out")
+        return None if value is None else _list(value)
+
+    return check
 
 
 # The first two are read in `settings`; only the JSON Schema has to be told.
@@ -204,8 +212,9 @@ OrOneWord = Annotated[T, _Also({"type": "string"})]
 OrAnyWord = Annotated[T, _Also({"type": ["string", "number", "boolean"]})]
 ListOf = Annotated[tuple[T, ...], BeforeValidator(_list), _OR_NOTHING]
 MappingOf = Annotated[dict[K, T], BeforeValidator(mapping), _OR_NOTHING]
-ModelNames = Annotated[tuple[ModelName, ...], BeforeValidator(_names_models)]
-ModelsOf = Annotated[tuple[T, ...], BeforeValidator(_names_models)]
+ModelNames = Annotated[tuple[ModelName, ...], BeforeValidator(_names_some("model"))]
+ModelsOf = Annotated[tuple[T, ...], BeforeValidator(_names_some("model"))]
+EndpointNames = Annotated[tuple[EndpointName, ...], BeforeValidator(_names_some("endpoint"))]
 
 
 def _one_or_more(noun: str) -> BeforeValidator:

@@ -13,6 +13,7 @@ from llmgateway.config.fields import (
     ApiKey,
     Broadcast,
     Count,
+    EndpointNames,
     FilePath,
     Flag,
     HeaderValue,
@@ -29,6 +30,7 @@ from llmgateway.config.fields import (
     Proxy,
     Reference,
     Section,
+    ServerKind,
     Url,
     Weight,
     model_name,
@@ -107,6 +109,10 @@ class ProviderConfig(Section):
     )
     rename: MappingOf[ModelName, ModelName] = Field(
         {}, description="Other names for its models: what the server lists, and what clients see instead."
+    )
+    kind: ServerKind | None = Field(None, description="What kind of LLM server it is; unset: found out.")
+    endpoints: EndpointNames | None = Field(
+        None, description="All that it is asked for, by name; unset: what its kind has, less what it lacks."
     )
     timeouts: OrNothing[TimeoutsConfig] = Field(TimeoutsConfig(), description="How long to wait for it.")
     wake: WakeConfig | None = Field(None, description="How to wake it when it is needed and asleep.")

@@ -21,7 +21,7 @@ from llmgateway.http.via import is_loop
 from llmgateway.log import Events
 from llmgateway.servers import generic
 from llmgateway.servers.kind import Facts, Kind, proves, quote, read_details
-from llmgateway.servers.known import KINDS, is_loading, who_wrote
+from llmgateway.servers.known import BY_KIND, KINDS, is_loading, who_wrote
 from llmgateway.servers.models import Listing, Model, NotAnLLMServer, read_listing
 
 events = Events("health")
@@ -150,10 +150,12 @@ async def _refuses_work(upstream: Upstream, provider: Provider) -> bool:
 
 
 async def _kind(upstream: Upstream, provider: Provider, listing: Listing) -> Kind:
-    """Tell which kind of server it is; where its listing does not, ask it, once each time that it is back.
+    """Tell which kind of server it is; where nothing does, ask it, once each time that it is back.
 
     Raises ProviderFailed.
     """
+    if provider.config.kind is not None:
+        return BY_KIND[provider.config.kind]
     kind = who_wrote(listing)
     if kind is not generic.KIND or provider.kind_is_known:
         return provider.kind if kind is generic.KIND else kind
@@ -289,4 +291,4 @@ class Watch:
 
 def _settings(provider: Provider) -> object:
     """Give the settings that make a difference to how a provider is looked at, and how often."""
-    return provider.config.models, provider.health
+    return provider.config.models, provider.config.kind, provider.health

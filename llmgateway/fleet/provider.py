@@ -27,6 +27,7 @@ from llmgateway.fleet.repertoire import Repertoire
 from llmgateway.log import Events
 from llmgateway.servers import generic
 from llmgateway.servers.kind import Kind
+from llmgateway.servers.known import BY_KIND
 from llmgateway.servers.models import Model
 
 events = Events("fleet")
@@ -75,7 +76,7 @@ class Provider:
     capacity: int | None = None
     """How many requests it works on at once; None if nobody knows."""
     kind: Kind = generic.KIND
-    """Which kind of LLM server it is, as far as it has told."""
+    """Which kind of LLM server it is: as the config says, else as far as it has told."""
     kind_is_known: bool = False
     """Whether it has told since it was last away."""
     busy: dict[str, int] = field(default_factory=dict)
@@ -98,7 +99,9 @@ class Provider:
         self.since = self.wall()
         self._publish()
         self.capacity = self.config.slots
-        self._repertoire = Repertoire(self.kind)
+        self._told_kind = self.kind
+        self._repertoire = Repertoire()
+        self._take_kind()
 
     @property
     def online(self) -> bool:
@@ -190,6 +193,7 @@ class Provider:
         """
         self.config, self.health = config, health
         self.capacity = config.slots or self._told_slots
+        self._take_kind()
         self._publish()
 
     def _publish(self) -> None:
@@ -199,6 +203,11 @@ class Provider:
         self.models = published(self.config, self._listed)
         self.renames = any(model.told_as for model in self.models.values())
 
+    def _take_kind(self) -> None:
+        """Be of the kind that the config says, or that it has told."""
+        self.kind = self._told_kind if self.config.kind is None else BY_KIND[self.config.kind]
+        self._repertoire.adopt(self.kind, self.config.endpoints)
+
     def observe(self, probe: Probe, *, now: float) -> None:
         """Take one probe into account: `fall` failures in a row mean offline, `rise` successes online."""
         before = self._standing
@@ -207,8 +216,8 @@ class Provider:
             self._publish()
             self._slots_by_model = any(model.slots for model in probe.models.values())
         if probe.kind is not None:
-            self.kind = probe.kind
-            self._repertoire.adopt(self.kind, None)
+            self._told_kind = probe.kind
+            self._take_kind()
         self.kind_is_known = probe.kind is not None
         if probe.slots is not None:
             self._told_slots = probe.slots

@@ -4,7 +4,7 @@
 - What nobody knows to be missing is had, and so is an endpoint that has no name.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Set
 from functools import lru_cache
 
 from llmgateway.api.endpoints import BY_NAME
@@ -14,8 +14,7 @@ from llmgateway.servers.kind import Kind
 class Repertoire:
     """The endpoints of one provider, as far as is known."""
 
-    def __init__(self, kind: Kind, configured: Collection[str] | None = None) -> None:
-        self.adopt(kind, configured)
+    _missing: Set[str] = frozenset()
 
     def adopt(self, kind: Kind, configured: Collection[str] | None) -> None:
         """Go by what a kind of server has, or by what the config says instead."""
@@ -29,8 +28,7 @@ class Repertoire:
 @lru_cache(32)
 def missing_of(kind: Kind) -> frozenset[str]:
     """Give the endpoints that a kind of server is known not to have."""
+    spoken = kind.speaks | kind.may_speak
     return frozenset(
-        name
-        for name, endpoint in BY_NAME.items()
-        if name in kind.lacks or endpoint.dialect.name not in kind.speaks
+        name for name, each in BY_NAME.items() if name in kind.lacks or each.dialect.name not in spoken
     )

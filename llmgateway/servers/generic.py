@@ -1,4 +1,5 @@
-"""Any other server, and every one that has not told yet who it is: it may speak whatever is widely spoken.
+"""Any other server, and every one that has not told yet who it is: all that is known is OpenAI's API,
+and that others may be had.
 
 It claims no listing: who is not recognised as another is taken for this one.
 """
@@ -11,5 +12,6 @@ KIND: Final = Kind(
     name="generic",
     title="OpenAI-compatible",
     wrote=lambda listing: False,
-    speaks=frozenset({"openai", "responses", "anthropic"}),
+    speaks=frozenset({"openai"}),
+    may_speak=frozenset({"responses", "anthropic"}),
 )

@@ -73,6 +73,8 @@ class Kind:
     """Whether a listing is by a server of this kind, and surely not by one of another."""
     speaks: frozenset[str]
     """The APIs that its present version has; not every model answers on each of them."""
+    may_speak: frozenset[str] = frozenset()
+    """The APIs that it may have besides: it is asked, and a 404 tells."""
     lacks: frozenset[str] = frozenset()
     """The endpoints of those APIs that no version of it has, by their names; what a version may have it is
     asked for, and a 404 tells."""

@@ -12,6 +12,8 @@ from llmgateway.servers.models import Listing
 # In the order in which they are looked for on a machine: the first one found has its model shown in examples.
 KINDS: Final[tuple[Kind, ...]] = (ollama.KIND, llamacpp.KIND, lmstudio.KIND, vllm.KIND, generic.KIND)
 
+BY_KIND: Final = {kind.name: kind for kind in KINDS}
+
 
 def who_wrote(listing: Listing) -> Kind:
     """Tell which kind of server wrote a listing."""

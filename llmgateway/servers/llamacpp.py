@@ -76,6 +76,7 @@ KIND: Final = Kind(
     title="llama.cpp",
     wrote=lambda listing: "llamacpp" in listing.owners,
     speaks=frozenset({"openai", "responses", "anthropic"}),
+    lacks=frozenset({"score", "speech", "translations", "images", "image_edits", "moderations"}),
     ports=(8080, 9931),  # the second is the default of newer releases
     details=(Details("/props", _props),),
     more=_of_each,

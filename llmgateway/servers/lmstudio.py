@@ -66,6 +66,21 @@ KIND: Final = Kind(
     title="LM Studio",
     wrote=lambda listing: "organization_owner" in listing.owners,
     speaks=frozenset({"openai", "responses", "anthropic"}),
+    # It answers 200 for what it does not have, which tells nobody.
+    lacks=frozenset(
+        {
+            "rerank",
+            "score",
+            "speech",
+            "transcriptions",
+            "translations",
+            "images",
+            "image_edits",
+            "moderations",
+        }
+        | {"tokenize", "detokenize", "apply_template"}
+        | {"chat_input_tokens", "responses_input_tokens", "count_tokens"}
+    ),
     ports=(1234,),
     details=(Details("/api/v1/models", _instances), Details("/api/v0/models", _own_listing)),
 )

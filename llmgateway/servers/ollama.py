@@ -44,6 +44,10 @@ KIND: Final = Kind(
     proof=Proof("/api/version", _is_version),
     full_name=_full_name,
     speaks=frozenset({"openai", "responses", "anthropic", "ollama"}),
+    lacks=frozenset(
+        {"rerank", "score", "speech", "translations", "moderations"}
+        | {"tokenize", "detokenize", "apply_template", "chat_input_tokens"}
+    ),
     ports=(11434,),
     details=(Details("/api/tags", _tags), Details("/api/ps", _running)),
 )

@@ -13,6 +13,7 @@ KIND: Final = Kind(
     title="vLLM",
     wrote=lambda listing: "vllm" in listing.owners,
     speaks=frozenset({"openai", "responses", "anthropic"}),
+    lacks=frozenset({"moderations", "apply_template"}),
     ports=(8000,),
     idle_s=5.0,  # uvicorn's, and it does not say so
 )

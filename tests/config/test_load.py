@@ -87,6 +87,8 @@ providers:
     slots: 4
     weight: 0.5
     models: [1.5, on, qwen3-8b]
+    kind: llamacpp
+    endpoints: [chat, embeddings]
     wake: {{mac: AA-BB-CC-00-11-22, broadcast: 192.168.1.255}}
     timeouts: {{connect: 500ms, first_byte: 1h, idle: 7}}
 health: {{interval: 1, timeout: 2.5s, fall: 3, rise: 4}}
@@ -148,6 +150,8 @@ def test_every_setting_arrives() -> None:
         slots=4,
         weight=0.5,
         models=("1.5", "on", "qwen3-8b"),
+        kind="llamacpp",
+        endpoints=("chat", "embeddings"),
         timeouts=TimeoutsConfig(connect=0.5, first_byte=3600.0, idle=7.0),
         wake=WakeConfig(mac="aabbcc001122", broadcast="192.168.1.255"),
     )
@@ -244,10 +248,11 @@ def test_base_path_admin_limits_and_the_request_log_may_come_from_the_environmen
     assert made.log.requests is None
 
 
-@pytest.mark.parametrize("nothing", ["", "    slots:\n", "    wake:\n", "    slots:\n    wake:\n"])
-def test_slots_and_wake_may_be_left_empty(nothing: str) -> None:
-    rig = config(f"providers:\n  rig:\n    url: http://rig\n{nothing}").providers["rig"]
-    assert (rig.slots, rig.wake) == (None, None)
+@pytest.mark.parametrize("nothing", ["", "slots", "wake", "kind", "endpoints", "slots wake kind endpoints"])
+def test_slots_wake_kind_and_endpoints_may_be_left_empty(nothing: str) -> None:
+    lines = "".join(f"    {name}:\n" for name in nothing.split())
+    rig = config(f"providers:\n  rig:\n    url: http://rig\n{lines}").providers["rig"]
+    assert (rig.slots, rig.wake, rig.kind, rig.endpoints) == (None, None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -748,6 +753,20 @@ def test_the_same_url_by_another_proxy_is_another_server() -> None:
         ),
         ("{api_key: k, headers: {authorization: b}}", "`api_key` is sent in this header"),
         ("models: []", "3:13: providers.rig.models: an empty list names no model"),
+        (
+            "kind: Ollama",
+            "3:11: providers.rig.kind: 'Ollama' is not a kind of server; did you mean 'ollama'?",
+        ),
+        ("kind: llama.cpp", "'llama.cpp' is not a kind of server; did you mean 'llamacpp'?"),
+        ("kind: triton", "not a kind of server; known here: ollama, llamacpp, lmstudio, vllm, generic"),
+        ("kind: [vllm]", "3:11: providers.rig.kind: a single value belongs here"),
+        (
+            "endpoints: [chat, embedings]",
+            "providers.rig.endpoints[1]: 'embedings' is not an endpoint; did you",
+        ),
+        ("endpoints: [/v1/chat]", "3:17: providers.rig.endpoints[0]: '/v1/chat' is not an endpoint; "),
+        ("endpoints: []", "3:16: providers.rig.endpoints: an empty list names no endpoint; name one, or"),
+        ("endpoints: chat", "3:16: providers.rig.endpoints: a list belongs here; put the value in brackets"),
         ("models: [' a']", "3:14: providers.rig.models[0]: ' a' is not a model name"),
         ("models: a", "providers.rig.models: a list belongs here"),
         ("timeouts: {connect: 0s}", "3:25: providers.rig.timeouts.connect: '0s' leaves no time at all"),

@@ -61,6 +61,7 @@ def test_kinds_differ_in_name_and_port() -> None:
 def test_a_kind_speaks_what_made_it_known_and_nothing_unheard_of(kind: Kind) -> None:
     assert {"openai"} <= kind.speaks <= APIS
     assert kind.lacks <= BY_NAME.keys()
+    assert not kind.may_speak & kind.speaks and kind.may_speak <= APIS
     assert all(BY_NAME[name].dialect.name in kind.speaks for name in kind.lacks), "it lacks all of the others"
     assert kind.name.isalnum() and kind.name.islower()
 

@@ -71,6 +71,7 @@ def mark(provider: FakeProvider, marks: tuple[str, int, str]) -> FakeProvider:
     word, number, _ = marks
     provider.settings.update(
         owner=word, share=[f"{word}s"], slots=number, weight=number,
+        kind="ollama" if word == OLD[0] else "vllm", endpoints=["chat"],
         api_key=None, api_key_file=None, headers={}, tls=None, proxy=None,
         timeouts={"connect": number, "first_byte": number, "idle": number},
         models=[word, f"{word}-listed", {"name": f"{word}-short", "as": f"{word}/long"}],

@@ -35,7 +35,7 @@ NOBODY = Thread()
 DEAF = replace(
     generic.KIND,
     name="deaf",
-    speaks=frozenset({"openai"}),
+    may_speak=frozenset(),
     lacks=frozenset({"transcriptions", "translations"}),
 )
 

@@ -30,6 +30,8 @@ class Row:
     body: BodyKind = "json"
     streams: bool = False
     """Whether what it streams are events, so that one more may stand between them."""
+    streams_unasked: bool = False
+    """Whether it streams where a request does not say."""
     reads: bool = True
     """Whether its prompt costs tokens, even where the answer does not say how many."""
     method: str = "POST"
@@ -61,6 +63,8 @@ class Ends:
     """The `type` of the last event."""
     failures: tuple[str, ...] = ()
     """The same of an event that says that the model has failed."""
+    flags: tuple[str, ...] = ()
+    """What is true in the last event, and in no other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,8 @@ class Fields:
     """Of the output, in tokens; the lowest counts."""
     follows: tuple[str, ...] = ()
     """The id of an answer that is kept, and goes on in this one."""
+    limits_inside: tuple[tuple[str, str], ...] = ()
+    """The same in an object: its name, and the limit's in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +100,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What the numbers in `usage` are called, by which an answer tells what it cost."""
+    """What the numbers are called by which an answer tells what it cost: those in `usage`, or its own."""
 
     prompt: str
     completion: str
@@ -109,6 +115,8 @@ class Counts:
     """Whether an event with both tells all anew; else what is told adds up over the events of a stream."""
     opening: str | None = None
     """The `type` of the event that opens a stream, and cannot know its completion."""
+    flat: bool = False
+    """Whether they stand in the answer itself, or in the last event of a stream, and not in its `usage`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,6 +143,8 @@ class Dialect:
     as_events: Callable[[bytes], bytes | None] = lambda body: None
     """Gives a stream that says the same as a whole answer; None if that is not known."""
 
+    optional: bool = False
+    """Whether it is spoken only where the config says so."""
     sign: bytes = b""
     """A header field by which its clients are known where the path does not tell, in lower case."""
     model: Callable[[Mapping[str, object]], Mapping[str, object]] | None = None
@@ -175,7 +185,14 @@ def sse_comment(words: str) -> bytes:
     return f": {words}\n\n".encode()
 
 
+def at_line_boundary(tail: bytes) -> bool:
+    """Tell from its last bytes whether a stream of lines stands between two of them (or has not begun)."""
+    return not tail or tail.endswith(b"\n")
+
+
 SSE: Final = Framing(
     media_type=b"text/event-stream", at_boundary=at_event_boundary, gap=b"\n\n", begins=begins_events
 )
 """Server-sent events (the HTML standard, 9.2)."""
+LINES: Final = Framing(media_type=b"application/x-ndjson", at_boundary=at_line_boundary, gap=b"\n")
+"""A value of JSON on each line (NDJSON)."""

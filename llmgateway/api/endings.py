@@ -1,6 +1,6 @@
 """How streams end: whether the last lines of one show what the API calls its end, or an error.
 
-All dialects are read by their words at once. The rules:
+All dialects with the same framing are read by their words at once. The rules:
 
 - No words of a model are taken for an end or an error: inside a JSON string a quote has a backslash before
   it, and no line breaks.
@@ -9,12 +9,12 @@ All dialects are read by their words at once. The rules:
 """
 
 import re
-from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, Protocol
 
 import orjson
 
-from llmgateway.api.dialect import Dialect
+from llmgateway.api.dialect import LINES, SSE, Dialect, Framing
 from llmgateway.api.endpoints import DIALECTS
 
 TAIL_BYTES: Final = 4 * 1024
@@ -35,8 +35,21 @@ _BEHIND: Final = re.compile(rb"\n?(?:\r?\n)?(?:(?:(?:data|event|id|retry)?:[^\n]
 _LINE: Final = re.compile(rb"(?m)^(event|data|error): ?([^\r\n]*)")
 
 
-class Endings:
+class Endings(Protocol):
     """Knows the last events of streams in some dialects."""
+
+    def has_ended(self, tail: Tail, rest: Tail, done: set[int]) -> bool:
+        """Tell whether a stream has shown its end.
+
+        `tail` are its last whole lines, `rest` is what came behind them, `done` which choices have ended.
+        """
+
+    def error(self, tail: Tail) -> bytes | None:
+        """Give the error that a stream has told in its last lines, as it was told; None if it told none."""
+
+
+class EventEndings:
+    """Knows the last server-sent events of streams."""
 
     __slots__ = ("_failures", "_last", "_unended")
 
@@ -116,4 +129,41 @@ def _object(value: bytes) -> Any:
         return None
 
 
-ENDINGS: Final = Endings(DIALECTS)
+class LineEndings:
+    """Knows the last lines of streams in which each is a value of JSON."""
+
+    __slots__ = ("_flags", "_shown")
+
+    def __init__(self, dialects: Iterable[Dialect]) -> None:
+        self._flags = tuple(flag for dialect in dialects for flag in dialect.ends.flags)
+        flags = b"|".join(flag.encode() for flag in self._flags)
+        self._shown = re.compile(rb'"(?:%b)" *+: *+true[,}]' % flags)
+
+    def has_ended(self, tail: Tail, rest: Tail, done: set[int]) -> bool:
+        """Tell whether a stream has shown its end, as `Endings` does."""
+        if rest.strip():
+            return self._is_last(_object(bytes(rest)))
+        line = bytes(tail).rstrip().rpartition(b"\n")[2]
+        value = _object(line)
+        if value is None and line.endswith(b"}"):  # what is very long is not kept whole
+            return self._shown.search(line) is not None
+        return self._is_last(value)
+
+    def _is_last(self, value: object) -> bool:
+        return isinstance(value, dict) and any(value.get(flag) is True for flag in self._flags)
+
+    def error(self, tail: Tail) -> bytes | None:
+        """Give the error that a stream has told in its last lines, as `Endings` does."""
+        for line in bytes(tail).splitlines():
+            if b'"error"' in line:
+                match _object(line):
+                    case {"error": str() | dict() as error} if error:
+                        return line
+        return None
+
+
+ENDINGS_IN: Final[Mapping[Framing, Endings]] = {
+    SSE: EventEndings([dialect for dialect in DIALECTS if dialect.stream is SSE]),
+    LINES: LineEndings([dialect for dialect in DIALECTS if dialect.stream is LINES]),
+}
+ENDINGS: Final = ENDINGS_IN[SSE]

@@ -8,18 +8,19 @@ from dataclasses import astuple, dataclass, field
 from typing import Final
 
 from llmgateway.api.dialect import Dialect, Row
-from llmgateway.api.dialects import anthropic, openai, responses
+from llmgateway.api.dialects import anthropic, ollama, openai, responses
 
 Body = bytes | bytearray
 Buffer = bytes | memoryview
 
-DIALECTS: Final = (openai.DIALECT, responses.DIALECT, anthropic.DIALECT)
+DIALECTS: Final = (openai.DIALECT, responses.DIALECT, anthropic.DIALECT, ollama.DIALECT)
 ELSEWHERE: Final = openai.DIALECT
 """Answers where no other dialect does."""
 FRAMINGS: Final = tuple({dialect.stream: None for dialect in DIALECTS})
 
 _SIGNS: Final = {dialect.sign: dialect for dialect in DIALECTS if dialect.sign}
 _LONGEST_ROOT_FIRST: Final = tuple(sorted(DIALECTS, key=lambda dialect: len(dialect.root), reverse=True))
+_BY_DEFAULT: Final = tuple(dialect for dialect in _LONGEST_ROOT_FIRST if not dialect.optional)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +41,18 @@ BY_NAME: Final = {endpoint.name: endpoint for endpoint in ENDPOINTS if endpoint.
 """The endpoints that a provider may be known not to have."""
 
 
-def dialect_of(path: str) -> Dialect:
-    """Give the dialect that a caller of `path` speaks, also where the path itself is wrong."""
-    return next(dialect for dialect in _LONGEST_ROOT_FIRST if dialect.covers(path))
+def dialect_of(path: str, *, optional: bool = False) -> Dialect:
+    """Give the dialect that a caller of `path` speaks, also where the path itself is wrong.
+
+    `optional` tells whether those are spoken as well that a config has to ask for.
+    """
+    among = _LONGEST_ROOT_FIRST if optional else _BY_DEFAULT
+    return next(dialect for dialect in among if dialect.covers(path))
 
 
-def dialect_spoken(path: str, named: Mapping[bytes, bytes]) -> Dialect:
+def dialect_spoken(path: str, named: Mapping[bytes, bytes], *, optional: bool = False) -> Dialect:
     """Give the dialect of a path; of one that is no dialect's own, the one that a header field tells."""
-    dialect = dialect_of(path)
+    dialect = dialect_of(path, optional=optional)
     if dialect is not ELSEWHERE:
         return dialect
     return next((each for sign, each in _SIGNS.items() if sign in named), dialect)

@@ -18,7 +18,7 @@ _TEXTS: Final = frozenset(
         "response",
     )
 )
-_ANSWERS: Final = frozenset(("choices", "content", "output", "message"))
+_ANSWERS: Final = frozenset(("choices", "content", "output", "message", "response"))
 
 
 def tokens_of(text_bytes: int) -> int:

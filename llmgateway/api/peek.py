@@ -6,7 +6,7 @@ The fields that are read are those that the dialects name, of all of them at onc
 
 import codecs
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple
 from operator import attrgetter
 from typing import Any, Final
@@ -20,13 +20,14 @@ from llmgateway.errors import INVALID_REQUEST, GatewayError
 class Peek(msgspec.Struct, frozen=True, gc=False):
     """What routing needs to know of a request body.
 
-    `system` are the system messages that it opens with, `said` all messages behind them; both are empty if
-    they are absurdly many. A plain `prompt` is in `text` instead. `output_limit` is in tokens. `prompt_bytes`
-    is the size of what the prompt is made of; 0 if that cannot be told apart.
+    `streams` is None if it does not say. `system` are the system messages that it opens with, `said` all
+    messages behind them; both are empty if they are absurdly many. A plain `prompt` is in `text` instead.
+    `output_limit` is in tokens. `prompt_bytes` is the size of what the prompt is made of; 0 if that cannot be
+    told apart.
     """
 
     model: str
-    streams: bool
+    streams: bool | None
     system: Sequence[Buffer] = ()
     said: Sequence[Buffer] = ()
     text: Buffer = b""
@@ -57,7 +58,7 @@ class _Chat(msgspec.Struct):
 
     model: str
     messages: list[msgspec.Raw]
-    stream: bool = False
+    stream: bool | None = None
     tools: msgspec.Raw = _ABSENT
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
@@ -81,7 +82,19 @@ _prompts = _getter(name for fields in _FIELDS for name in fields.text)
 _tools = _getter(name for fields in _FIELDS for name in fields.tools)
 _limits = _getter(name for fields in _FIELDS for name in fields.limits)
 _ids = _getter(name for fields in _FIELDS for name in fields.follows)
-_NAMES: Final = tuple(dict.fromkeys(name for fields in _FIELDS for some in astuple(fields) for name in some))
+_INSIDE: Final = tuple(
+    (outer, inner, msgspec.json.Decoder(msgspec.defstruct("_Inside", [(inner, msgspec.Raw, _ABSENT)])))
+    for fields in _FIELDS
+    for outer, inner in fields.limits_inside
+)
+_NAMES: Final = tuple(
+    dict.fromkeys(
+        name if isinstance(name, str) else name[0]
+        for fields in _FIELDS
+        for some in astuple(fields)
+        for name in some
+    )
+)
 _ENVELOPE: Final[msgspec.json.Decoder[_Envelope]] = msgspec.json.Decoder(
     msgspec.defstruct("_AnyRequest", [(name, msgspec.Raw, _ABSENT) for name in _NAMES], bases=(_Envelope,))
 )
@@ -160,11 +173,11 @@ def peek_json(body: Body) -> Peek:
     text = _text(envelope)
     return Peek(
         _model_name(envelope.model),
-        envelope.stream is not _ABSENT and bytes(envelope.stream) == b"true",
+        _flag(envelope.stream),
         turns[:opening],
         turns[opening:],
         text,
-        _least(*map(_tokens, _limits(envelope))),
+        _least(*map(_tokens, (*_limits(envelope), *_limits_inside(envelope)))),
         len(text) + sum(map(_size_of, _tools(envelope))) + sum(map(len, turns)),
         next(filter(None, map(_text_of, _ids(envelope))), ""),
     )
@@ -266,6 +279,21 @@ def _unmarked(content: Buffer) -> Buffer:
 def _least(*limits: int | None) -> int | None:
     """Give the lowest of the limits on an output, in tokens; what limits nothing is none."""
     return min((limit for limit in limits if limit is not None and 0 <= limit < _NO_LIMIT), default=None)
+
+
+def _limits_inside(envelope: _Envelope) -> Iterator[msgspec.Raw]:
+    """Give the limits that stand in objects."""
+    for outer, inner, decoder in _INSIDE:
+        if (value := getattr(envelope, outer)) is not _ABSENT:
+            try:
+                yield getattr(decoder.decode(value), inner)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                pass  # it is no object
+
+
+def _flag(value: msgspec.Raw) -> bool | None:
+    said = bytes(value)
+    return None if said == b"null" else said == b"true"
 
 
 def _tokens(limit: msgspec.Raw) -> int | None:

@@ -1,20 +1,21 @@
 """How answers tell what they cost, and what their output looks like in passing bytes: all dialects in tables.
 
-The tables are built from what the dialects say of themselves, once. The rules that they keep:
+The tables are built from what the dialects say of themselves, once: one for all that stream in the same
+framing. The rules that they keep:
 
 - No words of a model match: inside a JSON string a quote has a backslash before it.
 - No match goes beyond its line, and no attempt far beyond a brace, so that no bytes make them slow.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
 
-from llmgateway.api.dialect import Counts, Dialect, Piece
-from llmgateway.api.endpoints import DIALECTS
+from llmgateway.api.dialect import SSE, Counts, Dialect, Framing, Piece
+from llmgateway.api.endpoints import DIALECTS, FRAMINGS
 
 USAGE: Final = b'"usage"'
 TIMINGS: Final = b'"timings"'
@@ -138,6 +139,10 @@ class Usage:
             for each in told
             if each.whole and each.total is not None
         )
+        flat = [name for each in told if each.flat for name in (each.prompt, each.completion)]
+        self._flat = _flat_counts(flat)
+        self.is_flat = bool(flat)
+        """Whether there are counts that stand in an answer itself."""
         self._openings = tuple(
             (each.completion, _type(each.opening)) for each in told if each.opening is not None
         )
@@ -167,6 +172,35 @@ class Usage:
     def reasoning(self, told: dict[str, int]) -> int:
         """Give how much of the completion was thought."""
         return _first(told, self._reasoning) or 0
+
+    def told_flatly(self, part: bytearray, since: int, until: int) -> dict[str, int]:
+        """Give the counts that stand in an answer itself, and begin between two places; the last count."""
+        told: dict[str, int] = {}
+        at = since
+        while self._flat is not None and (found := self._flat.search(part, at, until + OBJECT_BYTES)):
+            if found.start() >= until:
+                break
+            end = part.find(b"\n", found.end())
+            at = end if end >= 0 else len(part)
+            start = part.rfind(b"\n", 0, found.start()) + 1
+            told |= self._told_in_line(part[start:at], max(since - start, 0))
+        return told
+
+    def _told_in_line(self, line: bytearray, since: int) -> dict[str, int]:
+        """Read a line as it is; one that is not there whole, by what it looks like.
+
+        The arguments of a tool are a model's words, and may be called what they like.
+        """
+        try:
+            value = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            return {name.decode(): int(count) for name, count in self._flat_counts(line, since)}
+        if not isinstance(value, dict):
+            return {}
+        return {name: value[name] for name in self._names & value.keys() if _is_count(value[name])}
+
+    def _flat_counts(self, line: bytearray, since: int) -> list[tuple[bytes, bytes]]:
+        return [] if self._flat is None else self._flat.findall(line, since)
 
     def last_word(
         self, part: bytearray, mark: bytes, at: int, told: dict[str, int], since: int = 0
@@ -216,6 +250,11 @@ def _plain_usage(prompt: str, completion: str, total: str) -> re.Pattern[bytes]:
     )
 
 
+def _flat_counts(names: Sequence[str]) -> re.Pattern[bytes] | None:
+    inside = b"|".join(name.encode() for name in names)
+    return re.compile(rb'"(%b)" *+: *+(%b)(?![\d.eE])' % (inside, _NUMBER)) if names else None
+
+
 def _type(name: str) -> re.Pattern[bytes]:
     return re.compile(rb'"type" *+: *+"%b"' % name.encode())
 
@@ -258,4 +297,7 @@ def shapes_of(dialects: Sequence[Dialect]) -> Shapes:
     )
 
 
-SHAPES: Final = shapes_of(DIALECTS)
+SHAPES_IN: Final[Mapping[Framing, Shapes]] = {
+    framing: shapes_of([dialect for dialect in DIALECTS if dialect.stream is framing]) for framing in FRAMINGS
+}
+SHAPES: Final = SHAPES_IN[SSE]

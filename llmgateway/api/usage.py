@@ -15,7 +15,7 @@ The rules:
 """
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -23,11 +23,20 @@ import msgspec
 import orjson
 from msgspec.structs import astuple
 
-from llmgateway.api.dialect import begins_events
-from llmgateway.api.endings import ENDINGS, OTHER_CHOICES, TAIL_BYTES, Endings, ended_choices
+from llmgateway.api.dialect import Framing, begins_events
+from llmgateway.api.endings import ENDINGS, ENDINGS_IN, OTHER_CHOICES, TAIL_BYTES, Endings, ended_choices
 from llmgateway.api.inflate import LOOK_BYTES, Inflater, TooMuch
 from llmgateway.api.output import bytes_of_output, tokens_of
-from llmgateway.api.shapes import LONG_PIECE_BYTES, OBJECT_BYTES, SHAPES, TIMED, TIMINGS, USAGE, Shapes
+from llmgateway.api.shapes import (
+    LONG_PIECE_BYTES,
+    OBJECT_BYTES,
+    SHAPES,
+    SHAPES_IN,
+    TIMED,
+    TIMINGS,
+    USAGE,
+    Shapes,
+)
 
 FIRST_BYTES: Final = 4 * 1024
 SAMPLE_BYTES: Final = 4 * 1024
@@ -37,6 +46,10 @@ _OVERLAP: Final = OBJECT_BYTES + 64
 """What is kept of a long line beside its beginning: as much as an object may take that has begun."""
 PIECE_BYTES: Final = 40
 """What a piece takes beside its bytes."""
+WORDS_IN: Final[Mapping[Framing, tuple[Shapes, Endings]]] = {
+    framing: (shapes, ENDINGS_IN[framing]) for framing, shapes in SHAPES_IN.items()
+}
+"""What a meter has to know to read the answers of the dialects that stream in a framing."""
 
 
 class Tokens(msgspec.Struct, frozen=True, gc=False):
@@ -299,6 +312,8 @@ class Meter:
             self._usage = usage.last_word(part, USAGE, at, self._usage, since)
         if (at := part.rfind(TIMINGS, since, until + len(TIMINGS) - 1)) >= 0:
             self._timings = usage.last_word(part, TIMINGS, at, self._timings, since)
+        if usage.is_flat:
+            self._usage |= usage.told_flatly(part, since, until)
 
     def _beginnings(self, part: bytearray) -> bytearray:
         """Leave of long lines what they begin with; what else they have is text if they begin with text."""

@@ -36,7 +36,7 @@ _MAC: Final = re.compile(
 _AFTER_BASE_URL: Final = (*(endpoint.path.removeprefix("/v1") for endpoint in ENDPOINTS), "/models")
 _OLLAMA: Final = ("/api", "/api/chat", "/api/generate", "/api/tags", "/api/embed")
 _OWN_PATHS: Final = (*("/healthz", "/readyz", "/health", "/v1/health", "/metrics", "/gateway", "/v1/models"),)
-_FORWARDED: Final = frozenset(endpoint.path for endpoint in ENDPOINTS)
+_FORWARDED: Final = frozenset(endpoint.path for endpoint in ENDPOINTS if not endpoint.dialect.optional)
 ONCE_EXTRA: Final = frozenset(
     {"/tokenize", "/detokenize", "/apply-template"}
     | {"/v1/responses/input_tokens", "/v1/chat/completions/input_tokens"}

@@ -21,6 +21,7 @@ from llmgateway.config.fields import (
     Count,
     Duration,
     FilePath,
+    Flag,
     Format,
     FreeName,
     HeaderName,
@@ -89,6 +90,9 @@ class ServerConfig(Section):
     extra_paths: ListOf[ExtraEntry] = Field(
         (),
         description="More paths to forward: those whose JSON bodies name a model, or path, method and model.",
+    )
+    ollama_api: Flag = Field(
+        False, description="Whether programs that speak Ollama's own API may, below /api."
     )
     default_model: ModelName | None = Field(
         None, description="The model of requests that name none; unset: they are refused."

@@ -106,12 +106,16 @@ class CallReader:
                 raise
             seen, body = _named(self._default_model, endpoint, body, named.get(b"content-type", b""))
         model, streams, wanted = seen.model, seen.streams, endpoint.name
+        if streams is None:
+            streams = endpoint.streams_unasked
         entry.model, entry.streams = model[:_MODEL_CHARACTERS], streams
         fields, head = client.fields, client.head
         if route.from_page:
             fields = tuple(field for field in fields if field[0].lower() not in _OF_THE_PAGE)
             head = request_head(fields)
-        keepalive_s = self._keepalive_s if streams and endpoint.streams else 0.0
+        keepalive_s = 0.0
+        if streams and endpoint.streams and endpoint.dialect.keepalive is not None:
+            keepalive_s = self._keepalive_s
         lines = head.plain_lines if keepalive_s else head.lines
         request_id = client.request_id if b"x-request-id" not in named else _uuid(client.request_id)
         outgoing = Outgoing(

@@ -11,7 +11,7 @@ from typing import Final
 
 from llmgateway.access.keys import Caller
 from llmgateway.access.limits import Admission, Limits
-from llmgateway.api.usage import Meter
+from llmgateway.api.usage import WORDS_IN, Meter
 from llmgateway.books.metrics import Metrics
 from llmgateway.errors import (
     LOOP_DETECTED,
@@ -251,7 +251,8 @@ class Proxy:
         call, client, order = story.call, story.client, story.order
         call.outgoing.body = b""
         head = exchange.head
-        meter = Meter(stream=head.framing is not None, coding=head.coding, writes=call.writes)
+        shapes, endings = WORDS_IN[client.dialect.stream]
+        meter = Meter(head.framing is not None, head.coding, call.writes, shapes, endings)
         if exchange.status < _NO_ANSWER:
             call.entry.meter = meter
         try:

@@ -8,7 +8,6 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Iterable
 from functools import partial
 from itertools import count
 from typing import Final
@@ -21,7 +20,7 @@ from llmgateway.books.entry import Entry
 from llmgateway.books.ledger import Ledger
 from llmgateway.books.line import log_all
 from llmgateway.config.extra import ExtraPathConfig
-from llmgateway.config.settings import Config
+from llmgateway.config.settings import Config, ServerConfig
 from llmgateway.errors import (
     INTERNAL_ERROR,
     INVALID_API_KEY,
@@ -99,7 +98,7 @@ class App:
             **self._live.routes,
             **self._visitors.routes,
             MODELS: ModelList(),
-            **_ways(config.server.extra_paths),
+            **_ways(config.server),
         }
         base = config.server.base_path
         self._targets = {base + path: (path, route) for path, route in self._routes.items()}
@@ -111,7 +110,7 @@ class App:
         if isinstance(route, Forward):
             client.dialect = route.endpoint.dialect
         else:
-            client.dialect = dialect_spoken(path, client.head.named)
+            client.dialect = dialect_spoken(path, client.head.named, optional=self._config.server.ollama_api)
         client.request_id = self._id_of(client.head.named.get(b"x-request-id"))
         request_id.set(client.request_id)
         if self._condition.draining:
@@ -277,12 +276,14 @@ def _version_4(digits: str) -> str:
     return f"{digits[:12]}4{digits[13:]}8"
 
 
-def _ways(extra_paths: Iterable[ExtraPathConfig | str]) -> dict[str, Forward]:
+def _ways(server: ServerConfig) -> dict[str, Forward]:
     """Give the ways of all that is forwarded, by path."""
-    endpoints = {(endpoint.path, endpoint.method): endpoint for endpoint in ENDPOINTS}
-    for entry in extra_paths:
+    optional = server.ollama_api
+    spoken = [each for each in ENDPOINTS if optional or not each.dialect.optional]
+    endpoints = {(each.path, each.method): each for each in spoken}
+    for entry in server.extra_paths:
         more = entry if isinstance(entry, ExtraPathConfig) else ExtraPathConfig(path=entry)
-        dialect = dialect_of(more.path)
+        dialect = dialect_of(more.path, optional=optional)
         extra = Endpoint(more.path, "", more.names_model_in, method=more.method, dialect=dialect)
         endpoints.setdefault((extra.path, extra.method), extra)
     ways = {CHAT: Forward(endpoints["/v1/chat/completions", "POST"], from_page=True)}

@@ -11,11 +11,11 @@ import pytest
 from aiohttp import web
 
 from llmgateway.api.dialect import SSE, Counts, Dialect, Fields, Framing, Piece, Row, at_event_boundary
-from llmgateway.api.dialects import anthropic, openai, responses
+from llmgateway.api.dialects import anthropic, ollama, openai, responses
 from llmgateway.api.endpoints import BY_NAME, DIALECTS, ELSEWHERE, ENDPOINTS, FRAMINGS, KEPT, dialect_of
 from llmgateway.api.multipart import peek_multipart
 from llmgateway.api.peek import peek_json
-from llmgateway.api.shapes import SHAPES, Shapes, shapes_of
+from llmgateway.api.shapes import SHAPES_IN, Shapes, shapes_of
 from llmgateway.api.usage import Meter, Tokens
 from llmgateway.errors import INVALID_REQUEST, UPSTREAM_ERROR, ErrorKind, GatewayError
 from llmgateway.http.client import Client
@@ -31,7 +31,7 @@ def _error(kind: ErrorKind, message: str, request_id: str) -> dict[str, object]:
     return {"trouble": message}
 
 
-LINES: Final = Framing(
+TOY_LINES: Final = Framing(
     media_type=b"application/x-toy", at_boundary=lambda tail: not tail or tail.endswith(b"\n"), gap=b"\n"
 )
 TOY: Final = Dialect(
@@ -39,7 +39,7 @@ TOY: Final = Dialect(
     root="/toy",
     endpoints=(Row("/toy/talk", streams=True),),
     error=_error,
-    stream=LINES,
+    stream=TOY_LINES,
     error_event=lambda body: body + b"\n",
     keepalive=None,
     fields=Fields(turns=("messages",), tools=("tools",), limits=("max_tokens",)),
@@ -51,7 +51,11 @@ TOY: Final = Dialect(
 """A dialect that is nowhere else: it shows how little has to be told."""
 
 every_dialect = pytest.mark.parametrize("dialect", [*DIALECTS, TOY], ids=lambda dialect: dialect.name)
-ALL: Final = shapes_of((*DIALECTS, TOY))
+
+
+def shapes_for(dialect: Dialect) -> Shapes:
+    """What is known of answers in a dialect, and in those that stream as it does."""
+    return shapes_of([each for each in (*DIALECTS, TOY) if each.stream is dialect.stream])
 
 
 # --- paths ----------------------------------------------------------------------------------------------
@@ -83,7 +87,8 @@ def test_the_paths_of_a_dialect_and_those_below_its_root_are_answered_by_it(dial
     below = [f"{dialect.root}/nowhere", f"{dialect.root}/nowhere/else", dialect.root or "/"]
     for path in (*(row.path for row in dialect.endpoints), *below):
         assert dialect.covers(path)
-        assert dialect_of(path) is dialect, path
+        assert dialect_of(path, optional=True) is dialect, path
+        assert (dialect_of(path) is dialect) is not dialect.optional
     assert dialect_of(f"{dialect.root}x") is ELSEWHERE
 
 
@@ -95,6 +100,7 @@ def test_the_paths_of_a_dialect_and_those_below_its_root_are_answered_by_it(dial
         ("/v1/messages/nowhere", anthropic.DIALECT),
         ("/v1/messagesx", openai.DIALECT),
         ("/v1/responses", responses.DIALECT),
+        ("/api/chat", openai.DIALECT),
         ("/v1/chat/completions", openai.DIALECT),
         ("/", openai.DIALECT),
         ("*", openai.DIALECT),
@@ -165,7 +171,8 @@ def test_a_sign_of_life_ends_where_an_event_can_follow_and_is_nothing_to_a_reade
         return
     sign = dialect.keepalive("waiting, position 3 in the queue")
     assert dialect.stream.at_boundary(sign[-4:])
-    assert metered(as_event(dialect, {}) + sign) == metered(as_event(dialect, {}))
+    shapes = shapes_for(dialect)
+    assert metered(as_event(dialect, {}) + sign, shapes) == metered(as_event(dialect, {}), shapes)
     if dialect.stream is SSE:
         assert "message" not in {name for name, _ in read_events(sign)}, "it would be taken for a piece"
 
@@ -179,7 +186,7 @@ def test_a_stream_is_known_by_its_media_type(dialect: Dialect) -> None:
 # --- what answers tell ------------------------------------------------------------------------------------
 
 
-def metered(body: bytes, *, stream: bool = True, shapes: Shapes = ALL) -> Tokens:
+def metered(body: bytes, shapes: Shapes, *, stream: bool = True) -> Tokens:
     meter = Meter(stream, shapes=shapes)
     meter.feed(body)
     return meter.tokens(77)
@@ -198,6 +205,11 @@ def usage_of(counts: Counts) -> dict[str, Any]:
     return told
 
 
+def told_as(counts: Counts, usage: dict[str, Any]) -> dict[str, Any]:
+    """Where in an answer the counts stand."""
+    return usage if counts.flat else {"usage": usage}
+
+
 def cost_by(counts: Counts) -> Tokens:
     cached, reasoning = 3 if counts.cached else 0, 20 if counts.reasoning else 0
     return Tokens(12 + 3 * len(counts.beside), 34, cached, reasoning, estimated=False)
@@ -206,16 +218,17 @@ def cost_by(counts: Counts) -> Tokens:
 @every_dialect
 def test_what_an_answer_cost_is_read_by_the_names_that_the_dialect_gives(dialect: Dialect) -> None:
     for counts in dialect.counts:
-        answer = {"id": "1", "usage": usage_of(counts)}
-        assert metered(json.dumps(answer).encode(), stream=False) == cost_by(counts)
-        assert metered(as_event(dialect, {}) + as_event(dialect, answer)) == cost_by(counts)
+        answer, shapes = {"id": "1", **told_as(counts, usage_of(counts))}, shapes_for(dialect)
+        assert metered(json.dumps(answer).encode(), shapes, stream=False) == cost_by(counts)
+        assert metered(as_event(dialect, {}) + as_event(dialect, answer), shapes) == cost_by(counts)
 
 
 @every_dialect
 def test_the_plainest_usage_is_read(dialect: Dialect) -> None:
     for counts in dialect.counts:
-        answer = {"usage": {counts.prompt: 12, counts.completion: 34, counts.total or "else": 46}}
-        assert metered(json.dumps(answer).encode(), stream=False) == Tokens(12, 34, estimated=False)
+        usage = {counts.prompt: 12, counts.completion: 34, counts.total or "else": 46}
+        answer = json.dumps(told_as(counts, usage)).encode()
+        assert metered(answer, shapes_for(dialect), stream=False) == Tokens(12, 34, estimated=False)
 
 
 @every_dialect
@@ -225,11 +238,12 @@ def test_counts_add_up_over_the_events_of_a_stream_but_for_what_its_opening_cann
     for counts in dialect.counts:
         told = usage_of(counts)
         completion = told.pop(counts.completion)
-        opening = {"type": counts.opening or "start", "usage": {**told, counts.completion: 1}}
-        closing = {"type": "end", "usage": {counts.completion: completion}}
-        assert metered(as_event(dialect, opening) + as_event(dialect, closing)) == cost_by(counts)
+        opening = {"type": counts.opening or "start", **told_as(counts, {**told, counts.completion: 1})}
+        closing = {"type": "end", **told_as(counts, {counts.completion: completion})}
+        shapes = shapes_for(dialect)
+        assert metered(as_event(dialect, opening) + as_event(dialect, closing), shapes) == cost_by(counts)
         if counts.opening is not None:
-            assert metered(as_event(dialect, opening)).estimated
+            assert metered(as_event(dialect, opening), shapes).estimated
 
 
 @every_dialect
@@ -239,13 +253,14 @@ def test_an_event_with_a_piece_of_output_counts_as_a_token(dialect: Dialect) -> 
             values: list[Any] = [{key: text} for key in piece.inside] or [text]
             for value in values:
                 event = as_event(dialect, {"index": 0, piece.key: [value] if piece.listed else value})
-                assert metered(event * 3) == Tokens(77, 3 * count, estimated=True), event
+                assert metered(event * 3, shapes_for(dialect)) == Tokens(77, 3 * count, estimated=True), event
 
 
 def test_what_no_dialect_tells_is_not_read() -> None:
     (counts,) = TOY.counts
-    assert metered(json.dumps({"usage": usage_of(counts)}).encode(), stream=False, shapes=SHAPES).estimated
-    assert not metered(as_event(TOY, {"bit": {"word": "x"}}), shapes=SHAPES).completion
+    for shapes in SHAPES_IN.values():
+        assert metered(json.dumps({"usage": usage_of(counts)}).encode(), shapes, stream=False).estimated
+        assert not metered(as_event(TOY, {"bit": {"word": "x"}}), shapes).completion
 
 
 # --- what requests say --------------------------------------------------------------------------------------
@@ -284,9 +299,11 @@ def test_limits_and_the_size_of_tools_are_found_in_the_fields_that_the_dialect_n
     dialect: Dialect,
 ) -> None:
     fields = dialect.fields
-    for limit in fields.limits:
+    said: list[dict[str, Any]] = [{limit: 8} for limit in fields.limits]
+    said += [{outer: {"else": [1], inner: 8}} for outer, inner in fields.limits_inside]
+    for limit in said:
         for turns in fields.turns:
-            body = json.dumps({"model": "m", turns: [], limit: 8}).encode()
+            body = json.dumps({"model": "m", turns: [], **limit}).encode()
             assert peek_json(body).output_limit == 8
     for tools in fields.tools:
         body = json.dumps({"model": "m", tools: ["a tool"]}).encode()
@@ -330,6 +347,13 @@ def test_an_error_has_the_envelope_of_its_dialect() -> None:
     }
 
 
+def test_an_error_of_ollamas_is_a_sentence() -> None:
+    body = ollama.DIALECT.error_body(BROKE, "id-1")
+    assert json.loads(body) == {"error": BROKE.message}
+    assert ollama.DIALECT.error_event(body) == body + b"\n"
+    assert ollama.DIALECT.keepalive is None
+
+
 def test_the_events_of_our_own_are_those_that_clients_know() -> None:
     for dialect in (openai.DIALECT, responses.DIALECT):
         assert dialect.error_event(b"{}") == b"data: {}\n\n"
@@ -362,7 +386,7 @@ def answering(*fed: bytes, begun: bool = True, head: AnswerHead | None = None) -
         assert not client.started, "it has nothing to say while it waits"
         if begun:
             lines = b"Content-Type: application/x-toy\r\n"
-            client.begin(200, b"", head or AnswerHead(lines, None, LINES, may_grow=True))
+            client.begin(200, b"", head or AnswerHead(lines, None, TOY_LINES, may_grow=True))
         for piece in fed:
             client.feed(piece, final=False)
         raise GatewayError(INVALID_REQUEST, "No.")

@@ -90,7 +90,7 @@ def test_a_body_that_cannot_be_routed_is_refused_in_words_that_name_the_trouble(
 def test_the_model_is_read_as_the_provider_will_read_it(body: bytes, model: str) -> None:
     assert peek_json(body) == peek_json(bytearray(body))
     seen = peek_json(body)
-    assert (seen.model, seen.streams) == (model, False)
+    assert (seen.model, seen.streams) == (model, None)
 
 
 @pytest.mark.parametrize(
@@ -101,11 +101,11 @@ def test_the_model_is_read_as_the_provider_will_read_it(body: bytes, model: str)
         ("false", False),
         ('"true"', False),
         ("1", False),
-        ("null", False),
+        ("null", None),
         ("[true]", False),
     ],
 )
-def test_only_true_asks_for_a_stream(value: str, streams: bool) -> None:
+def test_only_true_asks_for_a_stream(value: str, streams: bool | None) -> None:
     assert peek_json(f'{{"model": "m", "stream":{value}}}'.encode()).streams is streams
 
 
@@ -115,7 +115,7 @@ def test_characters_and_bad_bytes_at_the_edge_of_a_slice_are_told_apart(length: 
     character = {2: "é", 3: "€", 4: "😀"}[length].encode()
     start = b'{"model": "m", "x": "'
     before = start + b"a" * (SLICE_BYTES - len(start) - cut)
-    assert peek_json(before + character + b'"}') == Peek("m", streams=False, system=[], said=[])
+    assert peek_json(before + character + b'"}') == Peek("m", streams=None, system=[], said=[])
     assert "UTF-8" in refusal(before + character[:-1] + b'"}')
 
 
@@ -130,7 +130,7 @@ def test_peeking_at_a_large_body_takes_no_memory(filler: bytes) -> None:
     body = b'{"model": "m", "x": [' + filler * (30_000_000 // len(filler)) + b"0]}"
     tracemalloc.start()
     try:
-        assert peek_json(body) == Peek("m", streams=False, system=[], said=[])
+        assert peek_json(body) == Peek("m", streams=None, system=[], said=[])
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -304,7 +304,7 @@ SPOKEN = (
 def test_malformed_messages_never_fail_a_request(fields: dict[str, Any], ascii_only: bool) -> None:
     body = json.dumps({"model": "m", **fields}, ensure_ascii=ascii_only).encode("utf-8", "replace")
     seen = peek_json(body)
-    assert (seen.model, seen.streams) == ("m", False)
+    assert (seen.model, seen.streams) == ("m", None)
     assert isinstance(seen.output_limit, int | None)
     listed = [value for value in (fields.get("messages"), fields.get("input")) if isinstance(value, list)]
     strings = [value for value in (fields.get("messages"), fields.get("input")) if isinstance(value, str)]
@@ -329,7 +329,7 @@ def test_a_body_of_absurdly_many_messages_takes_no_memory_and_has_no_turns() -> 
         body = b'{"model": "m", "messages": [' + (element + b",") * 2_000_000 + element + b"]}"
         tracemalloc.start()
         try:
-            assert peek_json(body) == Peek("m", streams=False, system=[], said=[])
+            assert peek_json(body) == Peek("m", streams=None, system=[], said=[])
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()

@@ -159,7 +159,7 @@ def _start(model: type[Section]) -> int:
 
 
 def _value(text: str) -> object:
-    return int(text) if text.isdigit() else text
+    return int(text) if text.isdigit() else {"true": True, "false": False}.get(text, text)
 
 
 # --- The schema accepts what the file accepts -----------------------------------------------------

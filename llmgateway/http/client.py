@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import InitVar, dataclass, field
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Final, Literal, Protocol
 
@@ -373,6 +374,7 @@ def plain_error(error: GatewayError) -> bytes:
     return _status_line(error.kind.status, b"") + _JSON + _error_lines(error) + rest.encode() + body
 
 
+@lru_cache(64)
 def _status_line(status: int, reason: bytes) -> bytes:
     return b"HTTP/1.1 %d %b\r\n" % (status, reason or _REASONS.get(status, b""))
 

@@ -7,7 +7,7 @@ spelling.
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -59,11 +59,10 @@ NOT_RETURNED: Final = HOP_BY_HOP | {
 }
 
 
-class RequestHead(msgspec.Struct, eq=False, weakref=True):
+class RequestHead(msgspec.Struct, eq=False):
     """What the header fields of a request say, read in one pass.
 
-    A HeadReader gives the very same one again, so it is equal to itself only, and can be the key to what
-    somebody has found out about it.
+    A HeadReader gives the very same one again, so that it can hold what somebody has found out about it.
     """
 
     named: dict[bytes, bytes]
@@ -74,6 +73,8 @@ class RequestHead(msgspec.Struct, eq=False, weakref=True):
     """The same for an answer that must not be compressed."""
     size: int
     """How many bytes the fields take as they came."""
+    sender: tuple[object, Any] = (None, None)
+    """Who sends it, behind what it was found out by."""
 
 
 def request_head(fields: Sequence[Field], *, replaced: frozenset[bytes] = frozenset()) -> RequestHead:

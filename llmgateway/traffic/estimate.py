@@ -31,7 +31,7 @@ class OutputSize:
     def estimate(self, model: str, limit: int | None) -> float:
         """Guess the tokens of an answer; `limit` is the most that the request allows."""
         usual = self._usual.get(model, _UNKNOWN_OUTPUT)
-        return usual if limit is None else min(usual, limit)
+        return usual if limit is None or usual < limit else limit
 
 
 class Speed:

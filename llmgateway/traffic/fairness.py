@@ -37,7 +37,9 @@ class FairShare:
     """The counters of all users. Synchronous, and knows no time: only order matters."""
 
     def __init__(self) -> None:
-        self._users: dict[str, Standing] = {}
+        self._active: dict[str, Standing] = {}
+        self._idle: dict[str, Standing] = {}
+        """The first of them is the one idle for longest."""
         self._last_active: Standing | None = None
         self._grants = 0
 
@@ -46,12 +48,12 @@ class FairShare:
 
         What is given holds until the request leaves.
         """
-        standing = self._users.get(user)
+        standing = self._active.get(user)
         if standing is None:
-            self._forget_idle()
-            standing = self._users[user] = Standing(user)
-        if not standing.active:
-            standing.served = max(standing.served, self._floor())
+            standing = self._idle.pop(user, None) or Standing(user)
+            if standing.served < (floor := self._floor()):
+                standing.served = floor
+            self._active[user] = standing
         standing.active += 1
         return standing
 
@@ -60,10 +62,9 @@ class FairShare:
         standing.active -= 1
         if not standing.active:
             standing.expected = 0.0
-            self._last_active = standing
-            self._users[standing.user] = self._users.pop(
-                standing.user
-            )  # the first idle one is the one idle for longest
+            self._last_active = self._idle[standing.user] = self._active.pop(standing.user)
+            if len(self._idle) > FORGET_AFTER:
+                del self._idle[next(iter(self._idle))]
 
     def granted(self, standing: Standing, tokens: float, weight: float) -> None:
         """Note that this user has just been granted a slot, and charge an estimate in virtual tokens for it.
@@ -81,16 +82,11 @@ class FairShare:
 
     def rank(self, user: str) -> tuple[float, int]:
         """Give what users are ordered by: the lowest goes first."""
-        standing = self._users[user]
+        standing = self._active[user]
         return standing.served + standing.expected, standing.last_grant
 
     def _floor(self) -> float:
         """Give what is lifted to: the lowest counter of those who are active, else of who was so last."""
-        last = 0.0 if self._last_active is None else self._last_active.served
-        return min((other.served for other in self._users.values() if other.active), default=last)
-
-    def _forget_idle(self) -> None:
-        if len(self._users) >= FORGET_AFTER:
-            idle = next((user for user, standing in self._users.items() if not standing.active), None)
-            if idle is not None:
-                del self._users[idle]
+        if self._active:
+            return min([other.served for other in self._active.values()])
+        return 0.0 if self._last_active is None else self._last_active.served

@@ -12,7 +12,6 @@ from functools import partial
 from itertools import count
 from typing import Final
 from urllib.parse import unquote
-from weakref import WeakKeyDictionary
 
 from llmgateway.access.keys import Caller
 from llmgateway.api.endpoints import ENDPOINTS, Body, Endpoint, dialect_of, dialect_spoken
@@ -30,7 +29,6 @@ from llmgateway.errors import (
     draining,
 )
 from llmgateway.http.client import Client
-from llmgateway.http.headers import RequestHead
 from llmgateway.http.server import check_head
 from llmgateway.http.via import refuse_loop
 from llmgateway.log import Events, request_id
@@ -59,6 +57,7 @@ from llmgateway.web.visitors import Visitors
 events = Events("app")
 
 _SANE_ID: Final = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+_FIRST_ID: Final = 10**14  # as all numbers up to ten times that, it has 15 digits, of those that UUIDs have
 _CLIENT_GONE: Final = 499  # as nginx logs it; it is never sent
 
 
@@ -81,7 +80,7 @@ class App:
         self._live = live
         self._proxy = proxy
         self._ledger = ledger
-        self._ids = count(1)
+        self._ids = count(_FIRST_ID)
         self._id_prefix = _version_4(secrets.token_hex(8))
         self._running = Running()
         self.adopt(config)
@@ -89,8 +88,6 @@ class App:
     def adopt(self, config: Config) -> None:
         """Take in a config: it holds for every request that comes from now on."""
         self._config = config
-        # A client sends the same head again and again: to recognise the key in it anew costs a request 3 %.
-        self._callers: WeakKeyDictionary[RequestHead, Caller] = WeakKeyDictionary()
         self._origins = frozenset(config.server.cors)
         self._calls = CallReader(config)
         self._routes: dict[str, Route] = {
@@ -147,7 +144,7 @@ class App:
         """
         if given is not None and _SANE_ID.fullmatch(given):
             return given.decode()
-        return f"{self._id_prefix}{next(self._ids):015x}"
+        return f"{self._id_prefix}{next(self._ids)}"
 
     async def _follow(self, path: str, route: Route | None, client: Client) -> None:
         """Serve a request of the API, and write down what became of it."""
@@ -226,11 +223,13 @@ class App:
         if isinstance(route, Forward) and route.from_page:
             self._visitors.require_same_origin(client)
             return self._visitors.who(client, by_session=True)
-        caller = self._callers.get(client.head)
-        if caller is None:
+        # A client sends the same head again and again: to recognise the key in it anew costs a request 3 %.
+        caller: Caller
+        by, caller = client.head.sender
+        if by is not self._config:
             caller = self._visitors.who(client)
             if caller.expires_at is None:
-                self._callers[client.head] = caller
+                client.head.sender = self._config, caller
         return caller
 
     # -- the end

@@ -163,7 +163,7 @@ def test_no_more_than_so_many_idle_users_are_remembered(few: int) -> None:
         shares.enter(f"u{number}")
         shares.charge(f"u{number}", 5, 1)
         shares.leave(f"u{number}")
-        assert len(shares.fair._users) <= few
+        assert len(shares.fair._idle) <= few
 
 
 def test_the_user_idle_for_longest_is_forgotten_first(few: int) -> None:

@@ -39,7 +39,7 @@ PURE_MODULES: Final = frozenset(
     | {"books.speed", "books.totals", "fleet.absence", "fleet.appearance", "fleet.breaker"}
     | {"fleet.fleet", "fleet.naming", "fleet.provider", "fleet.publishing", "fleet.repertoire"}
     | {"http.headers", "http.peers", "http.via"}
-    | {"traffic.affinity", "traffic.estimate", "traffic.fairness", "traffic.router"}
+    | {"traffic.affinity", "traffic.estimate", "traffic.fairness", "traffic.keepers", "traffic.router"}
 )
 OUTSIDE_PURE: Final = frozenset({"asyncio", "aiohttp", "socket", "ssl", "uvloop"})
 WITH_AIOHTTP: Final = frozenset(

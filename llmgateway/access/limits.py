@@ -171,14 +171,18 @@ class Limits:
         *,
         key_name: str | None = None,
         person: str = "",
+        costs: bool = True,
     ) -> "Admission":
         """Let a request in, at the expense of the user and the key; the caller must release the admission.
 
         If it is by a person, that is at the expense of the person instead of the user.
-        `key_id` tells the key from all others; `key_name` is what people call it. Raises GatewayError (429),
+        `key_id` tells the key from all others; `key_name` is what people call it. What `costs` neither tokens
+        nor a place is counted all the same. Raises GatewayError (429),
         with a Retry-After that holds for all limits at once.
         """
         rules = self._rules((user, key_id, key_name, person), user_limits, key_limits)
+        if not costs:
+            rules = tuple(rule for rule in rules if rule.kind.counts == "requests")
         if not rules:
             return self._unlimited
         self._clock.tick()

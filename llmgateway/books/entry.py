@@ -28,6 +28,8 @@ class Entry:
     provider: str = ""
     affinity: str = ""
     streams: bool = False
+    recalls: bool = False
+    """Whether it only asks for what was made, and paid for, before."""
     attempts: int = 0
     body_s: float = 0.0
     """How long the request's body took to arrive."""
@@ -63,12 +65,12 @@ class Entry:
         return "waiting" if self.model else "reading"
 
     def reckon(self) -> Tokens | None:
-        """Give what it has cost, once it is over; None if no provider has worked on it.
+        """Give what it has cost, once it is over; None if no model has worked on it.
 
         One that was cut off before its first byte has had its prompt read, as far as anybody knows, and what
         is not streamed has been worked on until then.
         """
-        if self.tokens is None:
+        if self.tokens is None and not self.recalls:
             if self.meter is not None:
                 self.tokens = self.meter.tokens(self.prompt_estimate)
             elif self.sent_at is not None:

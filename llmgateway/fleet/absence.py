@@ -27,16 +27,27 @@ def nobody_serves(
     if not known:
         return unknown
     last = max(known, key=lambda provider: (provider.has_served, provider.since))
+    had = "It was last served by" if last.has_served else "It is configured for"
+    return _away(last, f"{unknown.message} {had} {_whereabouts(last, wall)}", fleet)
+
+
+def keeper_serves_not(keeper: str, model: str, fleet: Fleet, *, wall: float) -> GatewayError:
+    """Say that the one who keeps a response is away, or does not serve the model that is to go on from it."""
+    provider = fleet.providers.get(keeper)
+    if provider is None or provider.online:
+        words = f"{no_provider(model).message} The response that it goes on from is kept by {keeper}."
+        return GatewayError(NO_PROVIDER, words)
+    return _away(provider, f"The response is kept by {_whereabouts(provider, wall)}", fleet)
+
+
+def _away(provider: Provider, words: str, fleet: Fleet) -> GatewayError:
     kind = ErrorKind(fleet.unavailable_status, NO_PROVIDER.type)
-    retry_after = str(max(1, math.ceil(last.health.interval)))  # it will have been looked at by then
-    return GatewayError(
-        kind, f"{unknown.message} {_whereabouts(last, wall)}", (("Retry-After", retry_after),)
-    )
+    retry_after = str(max(1, math.ceil(provider.health.interval)))  # it will have been looked at by then
+    return GatewayError(kind, words, (("Retry-After", retry_after),))
 
 
 def _whereabouts(provider: Provider, wall: float) -> str:
-    had = "It was last served by" if provider.has_served else "It is configured for"
     since = time.localtime(provider.since)
     is_of_today = since[:3] == time.localtime(wall)[:3]
     moment = time.strftime("%H:%M" if is_of_today else "%Y-%m-%d %H:%M", since)
-    return f"{had} {provider.name}, which is {provider.state.value} since {moment}."
+    return f"{provider.name}, which is {provider.state.value} since {moment}."

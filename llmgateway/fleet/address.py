@@ -4,6 +4,7 @@ Everything is asked below the prefix of the provider's own URL: what stands besi
 another program, which must not get this one's key. What never changes about requests is written once.
 """
 
+from typing import Final
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -11,6 +12,8 @@ import msgspec
 from llmgateway.api.endpoints import Body
 from llmgateway.config.providers import ProviderConfig
 from llmgateway.http.headers import Field, request_head
+
+_MOST_OPENINGS: Final = 64
 
 
 class Outgoing(msgspec.Struct, gc=False):
@@ -77,6 +80,8 @@ class Address:
         plain = not request.query and request.method == "POST"
         opening = self._openings.get(request.path) if plain else self._opening(request)
         if opening is None:
+            if len(self._openings) >= _MOST_OPENINGS:  # there are paths with ids in them
+                self._openings.clear()
             opening = self._openings[request.path] = self._opening(request)
         lines = request.lines
         if self.replaced:

@@ -38,6 +38,7 @@ NO_MODEL: Final = ""
 _SANE_QUERY: Final = re.compile(r"[!$-~]*")  # visible ASCII but for `"` and `#`
 _UUID: Final = re.compile(r"(?i)[0-9a-f]{8}(-?)[0-9a-f]{4}\1[0-9a-f]{4}\1[0-9a-f]{4}\1[0-9a-f]{12}")
 _MODEL_CHARACTERS: Final = 200
+_TRUE: Final = ("true", "1")
 _OF_THE_PAGE: Final = frozenset({b"cookie", b"referer"})
 
 
@@ -57,18 +58,26 @@ class Call(msgspec.Struct):
     """Silence after which its stream gets a comment; 0 if it must not have one."""
     writes: bool = False
     """Whether a model writes text in answer to it."""
+    follows: str | None = None
+    """The id of the kept answer that it goes on from, "" for none; None where no answers are kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forward:
     """The way of a request to a provider: its endpoint, and whether the live page asks, with its session.
 
-    `beside` are the endpoints at the same path for other methods.
+    `beside` are the endpoints at the same path for other methods; `wanted` is the id in a path that has one.
     """
 
     endpoint: Endpoint
     from_page: bool = False
     beside: tuple[Endpoint, ...] = ()
+    wanted: str = ""
+
+    @property
+    def path(self) -> str:
+        """The path that a provider is asked for."""
+        return self.endpoint.path.replace("{id}", self.wanted)
 
     @property
     def methods(self) -> list[str]:
@@ -77,7 +86,8 @@ class Forward:
 
     def by(self, method: str) -> "Forward | None":
         """Give the way of another method, if there is one."""
-        return next((Forward(each) for each in self.beside if each.method == method), None)
+        ways = (Forward(each, wanted=self.wanted) for each in self.beside if each.method == method)
+        return next(ways, None)
 
 
 class CallReader:
@@ -128,8 +138,22 @@ class CallReader:
         if not self._session_fields.keys().isdisjoint(named):
             session = next(filter(None, map(named.get, self._session_fields)), None)
         thread = thread_of(seen, user=caller.party, session=session)
-        limit = seen.output_limit
-        return Call(model, wanted, outgoing, thread, entry, prompt_bytes, limit, keepalive_s, writes=True)
+        limit, follows = seen.output_limit, seen.follows if endpoint.keeps else None
+        return Call(model, wanted, outgoing, thread, entry, prompt_bytes, limit, keepalive_s, True, follows)
+
+    def recall(self, client: Client, route: Forward, entry: Entry, body: Body) -> Call:
+        """Read what is asked about a kept answer. Raises GatewayError (400)."""
+        endpoint, head = route.endpoint, client.head
+        query = _query(client.raw_path)
+        entry.bytes_in, entry.recalls = len(body), True
+        entry.streams = endpoint.streams and dict(parse_qsl(query)).get("stream", "").lower() in _TRUE
+        keepalive_s = self._keepalive_s if entry.streams else 0.0
+        lines = head.plain_lines if keepalive_s else head.lines
+        request_id = client.request_id if b"x-request-id" not in head.named else _uuid(client.request_id)
+        outgoing = Outgoing(
+            route.path, query, client.fields, lines, request_id, body, keepalive_s > 0.0, endpoint.method
+        )
+        return Call(NO_MODEL, endpoint.name, outgoing, Thread(), entry, keepalive_s=keepalive_s)
 
 
 def _named(model: str, endpoint: Endpoint, body: Body, content_type: bytes) -> tuple[Peek, Body]:

@@ -47,6 +47,7 @@ from llmgateway.traffic.answers import (
 from llmgateway.traffic.call import Call
 from llmgateway.traffic.estimate import OutputSize, PromptSize, Speed
 from llmgateway.traffic.fairness import cost
+from llmgateway.traffic.keepers import Listener
 from llmgateway.traffic.late import Unpacked, fit
 from llmgateway.traffic.line import NoCandidate, Order, Overloaded
 from llmgateway.traffic.slots import Slots
@@ -84,6 +85,7 @@ class Proxy:
         self._budget = budget
         self._limits = limits
         self._metrics = metrics
+        self._keepers = slots.keepers
         self._now = clock
         self._prompts = PromptSize()
         self._outputs = OutputSize()
@@ -119,15 +121,35 @@ class Proxy:
             story.end()
             slots.leave(order)
 
+    async def recall(self, call: Call, wanted: str, caller: Caller, client: Client) -> None:
+        """Ask for a response where it is kept, at once, as that takes no slot. Raises GatewayError."""
+        provider, call.entry.model = self._keepers.keeper(wanted, caller, now=self._now())
+        if not provider.online:
+            raise self._slots.keeper_is_away(provider)
+        story = self._begin(call, caller, client)
+        try:
+            call.entry.sent(provider.name, monotonic())
+            with await self._upstream.open(provider, call.outgoing) as exchange:
+                await self._check(provider, exchange, call)
+                await self._relay(provider, exchange, story)
+        except ProviderFailed as failure:
+            self._learn(provider, failure, story)
+            raise GatewayError(UPSTREAM_ERROR, failure.message, brief=failure.noted) from failure
+        finally:
+            story.end()
+            self._slots.leave(story.order)
+
     def _begin(self, call: Call, caller: Caller, client: Client) -> Story:
-        """Admit a call, and let it take part. Raises GatewayError (403, 429)."""
+        """Admit a call, and let it take part. Raises GatewayError (403, 404, 429)."""
         model = self._slots.permitted_name(caller, call.model)
         prompt = self._prompts.estimate(call.model, call.prompt_bytes) if call.prompt_bytes else 0
         call.entry.prompt_estimate = prompt
         expected = cost(prompt, self._outputs.estimate(call.model, call.output_limit))
-        admission = self._admit(caller, client) if caller.limited else None
+        only = self._keepers.keeper(call.follows, caller, now=self._now())[0].name if call.follows else ""
+        admission = self._admit(call, caller, client) if caller.limited else None
         self._budget.deposit(self._now())
         order = self._slots.order(caller, model, call.thread, expected, call.entry.id, call.endpoint)
+        order.only = only
         story = Story(call, client, order, admission)
         if call.keepalive_s:
             story.keep_alive(self._slots.line)
@@ -135,7 +157,7 @@ class Proxy:
 
     # -- what it costs
 
-    def _admit(self, caller: Caller, client: Client) -> Admission:
+    def _admit(self, call: Call, caller: Caller, client: Client) -> Admission:
         """Hold a call to the limits of its caller. Raises GatewayError (429)."""
         admission = self._limits.admit(
             caller.user,
@@ -144,6 +166,7 @@ class Proxy:
             caller.key_limits,
             key_name=caller.key_name,
             person=caller.person,
+            costs=not call.entry.recalls,
         )
         client.tell(admission.headers(), instead_of="x-ratelimit-")
         return admission
@@ -253,14 +276,15 @@ class Proxy:
         head = exchange.head
         shapes, endings = WORDS_IN[client.dialect.stream]
         meter = Meter(head.framing is not None, head.coding, call.writes, shapes, endings)
-        if exchange.status < _NO_ANSWER:
+        if exchange.status < _NO_ANSWER and not call.entry.recalls:
             call.entry.meter = meter
         try:
             sink: Sink | bytes = client
             if client.started and not (exchange.status in _CONTENT and client.may_add_to(head)):
                 sink = await fit(provider, exchange, client, meter)
                 if not isinstance(sink, bytes):
-                    meter = call.entry.meter = Meter(stream=True, writes=call.writes)
+                    meter = Meter(stream=True, writes=call.writes)
+                    call.entry.meter = None if call.entry.recalls else meter
             own_lines = _own_lines_of(provider, story)
             client.begin(exchange.status, exchange.reason, head, own_lines)
             call.entry.first_byte_at = monotonic()
@@ -268,6 +292,8 @@ class Proxy:
                 client.feed(sink, final=True)
                 return
             client.watch = meter.feed
+            if call.follows is not None and exchange.status in _CONTENT:
+                client.watch = Listener(self._keepers, order.caller, order.model, provider, meter, self._now)
             if exchange.complete:
                 sink.feed(exchange.whole(), final=True)
             else:
@@ -307,8 +333,8 @@ class Proxy:
             raise
 
     def _look_for_an_error(self, provider: Provider, meter: Meter, call: Call) -> None:
-        """Raise ProviderFailed if a stream has told the client of an error."""
-        if (error := meter.error()) is not None:
+        """Raise ProviderFailed if a stream has told the client of an error, and not only of one long ago."""
+        if not call.entry.recalls and (error := meter.error()) is not None:
             call.entry.outcome = UPSTREAM_ERROR.type
             brief = "told an error in its stream"
             failure = ProviderErrored(provider.name, f"{brief}: {quote(error, provider.secrets)}", brief)

@@ -20,13 +20,14 @@ from llmgateway.access.keys import Caller
 from llmgateway.api.usage import Tokens
 from llmgateway.config.settings import Config, QueueConfig
 from llmgateway.errors import GatewayError, ProviderFailed
-from llmgateway.fleet.absence import nobody_serves
+from llmgateway.fleet.absence import keeper_serves_not, nobody_serves
 from llmgateway.fleet.breaker import Breaker
 from llmgateway.fleet.fleet import Fleet
 from llmgateway.fleet.naming import permitted_name
 from llmgateway.fleet.provider import Provider
 from llmgateway.traffic.affinity import Affinity, Thread
 from llmgateway.traffic.fairness import FairShare, cost
+from llmgateway.traffic.keepers import Keepers
 from llmgateway.traffic.line import Doubt, Line, NoCandidate, Order, was_granted
 from llmgateway.traffic.router import Placement, candidates, place, prospects
 
@@ -55,6 +56,7 @@ class Slots:
         self._now = clock
         self._fair = FairShare()
         self.line = Line(self._fair, self._home_is_free)
+        self.keepers = Keepers(fleet)
         self.affinity_results: Counter[str] = Counter()
         self._arrivals = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -137,7 +139,15 @@ class Slots:
 
     def nobody_serves(self, order: Order) -> GatewayError:
         """Say that nobody serves an order, and who did or what they lack."""
+        if order.only:
+            return keeper_serves_not(order.only, order.model, self._fleet, wall=time.time())
         return nobody_serves(order.model, self._fleet, order.caller, order.endpoint, wall=time.time())
+
+    def keeper_is_away(self, provider: Provider) -> GatewayError:
+        """Say that a provider which is needed is not online; if it sleeps, it is woken for the next try."""
+        if provider.promising:
+            self._wake([provider])
+        return keeper_serves_not(provider.name, "", self._fleet, wall=time.time())
 
     def allow_again(self, order: Order, provider: Provider) -> None:
         """Let an order go back to a provider that was only warming up, unless it has waited long enough."""

@@ -8,13 +8,14 @@ import asyncio
 import re
 import secrets
 import time
+from collections.abc import Iterable
 from functools import partial
 from itertools import count
 from typing import Final
 from urllib.parse import unquote
 
 from llmgateway.access.keys import Caller
-from llmgateway.api.endpoints import ENDPOINTS, Body, Endpoint, dialect_of, dialect_spoken
+from llmgateway.api.endpoints import ENDPOINTS, KEPT, Body, Endpoint, dialect_of, dialect_spoken
 from llmgateway.books.entry import Entry
 from llmgateway.books.ledger import Ledger
 from llmgateway.books.line import log_all
@@ -48,6 +49,7 @@ from llmgateway.web.routes import (
     not_allowed,
     path_of,
     request_to_end,
+    way_to_kept,
 )
 from llmgateway.web.running import Running
 from llmgateway.web.signpost import Signpost
@@ -134,6 +136,8 @@ class App:
         elif route is None and (found := request_to_end(path)) is not None:
             wanted, method = found
             route = Page(partial(self._end, wanted), (method,))
+        elif route is None:
+            route = way_to_kept(path, _WAYS_TO_KEPT)
         return path, route
 
     def _id_of(self, given: bytes | None) -> str:
@@ -164,8 +168,12 @@ class App:
                 body = client.body.at_hand(self._config.server.max_body)
                 if body is None:
                     body = await self._late_body(client, entry)
-                call = self._calls.read(client, route, caller, entry, body)
-                await self._proxy.forward(call, caller, client)
+                if route.wanted:
+                    call = self._calls.recall(client, route, entry, body)
+                    await self._proxy.recall(call, route.wanted, caller, client)
+                else:
+                    call = self._calls.read(client, route, caller, entry, body)
+                    await self._proxy.forward(call, caller, client)
             entry.outcome = "ok"
         except GatewayError as error:
             entry.outcome = entry.outcome or ("truncated" if client.answered else error.kind.type)
@@ -196,12 +204,12 @@ class App:
     def _open(self, route: Route | None, client: Client, entry: Entry) -> Forward | ModelList:
         """Open the books for what is forwarded. Raises GatewayError if it leads nowhere, or not so."""
         if isinstance(route, Forward):
+            entry.endpoint = route.endpoint.path
             if client.method != route.endpoint.method:
                 other = route.by(client.method)
                 if other is None:
                     raise not_allowed("endpoint", *route.methods)
                 route = other
-            entry.endpoint = route.endpoint.path
             self._ledger.open(entry)
         elif route is None or isinstance(route, Page):
             raise self._signpost.no_endpoint(client.raw_path)
@@ -276,7 +284,7 @@ def _version_4(digits: str) -> str:
 
 
 def _ways(server: ServerConfig) -> dict[str, Forward]:
-    """Give the ways of all that is forwarded, by path."""
+    """Give the ways of all that is forwarded, by path, but for paths with an id in them."""
     optional = server.ollama_api
     spoken = [each for each in ENDPOINTS if optional or not each.dialect.optional]
     endpoints = {(each.path, each.method): each for each in spoken}
@@ -285,8 +293,13 @@ def _ways(server: ServerConfig) -> dict[str, Forward]:
         dialect = dialect_of(more.path, optional=optional)
         extra = Endpoint(more.path, "", more.names_model_in, method=more.method, dialect=dialect)
         endpoints.setdefault((extra.path, extra.method), extra)
-    ways = {CHAT: Forward(endpoints["/v1/chat/completions", "POST"], from_page=True)}
-    for endpoint in endpoints.values():
+    chat = Forward(endpoints["/v1/chat/completions", "POST"], from_page=True)
+    return {CHAT: chat, **_by_path(endpoints.values())}
+
+
+def _by_path(endpoints: Iterable[Endpoint]) -> dict[str, Forward]:
+    ways: dict[str, Forward] = {}
+    for endpoint in endpoints:
         before = ways.get(endpoint.path)
         ways[endpoint.path] = (
             Forward(endpoint)
@@ -294,3 +307,6 @@ def _ways(server: ServerConfig) -> dict[str, Forward]:
             else Forward(before.endpoint, beside=(*before.beside, endpoint))
         )
     return ways
+
+
+_WAYS_TO_KEPT: Final = _by_path(KEPT)

@@ -39,7 +39,7 @@ def share(client: Client, origins: frozenset[str]) -> bool:
     wanted = named.get(b"access-control-request-headers", b"").decode("latin-1")
     client.tell(
         [
-            ("Access-Control-Allow-Methods", "GET, POST"),
+            ("Access-Control-Allow-Methods", "GET, POST, DELETE"),
             ("Access-Control-Max-Age", str(_PREFLIGHT_S)),
             *([("Access-Control-Allow-Headers", wanted)] if _SANE_FIELD_LIST.fullmatch(wanted) else []),
         ]

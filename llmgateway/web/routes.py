@@ -3,11 +3,12 @@
 Paths are compared as they came, undecoded, so that no spelling of a path reaches what is not in the table.
 """
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import unquote
 
+from llmgateway.api.ids import is_id
 from llmgateway.errors import METHOD_NOT_ALLOWED, GatewayError
 from llmgateway.http.client import Client
 from llmgateway.traffic.call import Forward
@@ -81,3 +82,13 @@ def request_to_end(path: str) -> tuple[str, str] | None:
     rest = path.removeprefix(REQUESTS)
     wanted = rest.removesuffix("/end")
     return (unquote(wanted), "DELETE" if wanted == rest else "POST") if wanted else None
+
+
+def way_to_kept(path: str, ways: Mapping[str, Forward]) -> Forward | None:
+    """Give the way of a path that has an id, of the ways with `{id}` in its place; None if none fits."""
+    parts = path.split("/", 4)
+    if len(parts) < 4:
+        return None
+    wanted, parts[3] = unquote(parts[3]), "{id}"
+    way = ways.get("/".join(parts))
+    return replace(way, wanted=wanted) if way is not None and is_id(wanted) else None

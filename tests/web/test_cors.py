@@ -84,7 +84,7 @@ async def test_a_preflight_needs_no_key_and_says_what_may_be_sent(
     assert (response.status, bytes(response.body), response.ending) == (204, b"", Ending.COMPLETE)
     assert shared(response) == {
         "allow-origin": [CHAT_PAGE],
-        "allow-methods": ["GET, POST"],
+        "allow-methods": ["GET, POST, DELETE"],
         "allow-headers": ["authorization,content-type"],
         "expose-headers": ["*"],
         "max-age": ["86400"],

@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from llmgateway.api.endpoints import DIALECTS, Body, Buffer
+from llmgateway.api.turns import is_marked, role_of, unmarked
 from llmgateway.errors import INVALID_REQUEST, GatewayError
 
 
@@ -35,6 +36,10 @@ class Peek(msgspec.Struct, frozen=True, gc=False):
     prompt_bytes: int = 0
     follows: str = ""
     """The id of the kept answer that it goes on from; empty if it begins anew."""
+    prints: Sequence[int] | None = None
+    """Those of `system` and of `said`, or of the blocks of `text`, where they have been made already."""
+    model_at: tuple[int, int] | None = None
+    """Where the value of `model` stands, where that is known already."""
 
 
 _ABSENT: Final = msgspec.Raw(b"null")
@@ -64,10 +69,6 @@ class _Chat(msgspec.Struct):
     max_completion_tokens: int | None = None
 
 
-class _Spoken(msgspec.Struct):
-    role: str = ""
-
-
 def _getter(names: Iterable[str]) -> Callable[[_Envelope], tuple[msgspec.Raw, ...]]:
     """Give the function that gives what stands in some fields; `attrgetter` does, of more than one."""
     some = tuple(dict.fromkeys(names))
@@ -87,7 +88,7 @@ _INSIDE: Final = tuple(
     for fields in _FIELDS
     for outer, inner in fields.limits_inside
 )
-_NAMES: Final = tuple(
+NAMES: Final = tuple(
     dict.fromkeys(
         name if isinstance(name, str) else name[0]
         for fields in _FIELDS
@@ -96,24 +97,17 @@ _NAMES: Final = tuple(
     )
 )
 _ENVELOPE: Final[msgspec.json.Decoder[_Envelope]] = msgspec.json.Decoder(
-    msgspec.defstruct("_AnyRequest", [(name, msgspec.Raw, _ABSENT) for name in _NAMES], bases=(_Envelope,))
+    msgspec.defstruct("_AnyRequest", [(name, msgspec.Raw, _ABSENT) for name in NAMES], bases=(_Envelope,))
 )
 _CHAT: Final[msgspec.json.Decoder[_Chat]] = msgspec.json.Decoder(
     msgspec.defstruct(
         "_NothingButChat",
-        [(name, msgspec.UnsetType, msgspec.UNSET) for name in _NAMES if name not in _Chat.__struct_fields__],
+        [(name, msgspec.UnsetType, msgspec.UNSET) for name in NAMES if name not in _Chat.__struct_fields__],
         bases=(_Chat,),
     )
 )
-_ROLE_FIRST: Final = re.compile(rb'\{\s{0,8}"role"\s{0,8}:\s{0,8}"([a-z]{1,16})"')  # as most clients write it
 _STRING: Final = msgspec.json.Decoder(str)
 _SERIES: Final = msgspec.json.Decoder(list[msgspec.Raw])
-_SPOKEN: Final = msgspec.json.Decoder(_Spoken)
-_CACHE: Final = b'"cache_control"'
-_LONG_BYTES: Final = 8 * 1024  # of a body that is worth a look at how many underscores it has
-_FEW: Final = 16  # of those: prose, most likely, and no code
-_MARKED_BYTES: Final = 1 << 20  # in longer messages, which are images, marks are not looked for
-_CACHE_MARK: Final = re.compile(rb'(?:,\s*)?"cache_control"\s*:\s*\{[^{}]*\}')  # linear in long blanks
 _NO_LIMIT: Final = 10**9  # tokens: so many, or more, limit nothing
 _MOST_DIGITS: Final = 20  # of a number that is worth a look
 _MOST_COMMAS: Final = 200_000  # in a body whose turns are told apart: each takes about 400 bytes for a moment
@@ -168,7 +162,7 @@ def peek_json(body: Body) -> Peek:
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise bad(f"The request body is not valid JSON: {_json_trouble(exc)}.") from None
     system = _beside(envelope) if told_apart else []
-    turns = _turns(system, envelope, marked=_is_marked(body)) if told_apart else []
+    turns = _turns(system, envelope, marked=is_marked(body)) if told_apart else []
     opening = _opening(turns, len(system))
     text = _text(envelope)
     return Peek(
@@ -189,8 +183,8 @@ def _peek_chat(chat: _Chat, body: Body) -> Peek:
     if not 0 < len(model) <= _NAME_CHARACTERS:
         check_model(model)
     turns: list[Buffer] = [memoryview(message) for message in chat.messages]
-    if _is_marked(body):
-        turns = list(map(_unmarked, turns))
+    if is_marked(body):
+        turns = list(map(unmarked, turns))
     opening = 0
     while opening < len(turns) and _is_system(turns[opening]):
         opening += 1
@@ -228,7 +222,7 @@ def _turns(system: Iterable[msgspec.Raw], envelope: _Envelope, *, marked: bool) 
         except msgspec.DecodeError:
             if bytes(memoryview(series)[:1]) == b'"':
                 turns.append(memoryview(series))
-    return list(map(_unmarked, turns)) if marked else turns
+    return list(map(unmarked, turns)) if marked else turns
 
 
 def _beside(envelope: _Envelope) -> list[msgspec.Raw]:
@@ -245,35 +239,6 @@ def _opening(turns: Sequence[Buffer], count: int) -> int:
 
 def _is_system(message: Buffer) -> bool:
     return role_of(message) in ("system", "developer")
-
-
-def role_of(message: Buffer) -> str:
-    """Tell who says a message, as it stands; empty if that cannot be told."""
-    if role := _ROLE_FIRST.match(message):
-        return role[1].decode()
-    try:
-        return _SPOKEN.decode(message).role
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return ""
-
-
-def _is_marked(body: Body) -> bool:
-    """Tell whether there may be cache marks in a body.
-
-    In long prose, where underscores are rare, these are found some ten times as fast as the whole word.
-    """
-    at = 0
-    if len(body) > _LONG_BYTES and body.count(b"_", 0, _LONG_BYTES) < _FEW:
-        for _ in range(_FEW):
-            at = body.find(b"_", at + 1)
-            if at < 0 or body.startswith(_CACHE, max(0, at - _CACHE.index(b"_"))):
-                return at >= 0
-    return body.find(_CACHE, at) >= 0
-
-
-def _unmarked(content: Buffer) -> Buffer:
-    """Leave out what a client moves from message to message from turn to turn: Anthropic's cache marks."""
-    return _CACHE_MARK.sub(b"", content) if len(content) < _MARKED_BYTES else content
 
 
 def _least(*limits: int | None) -> int | None:
@@ -339,6 +304,15 @@ def _mended(body: Body) -> bytearray:
             raise bad("The request body is not valid JSON: too many halves of surrogate pairs.")
         copy[found.start() : found.end()] = rb"\ufffd"
     return copy
+
+
+def as_json(string: bytes) -> bytes:
+    """Give a string so that JSON has it, as `_mended` does."""
+    try:
+        _STRING.decode(string)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return bytes(_mended(string))
+    return string
 
 
 def _json_trouble(exc: Exception) -> str:

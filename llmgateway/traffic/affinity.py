@@ -20,15 +20,15 @@ Pure: time is an argument, nothing waits. Two bounds hold always: the number of 
 from collections import OrderedDict
 from collections.abc import Container, Hashable, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import Final
 
 import msgspec
 
 from llmgateway.api.endpoints import Buffer
-from llmgateway.api.peek import Peek, role_of
+from llmgateway.api.peek import Peek
+from llmgateway.api.prints import blocks_of, print_of
+from llmgateway.api.turns import role_of
 
-DIGEST_BYTES: Final = 16
 MAX_CHAINS: Final = 20_000
 MAX_LINKS: Final = 1_000  # of one request: the longest chains are what the next turn is known by
 MAX_AGE_S: Final = 3_600.0  # a KV cache that nobody used for an hour has most likely gone
@@ -36,9 +36,7 @@ LIVE_S: Final = 300.0  # a conversation without a turn for so long does not coun
 MAX_LIVE: Final = 5_000
 TRIM_S: Final = 1.0  # what is too old is not found, so that it need not go at once
 MAX_SYSTEM_PROMPTS: Final = 1_000
-_COPIED_BYTES: Final = 1 << 20
 SYSTEM_PROMPT_BYTES: Final = 512
-BLOCK_BYTES: Final = 256
 _LAST_MESSAGES: Final = 16  # among which that of the user is looked for: the others are calls of tools
 
 
@@ -69,21 +67,42 @@ def thread_of(peek: Peek, *, user: str, session: bytes | None) -> Thread:
 
     What different users say, and what is said to different models, is never taken for one conversation.
     """
+    if peek.prints is not None:
+        return _thread_of_prints(peek, peek.prints, user=user, session=session)
     chain = own = hash((user, peek.model) if session is None else (user, peek.model, session))
     system = None
     if peek.system:
-        prints = tuple(map(_print, peek.system))
+        prints = tuple(map(print_of, peek.system))
         chain = hash((chain, prints))
         if sum(map(len, peek.system)) >= SYSTEM_PROMPT_BYTES:  # a shorter one is not worth a thought
             system = hash((peek.model, prints))
-    said = peek.said if not peek.text else _blocks(peek.text)
+    said = peek.said if not peek.text else blocks_of(peek.text)
     if session is not None:
-        start = hash((chain, _print(said[0]))) if said else chain
+        start = hash((chain, print_of(said[0]))) if said else chain
         return Thread((start,), system, session=own, length=len(said))
     if len(said) == 1:
-        return Thread((hash((chain, _print(said[0]))),), system, not peek.text)
-    links = [chain := hash((chain, _print(content))) for content in said]
+        return Thread((hash((chain, print_of(said[0]))),), system, not peek.text)
+    links = [chain := hash((chain, print_of(content))) for content in said]
     eve = _eve(said, links) if len(said) > 2 and not peek.text else None
+    return Thread(tuple(links[-MAX_LINKS:]), system, eve=eve)
+
+
+def _thread_of_prints(peek: Peek, prints: Sequence[int], *, user: str, session: bytes | None) -> Thread:
+    """Tell the same where the prints have been made already, while a large body came."""
+    chain = own = hash((user, peek.model) if session is None else (user, peek.model, session))
+    system = None
+    opening, said = tuple(prints[: len(peek.system)]), prints[len(peek.system) :]
+    if opening:
+        chain = hash((chain, opening))
+        if sum(map(len, peek.system)) >= SYSTEM_PROMPT_BYTES:
+            system = hash((peek.model, opening))
+    if session is not None:
+        start = hash((chain, said[0])) if said else chain
+        return Thread((start,), system, session=own, length=len(said))
+    if len(said) == 1:
+        return Thread((hash((chain, said[0])),), system, not peek.text)
+    links = [chain := hash((chain, each)) for each in said]
+    eve = _eve(peek.said, links) if len(said) > 2 and not peek.text else None
     return Thread(tuple(links[-MAX_LINKS:]), system, eve=eve)
 
 
@@ -93,22 +112,6 @@ def _eve(said: Sequence[Buffer], links: Sequence[Hashable]) -> Hashable | None:
         if role_of(said[at]) == "user":
             return links[at - 1]
     return None
-
-
-def _print(content: Buffer) -> int:
-    """Give a short stand-in for a message, whole: Python's own hash of it.
-
-    That is SipHash with a secret of this process: 64 bits that nobody can aim at, and for a long prompt five
-    times as fast as blake2b. It wants a copy, so what is very long (images) is hashed as it stands.
-    """
-    if len(content) > _COPIED_BYTES:
-        return hash(blake2b(content, digest_size=DIGEST_BYTES).digest())
-    return hash(bytes(content))
-
-
-def _blocks(text: Buffer) -> list[Buffer]:
-    """Cut a prompt of plain text, which grows from turn to turn, into whole blocks."""
-    return [text[start : start + BLOCK_BYTES] for start in range(0, len(text) - BLOCK_BYTES + 1, BLOCK_BYTES)]
 
 
 @dataclass(slots=True, eq=False)

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llmgateway.api.peek import Peek, _is_marked, peek_json
+from llmgateway.api.peek import Peek, peek_json
+from llmgateway.api.turns import is_marked
 from llmgateway.errors import INVALID_REQUEST, GatewayError
 
 SLICE_BYTES = 1 << 16
@@ -367,4 +368,4 @@ def test_a_cache_mark_is_found_wherever_it_stands(size: int, spots: list[tuple[i
     body = bytearray(b"a" * size)
     for at, what in spots:
         body[at % size : at % size + len(what)] = what.encode()
-    assert _is_marked(body) == (b'"cache_control"' in body)
+    assert is_marked(body) == (b'"cache_control"' in body)

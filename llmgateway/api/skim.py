@@ -1,0 +1,336 @@
+"""Read off a large JSON body, as it comes, what `peek` reads off a small one.
+
+Rules:
+
+- It is looked at in steps, and no step is long, whatever it is made of: who looks lets others go on between.
+- Strings, and objects without objects in them, are skipped by a pattern each; nothing is built of them.
+- What is no JSON to `peek` may pass here, if it is only deep inside of a value: servers judge that. What
+  passes there passes here, and says the same.
+- The body may grow between two looks; nothing holds on to its memory.
+"""
+
+import codecs
+import re
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import msgspec
+
+from llmgateway.api.endpoints import Body
+from llmgateway.api.found import KNOWN, SAID, SERIES, SYSTEMS, TEXTS, Findings, Value
+from llmgateway.api.peek import STEP_BYTES, Peek, as_json, bad
+from llmgateway.errors import GatewayError
+
+_DENSE_STEP_BYTES: Final = 4 * 1024  # of what is not one long string: each bracket takes its time
+_MOST_DEPTH: Final = 10_000
+_KEY_BYTES: Final = 256  # of one that may be among those we know, escapes and all
+_BLANK: Final = re.compile(rb"[ \t\r\n]*+")
+_COMMAS: Final = re.compile(rb"[ \t\r\n,]*+")
+_IN_STRING: Final = re.compile(rb'(?s:[^"\\]++|\\.)*+')
+_SCALAR: Final = re.compile(rb'[^ \t\r\n,:"\[\]{}]*+')
+_STRING: Final = rb'"(?s:[^"\\]++|\\.)*+"'
+_FLAT: Final = rb'[^"\[\]{}]*+(?:%b[^"\[\]{}]*+)*+' % _STRING
+_PLAIN_TURN: Final = re.compile(rb"%b|\{%b\}" % (_STRING, _FLAT))
+# Up to the next bracket that counts: it opens (1) or closes (2) something, or a string begins that is not at
+# its end yet (3).
+_BRACKET: Final = re.compile(
+    rb'(?:[^"\[\]{}]++|%b|\{%b\}|\[%b\])*+(?:([\[{])|([\]}])|("))?' % (_STRING, _FLAT, _FLAT)
+)
+
+
+# Members, up to the last comma, that say nothing to us and are no deeper than an object.
+_UNKNOWN: Final = re.compile(
+    rb'(?:[ \t\r\n]*+"(?!(?:%b)")[^"\\]*+"[ \t\r\n]*+:[ \t\r\n]*+'
+    rb'(?:%b|[^ \t\r\n,:"\[\]{}]++|\{%b\}|\[%b\])[ \t\r\n]*+,)++'
+    % ("|".join(KNOWN).encode(), _STRING, _FLAT, _FLAT)
+)
+
+
+class Skim:
+    """A look at one body. `look` whenever there is more of it; `peek` at its end."""
+
+    def __init__(self, body: Body) -> None:
+        self.body = body
+        self._at = 0
+        self._seen = 0
+        self._checked = 0
+        self._utf8 = codecs.getincrementaldecoder("utf-8")()
+        self._state: Callable[[int], bool] = self._opening
+        self._then: Callable[[], None] = self._key_done
+        self._key = ""
+        self._value = Value(0)
+        self._findings = Findings(body)
+        self._start = 0
+        self._depth = self._floor = 0
+        self._outer = self._then
+        self._closed_at = -1
+        self.is_empty = True
+        """True if the object has no member."""
+
+    # -- for who has the body
+
+    def look(self) -> Iterator[None]:
+        """Look at what has come since the last time, a step at a time. Raises GatewayError (400)."""
+        size = len(self.body)
+        while self._seen < size:
+            dense = self._state != self._string
+            end = min(self._seen + (_DENSE_STEP_BYTES if dense else STEP_BYTES), size)
+            self._check_utf8(end)
+            while self._at < end and self._state(end):
+                if not dense and self._state != self._string:
+                    dense, end = True, min(end, self._at + _DENSE_STEP_BYTES)
+            self._seen = end
+            if self._listens:
+                self._value.hear(self.body, self._start, self._at)
+            yield
+
+    def peek(self) -> Peek:
+        """Tell what the whole body says. Raises GatewayError (400)."""
+        self._check_utf8(len(self.body), final=True)
+        if not self.body:
+            raise bad("The request body is empty; a JSON object with a 'model' is needed.")
+        if self._closed_at < 0:
+            raise bad("The request body is not valid JSON: input data was truncated.")
+        return self._findings.peek()
+
+    @property
+    def closed_at(self) -> int:
+        """Where the brace stands that ends the body."""
+        return self._closed_at
+
+    # -- steps: each goes on from where the last one stopped, and tells whether it got anywhere
+
+    def _check_utf8(self, end: int, *, final: bool = False) -> None:
+        try:
+            if self._checked < end or final:
+                self._utf8.decode(self.body[self._checked : end], final=final)
+        except UnicodeDecodeError:
+            raise bad("The request body is not valid UTF-8.") from None
+        self._checked = max(self._checked, end)
+
+    def _next(self, blank: re.Pattern[bytes], end: int) -> int:
+        """Give the next byte behind blanks; -1 if there is none yet."""
+        found = blank.match(self.body, self._at, end)
+        assert found is not None
+        self._at = found.end()
+        return self.body[self._at] if self._at < end else -1
+
+    def _opening(self, end: int) -> bool:
+        if not self._at and self.body.startswith(codecs.BOM_UTF8[:end]) and end:
+            if end < len(codecs.BOM_UTF8):
+                return False
+            self._at = len(codecs.BOM_UTF8)
+        byte = self._next(_BLANK, end)
+        if byte < 0:
+            return False
+        if byte != ord("{"):
+            if byte in b'["-0123456789tfn':
+                raise bad("The request body must be a JSON object.")
+            raise self._malformed()
+        self._at += 1
+        self._state = self._key_or_end
+        return True
+
+    def _key_or_end(self, end: int) -> bool:
+        byte = self._next(_BLANK, end)
+        if byte == ord("}"):
+            self._close()
+            return True
+        return self._key_begins(byte)
+
+    def _next_key(self, end: int) -> bool:
+        if (found := _UNKNOWN.match(self.body, self._at, end)) is not None:
+            self._at = found.end()
+        return self._key_begins(self._next(_BLANK, end))
+
+    def _key_begins(self, byte: int) -> bool:
+        if byte < 0:
+            return False
+        if byte != ord('"'):
+            raise self._malformed()
+        self.is_empty = False
+        self._value = Value(self._at)
+        self._key = ""
+        self._begin_string(self._key_done)
+        return True
+
+    def _begin_string(self, then: Callable[[], None]) -> None:
+        self._start = self._at
+        self._at += 1
+        self._state, self._then = self._string, then
+
+    def _string(self, end: int) -> bool:
+        found = _IN_STRING.match(self.body, self._at, end)
+        assert found is not None
+        self._at = found.end()
+        if self._key in TEXTS and self._depth == 0:
+            self._value.hear_text(self.body, self._at)
+        if self._at >= end or self.body[self._at] != ord('"'):
+            return False  # a backslash waits for what it escapes
+        self._at += 1
+        self._then()
+        return True
+
+    def _key_done(self) -> None:
+        if self._at - self._start < _KEY_BYTES:
+            written = bytes(self.body[self._start : self._at])
+            if b"\\" in written:
+                try:
+                    self._key = msgspec.json.decode(as_json(written), type=str)
+                except msgspec.DecodeError:
+                    raise self._malformed() from None
+            else:
+                self._key = written[1:-1].decode("utf-8", "replace")
+        self._state = self._colon
+
+    def _colon(self, end: int) -> bool:
+        byte = self._next(_BLANK, end)
+        if byte < 0:
+            return False
+        if byte != ord(":"):
+            raise self._malformed()
+        self._at += 1
+        self._state = self._value_begins
+        return True
+
+    def _value_begins(self, end: int) -> bool:
+        byte = self._next(_BLANK, end)
+        if byte < 0:
+            return False
+        value = self._value = Value(self._at)
+        self._start = self._at
+        if byte == ord('"'):
+            self._begin_string(self._value_done)
+        elif byte == ord("[") and self._key in SERIES:
+            value.listed = True
+            self._at += 1
+            self._depth = 1
+            self._state = self._between
+        elif byte in b"[{":
+            self._begin_inside(self._value_done)
+        else:
+            self._state, self._then = self._scalar, self._value_done
+        return True
+
+    def _scalar(self, end: int) -> bool:
+        found = _SCALAR.match(self.body, self._at, end)
+        assert found is not None
+        self._at = found.end()
+        if self._at >= end:
+            return False
+        if self._at == self._start:
+            raise self._malformed()
+        self._then()
+        return True
+
+    def _begin_inside(self, then: Callable[[], None]) -> None:
+        self._start = self._at
+        self._at += 1
+        self._depth += 1
+        self._state = self._inside
+        self._floor, self._outer = self._depth - 1, then
+
+    def _inside(self, end: int) -> bool:
+        """Go to the bracket that closes a value."""
+        body, at, depth, floor = self.body, self._at, self._depth, self._floor
+        match = _BRACKET.match
+        while at < end:
+            found = match(body, at, end)
+            assert found is not None
+            at = found.end()
+            what = found.lastindex
+            if what == 1:
+                depth += 1
+            elif what == 2:
+                depth -= 1
+                if depth == floor:
+                    self._at, self._depth = at, depth
+                    self._outer()
+                    return True
+            elif what == 3:
+                self._state, self._then = self._string, self._go_on_inside
+                break
+        self._at, self._depth = at, depth
+        if depth > _MOST_DEPTH:
+            raise bad("The request body is nested too deeply.")
+        return self._state == self._string
+
+    def _go_on_inside(self) -> None:
+        self._state = self._inside
+
+    def _between(self, end: int) -> bool:
+        """Go through the elements of a list of turns."""
+        if self._value.too_many:
+            self._state, self._floor, self._outer = self._inside, 0, self._value_done
+            return True
+        byte = self._next(_COMMAS, end)
+        if byte < 0:
+            return False
+        start = self._at
+        if byte == ord("]"):
+            self._at += 1
+            self._depth = 0
+            self._value_done()
+        elif (found := _PLAIN_TURN.match(self.body, start, end)) is not None:
+            self._at = found.end()
+            self._take(start, self._at)
+        elif byte == ord('"'):
+            self._begin_string(self._element_done)
+        elif byte in b"[{":
+            self._begin_inside(self._element_done)
+        else:
+            self._start = start
+            self._state, self._then = self._scalar, self._element_done
+        return True
+
+    def _element_done(self) -> None:
+        self._state = self._between
+        self._take(self._start, self._at)
+
+    def _value_done(self) -> None:
+        value = self._value
+        value.stop = self._at
+        if self._key in SAID and not value.listed and self._is_turn(value):
+            self._take(value.start, value.stop)
+        if self._key in KNOWN:
+            self._findings.found[self._key] = value
+        self._key = ""
+        self._state = self._comma
+
+    def _is_turn(self, value: Value) -> bool:
+        return self._key in SYSTEMS or self.body[value.start] == ord('"')
+
+    def _comma(self, end: int) -> bool:
+        byte = self._next(_BLANK, end)
+        if byte < 0:
+            return False
+        if byte == ord(","):
+            self._at += 1
+            self._state = self._next_key
+        elif byte == ord("}"):
+            self._close()
+        else:
+            raise self._malformed()
+        return True
+
+    def _close(self) -> None:
+        self._closed_at = self._at
+        self._at += 1
+        self._state = self._behind
+
+    def _behind(self, end: int) -> bool:
+        if self._next(_BLANK, end) >= 0:
+            raise bad(f"The request body is not valid JSON: trailing characters (byte {self._at}).")
+        return False
+
+    def _malformed(self) -> GatewayError:
+        return bad(f"The request body is not valid JSON: invalid character (byte {self._at}).")
+
+    @property
+    def _listens(self) -> bool:
+        """True while one thing that was said is being read."""
+        return self._key in SAID and not self._value.too_many and self._state != self._between
+
+    def _take(self, start: int, stop: int) -> None:
+        self._value.take(self.body, start, stop)
+        self._start = stop

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from llmgateway.config.load import build
+from llmgateway.fleet.address import Address, Outgoing
 from llmgateway.fleet.provider import State
 from llmgateway.servers import llamacpp
 from tests.conftest import GatewayFor, ProviderFor
@@ -140,3 +142,13 @@ async def test_a_zone_that_this_machine_does_not_have_is_named(gateway_for: Gate
     known = gateway.fleet.providers["rig"]
     assert known.state is State.OFFLINE
     assert "this machine has no network interface Nope0" in known.reason
+
+
+def test_paths_with_ids_in_them_are_not_remembered_for_ever() -> None:
+    config = build({"providers": {"rig": {"url": "http://rig/v1"}}}).providers["rig"]
+    address = Address(config, "gw")
+    for number in range(1_000):
+        path = f"/v1/responses/resp_{number}/cancel"
+        head = address.head(Outgoing(path, "", (), b"", "id", b""))
+        assert head.startswith(f"POST {path} HTTP/1.1\r\n".encode())
+    assert len(address._openings) <= 64

@@ -4,7 +4,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, Final
 
-LOOK_BYTES: Final = 4 * 1024
+LOOK_BYTES: Final = 8 * 1024
 """What comes in between two looks: a look costs more than a byte."""
 MOST_INFLATED_BYTES: Final = 16 * 1024 * 1024
 

@@ -29,7 +29,7 @@ DEFAULT_IDLE_S: Final = 4.0  # uvicorn (vLLM) and llama.cpp close after 5 s; mos
 MAX_IDLE_S: Final = 60.0
 
 
-@lru_cache(4096)
+@lru_cache(1024)
 def _size_line(packet_bytes: int) -> bytes | None:
     """Give the first line of a packet that is one whole chunk, as the packet's size tells it.
 
@@ -40,6 +40,12 @@ def _size_line(packet_bytes: int) -> bytes | None:
         if len(line) == digits + 2 and packet_bytes > digits + 4:
             return line
     return None
+
+
+_USUAL_BYTES: Final = 1024
+_SIZE_LINES: Final = tuple(map(_size_line, range(_USUAL_BYTES)))
+"""Of the packets by which text comes."""
+_CR, _LF = b"\r\n"  # to compare two numbers takes half as long as to ask for the end of the packet
 
 
 def _judge(
@@ -205,13 +211,14 @@ class Connection(asyncio.Protocol):
             self.abort()  # bytes that nobody asked for
             return
         if self._between_chunks and exchange.sink is not None:
-            size_line = _size_line(len(data))
-            if size_line is not None and data.startswith(size_line) and data.endswith(b"\r\n"):
+            size = len(data)
+            line = _SIZE_LINES[size] if size < _USUAL_BYTES else _size_line(size)
+            if line is not None and data.startswith(line) and data[-1] == _LF and data[-2] == _CR:
                 # One whole chunk, as most of a stream comes: the parser need not see it, its state is the
                 # same after it as before, and the client can be sent it as it is.
                 self._barren_bytes = 0
                 exchange.last_byte = now = self._now()
-                exchange.sink.feed_chunk(data[len(size_line) : -2], data, now)
+                exchange.sink.feed_chunk(data[len(line) : -2], data, now)
                 return
         exchange.untouched = False
         try:

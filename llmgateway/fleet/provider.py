@@ -23,7 +23,7 @@ from llmgateway.errors import (
 )
 from llmgateway.fleet.breaker import Breaker, Conduct, Sequel
 from llmgateway.fleet.publishing import published
-from llmgateway.fleet.repertoire import Repertoire
+from llmgateway.fleet.repertoire import ALL, Repertoire
 from llmgateway.log import Events
 from llmgateway.servers import generic
 from llmgateway.servers.kind import Kind
@@ -100,7 +100,7 @@ class Provider:
         self._publish()
         self.capacity = self.config.slots
         self._told_kind = self.kind
-        self._repertoire = Repertoire()
+        self.repertoire = Repertoire()
         self._take_kind()
 
     @property
@@ -167,7 +167,11 @@ class Provider:
 
     def has_endpoint(self, endpoint: str, model: str = "") -> bool:
         """Tell whether it has an endpoint, by its name; what nobody knows to be missing is had."""
-        return self._repertoire.has(endpoint)
+        repertoire = self.repertoire
+        if not repertoire.learnt:
+            return repertoire.has(endpoint)
+        found = self.find(model)
+        return repertoire.has(endpoint, model if found is None else found.id)
 
     def has_some_for(self, caller: Caller) -> bool:
         """Tell whether a key is good for any of its models, or for all there are."""
@@ -205,23 +209,29 @@ class Provider:
 
     def _take_kind(self) -> None:
         """Be of the kind that the config says, or that it has told."""
+        before = self.kind
         self.kind = self._told_kind if self.config.kind is None else BY_KIND[self.config.kind]
-        self._repertoire.adopt(self.kind, self.config.endpoints)
+        self.repertoire.adopt(self.kind, self.config.endpoints)
+        if self.kind is not before:
+            self.repertoire.forget()
 
     def observe(self, probe: Probe, *, now: float) -> None:
         """Take one probe into account: `fall` failures in a row mean offline, `rise` successes online."""
         before = self._standing
         if probe.models is not None:
+            if probe.models.keys() != self._listed.keys():
+                self.repertoire.forget()
             self._listed = probe.models
             self._publish()
             self._slots_by_model = any(model.slots for model in probe.models.values())
-        if probe.kind is not None:
+        self.kind_is_known = probe.kind is not None and self.config.kind is None
+        if probe.kind is not None and self.kind_is_known:
             self._told_kind = probe.kind
             self._take_kind()
-        self.kind_is_known = probe.kind is not None
         if probe.slots is not None:
             self._told_slots = probe.slots
             self.capacity = self.config.slots or probe.slots
+        self.repertoire.expire(now)
         if self._believes(probe):
             self._become(probe.state, probe.reason)
         if before != self._standing:
@@ -230,7 +240,7 @@ class Provider:
     @property
     def _standing(self) -> tuple[object, ...]:
         """What matters to those who wait."""
-        return self.state, self.capacity, self.models, self.kind
+        return self.state, self.capacity, self.models, self.kind, tuple(self.repertoire.learnt)
 
     def warm(self, reason: str) -> None:
         """Take a "Loading model" answer of real traffic into account."""
@@ -258,6 +268,15 @@ class Provider:
         else:
             del self.busy[model]
 
+    def said_it_lacks(self, endpoint: str, model: str, *, every: bool, now: float) -> None:
+        """Learn that it has not an endpoint, by its name: not for this model, or not for `every` one."""
+        found = self.find(model)
+        of = ALL if every else model if found is None else found.id
+        if self.repertoire.learn(endpoint, of, now=now):
+            more = {} if every else {"model": of}
+            events.info("provider has not an endpoint", provider=self.name, endpoint=endpoint, **more)
+            self.changed()
+
     def answered(self, model: str) -> None:
         """Note that it has begun to answer a request."""
         if not self.conduct.spotless:
@@ -276,6 +295,9 @@ class Provider:
         unreachable = isinstance(failure, ProviderUnreachable) or (
             isinstance(failure, ProviderTimedOut) and failure.wait == "connect"
         )
+        if unreachable and self.repertoire.learnt:
+            self.repertoire.forget()  # who comes back may be another version
+            self.changed()
         match failure:
             case ProviderWarming():
                 self.warm("it is loading its model")
@@ -323,6 +345,7 @@ class Provider:
     def _become(self, state: State, reason: str) -> None:
         if state is not self.state:
             self._streak = 0
+            self.repertoire.forget()
             self.since = self.wall()
             self.has_served = self.has_served or state is State.ONLINE
             report = events.info if state in (State.ONLINE, State.WARMING) else events.warning

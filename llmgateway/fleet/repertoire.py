@@ -1,28 +1,67 @@
 """What a provider can be asked for: its endpoints, by their names.
 
-- What the config says is so; without it, what the kind of server says.
+- What the config says is so. Without it, an endpoint is missing if no server of that kind has it, or if this
+  one has said so: that is believed for an hour, unless it is forgotten before.
 - What nobody knows to be missing is had, and so is an endpoint that has no name.
 """
 
 from collections.abc import Collection, Set
 from functools import lru_cache
+from typing import Final
 
 from llmgateway.api.endpoints import BY_NAME
 from llmgateway.servers.kind import Kind
+
+BELIEVED_S: Final = 3600.0
+ALL: Final = ""
+"""In the place of a model's name: whichever is asked for."""
+_MOST_LEARNT: Final = 1_000
 
 
 class Repertoire:
     """The endpoints of one provider, as far as is known."""
 
-    _missing: Set[str] = frozenset()
+    def __init__(self) -> None:
+        self._missing: Set[str] = frozenset()
+        self._is_told = False
+        self._learnt: dict[tuple[str, str], float] = {}
 
-    def adopt(self, kind: Kind, configured: Collection[str] | None) -> None:
+    def adopt(self, kind: Kind, told: Collection[str] | None) -> None:
         """Go by what a kind of server has, or by what the config says instead."""
-        self._missing = missing_of(kind) if configured is None else BY_NAME.keys() - set(configured)
+        self._is_told = told is not None
+        self._missing = missing_of(kind) if told is None else BY_NAME.keys() - set(told)
+        if self._is_told:
+            self.forget()
 
-    def has(self, endpoint: str) -> bool:
-        """Tell whether an endpoint may be asked for, by its name."""
-        return endpoint not in self._missing
+    def has(self, endpoint: str, model: str = ALL) -> bool:
+        """Tell whether an endpoint, by its name, may be asked for a model."""
+        if endpoint in self._missing:
+            return False
+        learnt = self._learnt
+        return not learnt or ((endpoint, ALL) not in learnt and (endpoint, model) not in learnt)
+
+    @property
+    def learnt(self) -> Collection[tuple[str, str]]:
+        """What it has said that it has not, of what it might have: endpoint, and model or ALL."""
+        return self._learnt.keys()
+
+    def learn(self, endpoint: str, model: str = ALL, *, now: float) -> bool:
+        """Take it that an endpoint is missing, for one model or for all; tells whether that is news."""
+        if self._is_told or not self.has(endpoint, model):
+            return False
+        self._learnt[endpoint, model] = now + BELIEVED_S
+        if len(self._learnt) > _MOST_LEARNT:
+            del self._learnt[next(iter(self._learnt))]
+        return True
+
+    def expire(self, now: float) -> None:
+        """Believe no longer what was said too long ago."""
+        if any(until <= now for until in self._learnt.values()):
+            self._learnt = {what: until for what, until in self._learnt.items() if until > now}
+
+    def forget(self) -> None:
+        """Know no more than what config and kind say: it may be another server now, or another version."""
+        self._learnt = {}
 
 
 @lru_cache(32)

@@ -152,14 +152,14 @@ _QUOTE_CHARACTERS: Final = 300
 
 def quote(body: bytes, secrets: Sequence[str] = ()) -> str:
     """Give a server's own error message in one line; `secrets` that it repeats are blotted out."""
-    text = _message_in(body) or body.decode("utf-8", "replace")
+    text = message_in(body) or body.decode("utf-8", "replace")
     for secret in secrets:
         text = text.replace(secret, "***")
     line = " ".join(text.split())
     return line if len(line) <= _QUOTE_CHARACTERS else line[: _QUOTE_CHARACTERS - 1] + "…"
 
 
-def _message_in(body: bytes) -> str | None:
+def message_in(body: bytes) -> str | None:
     """Find the message in the shapes seen of real servers: error.message, error, message, detail."""
     try:
         answer = orjson.loads(body)

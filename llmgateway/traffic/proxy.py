@@ -49,6 +49,7 @@ from llmgateway.traffic.estimate import OutputSize, PromptSize, Speed
 from llmgateway.traffic.fairness import cost
 from llmgateway.traffic.keepers import Listener
 from llmgateway.traffic.late import Unpacked, fit
+from llmgateway.traffic.lessons import says_it_has_not
 from llmgateway.traffic.line import NoCandidate, Order, Overloaded
 from llmgateway.traffic.slots import Slots
 from llmgateway.traffic.story import Held, Story
@@ -214,8 +215,7 @@ class Proxy:
                 elif order.doubts:
                     self._slots.blame(order)
                 self._slots.answered(order, provider)
-                elsewhere = status in _TRY_ELSEWHERE or (status == _NO_METHOD and not call.model)
-                if elsewhere and await self._holds(provider, exchange, story):
+                if status >= _NO_ANSWER and await self._holds(provider, exchange, story):
                     self._give_up_on(provider, f"status_{status}", story)
                     return False
                 await self._relay(provider, exchange, story)
@@ -256,9 +256,13 @@ class Proxy:
 
     async def _holds(self, provider: Provider, exchange: Exchange, story: Story) -> bool:
         """Keep an answer back if another candidate may have a better one, and if it is small."""
-        order, held = story.order, story.held
-        if held is not None and exchange.status == _UNSUPPORTED != held.status:
-            return True  # a 404 or 429 says more
+        call, order, held, status = story.call, story.order, story.held, exchange.status
+        no_path = await says_it_has_not(provider, call.outgoing.path, exchange, order, self._now())
+        if not (no_path or status in _TRY_ELSEWHERE or (status == _NO_METHOD and not call.model)):
+            return False
+        says_little = no_path or status == _UNSUPPORTED
+        if held is not None and says_little and not held.says_little:
+            return True  # a 404 of the model or a 429 says more
         if not self._slots.hopeful(order):
             return False
         body, whole = await exchange.read(_HELD_BYTES, _QUOTED_S)
@@ -266,7 +270,7 @@ class Proxy:
             raise exchange.failure
         if whole:
             own_lines = _own_lines_of(provider, story)
-            story.held = Held(provider, exchange.status, exchange.reason, exchange.head, body, own_lines)
+            story.held = Held(provider, status, exchange.reason, exchange.head, body, own_lines, says_little)
         return whole
 
     async def _relay(self, provider: Provider, exchange: Exchange, story: Story) -> None:

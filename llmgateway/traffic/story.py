@@ -12,7 +12,7 @@ from llmgateway.traffic.line import Line, Order
 
 
 class Held(msgspec.Struct, frozen=True):
-    """A whole 404, 429 or 501, kept while other candidates are asked."""
+    """A whole 404, 405, 429 or 501, kept while other candidates are asked."""
 
     provider: Provider
     status: int
@@ -20,6 +20,8 @@ class Held(msgspec.Struct, frozen=True):
     head: AnswerHead
     body: bytes
     own_lines: bytes
+    says_little: bool
+    """Whether it says no more than that its provider has not what was asked for."""
 
 
 class Story(msgspec.Struct):

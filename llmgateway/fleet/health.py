@@ -156,6 +156,8 @@ async def _kind(upstream: Upstream, provider: Provider, listing: Listing) -> Kin
     """
     if provider.config.kind is not None:
         return BY_KIND[provider.config.kind]
+    if listing.via:  # another gateway, which may have pages of any kind
+        return generic.KIND
     kind = who_wrote(listing)
     if kind is not generic.KIND or provider.kind_is_known:
         return provider.kind if kind is generic.KIND else kind

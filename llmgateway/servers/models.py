@@ -34,6 +34,8 @@ class Model:
     """How many requests for it its server works on at once, whatever it does for other models."""
     more: Mapping[str, Any] = field(default_factory=dict)
     """What its server tells of it besides, in the words that clients of such servers know."""
+    in_memory: Mapping[str, Any] = field(default_factory=dict)
+    """What its server tells of it besides while it is in memory, likewise."""
     told_as: str = ""
     """What its server is told, where that is another name."""
 

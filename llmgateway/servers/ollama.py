@@ -5,6 +5,7 @@ which is `latest` for those who name none. The owner that its listing tells is t
 name, which says who made the server only for models of Ollama's own library.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -12,19 +13,32 @@ from llmgateway.servers.kind import Details, Facts, Kind, Proof, by_name, descri
 from llmgateway.servers.models import positive, told_besides
 
 _TOLD: Final = ("size", "digest", "modified_at", "details", "capabilities")
+_TOLD_IN_MEMORY: Final = ("size", "size_vram", "expires_at", "context_length", "details")
 
 
 def _tags(facts: Facts, tags: Any) -> Facts:
     entries = by_name(tags["models"], "model")
-    more = {name: told_besides(entry, _TOLD) for name, entry in entries.items()}
+    more = {name: _told(entry, _TOLD) for name, entry in entries.items()}
     return replace(facts, models=described(facts.models, more))
 
 
 def _running(facts: Facts, running: Any) -> Facts:
     entries = by_name(running["models"], "model")
     lengths = {name: positive(entry.get("context_length")) for name, entry in entries.items()}
-    told = with_context(facts.models, lengths)
-    return replace(facts, models={name: replace(m, loaded=name in lengths) for name, m in told.items()})
+    in_memory = {name: _told(entry, _TOLD_IN_MEMORY) for name, entry in entries.items()}
+    told = {
+        name: replace(model, loaded=name in entries, in_memory=in_memory.get(name, {}))
+        for name, model in with_context(facts.models, lengths).items()
+    }
+    return replace(facts, models=told)
+
+
+def _told(entry: Mapping[str, Any], fields: Iterable[str]) -> dict[str, Any]:
+    """Give some fields of an entry; in its details it says what it does not know, as null."""
+    details = entry.get("details")
+    if isinstance(details, dict):
+        entry = {**entry, "details": {name: each for name, each in details.items() if each is not None}}
+    return told_besides(entry, fields)
 
 
 def _full_name(name: str) -> str:

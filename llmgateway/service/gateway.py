@@ -40,6 +40,7 @@ from llmgateway.traffic.slots import Slots
 from llmgateway.web.app import App
 from llmgateway.web.gauges import gauges
 from llmgateway.web.live import Live
+from llmgateway.web.ollama import OllamaPages
 from llmgateway.web.pages import Pages
 from llmgateway.web.status import Condition, Status
 from llmgateway.web.visitors import Visitors
@@ -111,7 +112,17 @@ class Gateway:
         self._visitors = Visitors(config, self._doorkeeper)
         self._pages = Pages(config, self.condition, self._watch, self.fleet, self.metrics, self._visitors)
         self._live = Live(self.status, self._visitors, self.recall)
-        self._app = App(config, self.condition, self._visitors, self._pages, self._live, proxy, self.ledger)
+        self._ollama = OllamaPages(config, self.fleet, self._watch.settled)
+        self._app = App(
+            config,
+            self.condition,
+            self._visitors,
+            self._pages,
+            self._ollama,
+            self._live,
+            proxy,
+            self.ledger,
+        )
         self._patience = patience or Patience()
         self._server = ClientServer(self._app.handle, self._patience, most_connections, clock)
         self.metrics.observe_refused(lambda: self._server.refused)
@@ -192,6 +203,7 @@ class Gateway:
             self._doorkeeper.adopt,
             self._visitors.adopt,
             self._pages.adopt,
+            self._ollama.adopt,
             self._app.adopt,
             self._adopt_journal,
         )

@@ -37,14 +37,15 @@ from llmgateway.traffic.call import CallReader, Forward, refuse_compressed
 from llmgateway.traffic.proxy import Proxy
 from llmgateway.web.cors import is_of_the_api, share
 from llmgateway.web.live import Live
+from llmgateway.web.ollama import BLOBS, OllamaPages
 from llmgateway.web.pages import Pages
 from llmgateway.web.routes import (
     CHAT,
     MODELS,
     NO_STORE,
-    ModelList,
     Page,
     Route,
+    Told,
     below,
     not_allowed,
     path_of,
@@ -72,6 +73,7 @@ class App:
         condition: Condition,
         visitors: Visitors,
         pages: Pages,
+        ollama: OllamaPages,
         live: Live,
         proxy: Proxy,
         ledger: Ledger,
@@ -79,6 +81,7 @@ class App:
         self._condition = condition
         self._visitors = visitors
         self._pages = pages
+        self._ollama = ollama
         self._live = live
         self._proxy = proxy
         self._ledger = ledger
@@ -96,7 +99,8 @@ class App:
             **self._pages.routes,
             **self._live.routes,
             **self._visitors.routes,
-            MODELS: ModelList(),
+            MODELS: Told(partial(self._pages.models, "")),
+            **(self._ollama.routes if config.server.ollama_api else {}),
             **_ways(config.server),
         }
         base = config.server.base_path
@@ -132,7 +136,9 @@ class App:
         path = below(self._config.server.base_path, path_of(raw_path))
         route = self._routes.get(path)
         if route is None and path.startswith(MODELS + "/"):
-            route = ModelList(unquote(path.removeprefix(MODELS + "/")))
+            route = Told(partial(self._pages.models, unquote(path.removeprefix(MODELS + "/"))))
+        elif route is None and path.startswith(BLOBS + "/"):
+            route = self._routes.get(BLOBS)
         elif route is None and (found := request_to_end(path)) is not None:
             wanted, method = found
             route = Page(partial(self._end, wanted), (method,))
@@ -160,8 +166,8 @@ class App:
                 refuse_loop(client.head.named[b"via"], self._condition.name)
             caller = self._admit(route, client)
             entry.user, entry.person, entry.key = caller.user, caller.person or None, caller.key_name
-            if isinstance(route, ModelList):
-                await self._pages.models(route.wanted, caller, client)
+            if isinstance(route, Told):
+                await route.answer(caller, client)
             else:
                 if b"content-encoding" in client.head.named:
                     refuse_compressed(client.head.named)
@@ -201,7 +207,7 @@ class App:
         else:
             log_all([(entry, time.monotonic(), time.time())])
 
-    def _open(self, route: Route | None, client: Client, entry: Entry) -> Forward | ModelList:
+    def _open(self, route: Route | None, client: Client, entry: Entry) -> Forward | Told:
         """Open the books for what is forwarded. Raises GatewayError if it leads nowhere, or not so."""
         if isinstance(route, Forward):
             entry.endpoint = route.endpoint.path
@@ -213,8 +219,8 @@ class App:
             self._ledger.open(entry)
         elif route is None or isinstance(route, Page):
             raise self._signpost.no_endpoint(client.raw_path)
-        elif client.method not in ("GET", "HEAD"):
-            raise not_allowed("endpoint", "GET", "HEAD")
+        elif route.methods and client.method not in route.methods:
+            raise not_allowed("endpoint", *route.methods)
         return route
 
     async def _late_body(self, client: Client, entry: Entry) -> Body:
@@ -224,7 +230,7 @@ class App:
         entry.body_s = time.monotonic() - asked_at
         return body
 
-    def _admit(self, route: Forward | ModelList, client: Client) -> Caller:
+    def _admit(self, route: Forward | Told, client: Client) -> Caller:
         """Name the caller. Raises GatewayError."""
         if self._condition.draining:
             raise draining()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import unquote
 
+from llmgateway.access.keys import Caller
 from llmgateway.api.ids import is_id
 from llmgateway.errors import METHOD_NOT_ALLOWED, GatewayError
 from llmgateway.http.client import Client
@@ -41,13 +42,14 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelList:
-    """To the models that the caller can use now, or to the one that is `wanted`."""
+class Told:
+    """To what the gateway tells a caller by itself, and the methods that it takes: none named are all."""
 
-    wanted: str = ""
+    answer: Callable[[Caller, Client], Awaitable[None]]
+    methods: tuple[str, ...] = ("GET", "HEAD")
 
 
-Route = Forward | ModelList | Page
+Route = Forward | Told | Page
 
 
 def not_allowed(place: str, *allowed: str) -> GatewayError:

@@ -255,7 +255,8 @@ class FaultyGateway(Gateway):
         proxy = FaultyProxy(
             self.slots, self._upstream, self._watch, RetryBudget(), self.limits, self.metrics, time.monotonic
         )
-        self._app = App(config, self.condition, self._visitors, self._pages, self._live, proxy, self.ledger)
+        parts = self._visitors, self._pages, self._ollama, self._live
+        self._app = App(config, self.condition, *parts, proxy, self.ledger)
         self._server = ClientServer(self._app.handle, Patience(), 100, time.monotonic)
 
 

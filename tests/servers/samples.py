@@ -55,6 +55,13 @@ OLLAMA_MORE: Final = {
     "details": {"parent_model": "", "family": "qwen3", "families": ["qwen3"]},
     "capabilities": ["completion", "tools"],
 }
+OLLAMA_IN_MEMORY: Final = {
+    "size": 6_591_830_464,
+    "details": {"format": "gguf", "family": "qwen3", "parameter_size": "8.2B"},
+    "expires_at": "2026-10-17T16:47:07.93355-07:00",
+    "size_vram": 5_333_539_264,
+    "context_length": 8192,
+}
 OLLAMA: Final = Sample(
     listing={
         "object": "list",
@@ -80,21 +87,15 @@ OLLAMA: Final = Sample(
         },
         "/api/ps": {
             "models": [
-                {
-                    "name": "qwen3:8b",
-                    "model": "qwen3:8b",
-                    "size": 6_591_830_464,
-                    "details": {"format": "gguf", "family": "qwen3", "parameter_size": "8.2B"},
-                    "expires_at": "2026-10-17T16:47:07.93355-07:00",
-                    "size_vram": 5_333_539_264,
-                    "context_length": 8192,
-                }
+                {"name": "qwen3:8b", "model": "qwen3:8b", **OLLAMA_IN_MEMORY},
             ]
         },
     },
     facts=Facts(
         {
-            "qwen3:8b": Model("qwen3:8b", 1_790_000_001, 8192, loaded=True, more=OLLAMA_MORE),
+            "qwen3:8b": Model(
+                "qwen3:8b", 1_790_000_001, 8192, loaded=True, more=OLLAMA_MORE, in_memory=OLLAMA_IN_MEMORY
+            ),
             "alice/llama3.2:3b": Model("alice/llama3.2:3b", 1_790_000_002, loaded=False),
         }
     ),

@@ -428,6 +428,17 @@ async def test_what_is_no_chunk_between_two_is_never_passed_on(size: int) -> Non
             assert kept.body == b"okok"
 
 
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\r", b"xx", b"x\n", b"\r0"])
+async def test_a_packet_of_the_size_of_a_chunk_that_does_not_end_like_one_is_none(end: bytes) -> None:
+    async with line() as this:
+        taking = asyncio.create_task(received(this.exchange))
+        await this.say(OK + CHUNKED + b"\r\n2\r\nok\r\n", b"2\r\nok\r\n", b"5\r\nhello" + end)
+        this.finish()
+        kept = await taking
+        assert isinstance(kept.failure, ProviderBroke)
+        assert "not valid HTTP" in kept.failure.message
+
+
 @pytest.mark.parametrize("length", [10**18, 10**19, 2**64 - 1])
 async def test_an_answer_that_is_shorter_than_it_said_is_broken_however_much_it_said(length: int) -> None:
     async with line() as this:

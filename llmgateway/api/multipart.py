@@ -14,6 +14,9 @@ from python_multipart.multipart import MultipartParser
 from llmgateway.api.endpoints import Body
 from llmgateway.api.peek import STEP_BYTES, NoModel, Peek, bad, check_model
 
+Span = tuple[int, int]
+"""Where a value begins in a body, and where it ends, in bytes."""
+
 _MOST_PARTS: Final = 1_000
 _FORM_FIELD_BYTES: Final = 4_096  # of the fields we read; files and prompts are skipped
 
@@ -68,6 +71,26 @@ class _FormFields:
         self.ended = True
 
 
+class _Place(_FormFields):
+    """Finds where the value of the last field `model` stands, in a form that is written in one piece."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at: Span | None = None
+        self._begun: Span | None = None
+
+    def callbacks(self) -> dict[str, Callable[..., None]]:
+        return {**super().callbacks(), "on_part_end": self._part_end}
+
+    def _part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._name == "model":
+            self._begun = (start, end)
+
+    def _part_end(self) -> None:
+        if self._begun is not None:
+            self.at, self._begun = self._begun, None
+
+
 def _parameter(header: str, name: str) -> str | None:
     message = Message()
     message["content-disposition"] = header
@@ -111,6 +134,18 @@ def _boundary(content_type: bytes) -> bytes:
         return boundary.encode("latin-1")
     except UnicodeEncodeError:
         raise bad("The request body is not valid multipart/form-data.") from None
+
+
+def model_in_form(body: Body, content_type: bytes) -> Span:
+    """Find the value of the last field `model`; what follows its part may be missing.
+
+    Raises ValueError if there is none.
+    """
+    place = _Place()
+    MultipartParser(_boundary(content_type), place.callbacks()).write(bytes(body))  # type: ignore[arg-type]
+    if place.at is None:
+        raise ValueError("the form has no field 'model'")
+    return place.at
 
 
 def form_with_model(body: Body, content_type: bytes, model: str) -> bytes:

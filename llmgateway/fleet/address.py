@@ -4,12 +4,15 @@ Everything is asked below the prefix of the provider's own URL: what stands besi
 another program, which must not get this one's key. What never changes about requests is written once.
 """
 
-from typing import Final
+from typing import Final, assert_never
 from urllib.parse import unquote, urlsplit
 
 import msgspec
+from msgspec.structs import replace
 
+from llmgateway.api.dialect import BodyKind
 from llmgateway.api.endpoints import Body
+from llmgateway.api.rename import form_with, json_with, query_with
 from llmgateway.config.providers import ProviderConfig
 from llmgateway.http.headers import Field, request_head
 
@@ -33,6 +36,24 @@ class Outgoing(msgspec.Struct, gc=False):
     plain: bool = False
     """Whether the answer must not be compressed."""
     method: str = "POST"
+    names_model_in: BodyKind = "json"
+
+    def asking_for(self, model: str) -> "Outgoing":
+        """Give the same request for another model: nothing but the bytes of its name are others."""
+        match self.names_model_in:
+            case "json":
+                return replace(self, body=json_with(self.body, model))
+            case "multipart":
+                return replace(self, body=form_with(self.body, self._content_type, model))
+            case "query":
+                return replace(self, query=query_with(self.query, model))
+            case "none":
+                return self
+        assert_never(self.names_model_in)
+
+    @property
+    def _content_type(self) -> bytes:
+        return next((value for name, value in self.fields if name.lower() == b"content-type"), b"")
 
 
 class Address:

@@ -128,9 +128,8 @@ class CallReader:
             keepalive_s = self._keepalive_s
         lines = head.plain_lines if keepalive_s else head.lines
         request_id = client.request_id if b"x-request-id" not in named else _uuid(client.request_id)
-        outgoing = Outgoing(
-            endpoint.path, query, fields, lines, request_id, body, keepalive_s > 0.0, endpoint.method
-        )
+        plain, method, where = keepalive_s > 0.0, endpoint.method, endpoint.body
+        outgoing = Outgoing(endpoint.path, query, fields, lines, request_id, body, plain, method, where)
         prompt_bytes = (seen.prompt_bytes or size) if endpoint.reads else 0
         if not endpoint.streams:  # what answers in events builds on a KV cache, and nothing else does
             return Call(model, wanted, outgoing, Thread(), entry, prompt_bytes, seen.output_limit)

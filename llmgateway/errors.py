@@ -94,10 +94,11 @@ class ProviderFailed(Exception):
 
     `message` is for people, names the provider, and holds no credentials; `reason` is a word for logs and
     metrics; `brief` is what everybody may be shown: it quotes nothing that was said to somebody's request;
-    `noted` is that as a sentence.
+    `noted` is that as a sentence. `away` says that nobody was met there.
     """
 
     reason: ClassVar[str] = "failed"
+    away = False
 
     def __init__(self, provider: str, trouble: str, brief: str = "") -> None:
         self.provider = provider
@@ -111,6 +112,7 @@ class ProviderUnreachable(ProviderFailed):
     """No connection could be made."""
 
     reason = "unreachable"
+    away = True
 
 
 class ProviderTimedOut(ProviderFailed):
@@ -128,6 +130,7 @@ class ProviderTimedOut(ProviderFailed):
         way = f" by way of its proxy {proxy}" if proxy else ""
         super().__init__(provider, f"timed out: {wait} timeout after {limit_s:g} s{way}.")
         self.wait = wait
+        self.away = wait == "connect"
 
 
 class ProviderBroke(ProviderFailed):

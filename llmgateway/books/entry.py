@@ -25,6 +25,8 @@ class Entry:
     """Who of several behind the user's keys, if that was told."""
     key: str | None = None
     model: str = ""
+    asked_model: str = ""
+    """What the client has asked for, if that is not the name of the model."""
     provider: str = ""
     affinity: str = ""
     streams: bool = False

@@ -53,6 +53,8 @@ def line_of(entry: Entry, tokens: Tokens | None, time: str, now: float) -> dict[
         "stream": entry.streams,
         "affinity": entry.affinity,
     }
+    if entry.asked_model:
+        line["asked_model"] = entry.asked_model
     if entry.person is not None:  # few keys have any, and the line is long enough
         line["person"] = entry.person
     return line
@@ -159,6 +161,7 @@ def _told(entry: Entry, now: float) -> dict[str, object]:
         "status": entry.status,
         "outcome": "" if entry.outcome == "ok" else entry.outcome,
         "model": entry.model[:_LOGGED_CHARACTERS],
+        "asked_model": entry.asked_model[:_LOGGED_CHARACTERS],
         "affinity": entry.affinity,
         "user": entry.user,
         "person": entry.person,

@@ -28,6 +28,7 @@ class Fleet:
         They are for the caller to retire; what they work on ends untouched.
         """
         self.unavailable_status = config.server.unavailable_status
+        self.aliases, self.fallbacks = config.aliases, config.fallbacks
         before = self.providers
         kept = {
             name: provider
@@ -74,6 +75,11 @@ class Fleet:
             if found:  # anybody can ask for any name
                 self._serving[asked] = found
         return found
+
+    def may_come_to_serve(self, caller: Caller, model: str, endpoint: str = "") -> bool:
+        """Tell whether it is worth waiting until somebody serves a model to a caller."""
+        usable = self.usable_by(caller)
+        return any(p.may_come_to_serve(model) and p.has_endpoint(endpoint, model) for p in usable)
 
     def usable_by(self, caller: Caller) -> list[Provider]:
         """Give the providers that this caller may use, whatever their state, in their order."""

@@ -17,8 +17,6 @@ from llmgateway.errors import (
     ProviderFailed,
     ProviderLooped,
     ProviderRefused,
-    ProviderTimedOut,
-    ProviderUnreachable,
     ProviderWarming,
 )
 from llmgateway.fleet.breaker import Breaker, Conduct, Sequel
@@ -292,10 +290,7 @@ class Provider:
 
         What is in doubt counts only once it is `blamed`.
         """
-        unreachable = isinstance(failure, ProviderUnreachable) or (
-            isinstance(failure, ProviderTimedOut) and failure.wait == "connect"
-        )
-        if unreachable and self.repertoire.learnt:
+        if failure.away and self.repertoire.learnt:
             self.repertoire.forget()  # who comes back may be another version
             self.changed()
         match failure:
@@ -304,10 +299,10 @@ class Provider:
                 return Sequel(probe=True, try_again=True)
             case ProviderLooped():
                 return Sequel()
-            case _ if unreachable and self.config.wake is not None:
+            case _ if failure.away and self.config.wake is not None:
                 self.fell_asleep(failure.message)
                 return Sequel(probe=True, try_again=True)
-            case _ if unreachable:
+            case _ if failure.away:
                 self.fared_badly(None, failure.brief, now=now)
                 return Sequel(probe=True)
             case _:

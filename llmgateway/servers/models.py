@@ -230,3 +230,8 @@ def model_entry(model: Model, *, owned_by: str, created: int, by_way: bool = Fal
     if by_way and model.via:
         entry["via"] = model.via
     return entry
+
+
+def as_alias(alias: str, entry: Mapping[str, object]) -> dict[str, object]:
+    """Render the entry of another name for a model, by that of the model."""
+    return {**entry, "id": alias, "alias_of": entry["id"]}

@@ -1,10 +1,11 @@
 """What the gateway says of a provider's answer: in fields of its own, and where it cannot be passed on."""
 
 import zlib
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
-from llmgateway.errors import UPSTREAM_ERROR, GatewayError
+from llmgateway.errors import LOOP_DETECTED, UPSTREAM_ERROR, GatewayError, ProviderFailed, ProviderLooped
 from llmgateway.fleet.provider import Provider
 from llmgateway.http.headers import AnswerHead
 from llmgateway.servers.kind import quote
@@ -52,3 +53,11 @@ def about_the_key(provider: Provider, status: int) -> str:
     if config.api_key is None and _CREDENTIALS.isdisjoint(name.lower() for name in config.headers):
         return "; the config has no api_key for it."
     return "; it was sent the credentials that the config has for it."
+
+
+def none_left(failures: Sequence[ProviderFailed]) -> GatewayError:
+    """Say what became of a request that all candidates have failed at."""
+    kind = LOOP_DETECTED if all(isinstance(f, ProviderLooped) for f in failures) else UPSTREAM_ERROR
+    told = dict.fromkeys(failure.message.rstrip(".") for failure in failures)  # a model may load for long
+    noted = dict.fromkeys(failure.noted.rstrip(".") for failure in failures)
+    return GatewayError(kind, "; ".join(told) + ".", brief="; ".join(noted) + ".")

@@ -60,6 +60,16 @@ class Call(msgspec.Struct):
     """Whether a model writes text in answer to it."""
     follows: str | None = None
     """The id of the kept answer that it goes on from, "" for none; None where no answers are kept."""
+    asked: str = ""
+    """What the client has asked for, if that is not the model."""
+
+    def be_for(self, model: str) -> None:
+        """Be for another model than the client has asked for."""
+        self.asked = self.asked or self.model
+        if self.asked == model:
+            self.asked = ""
+        self.model = model
+        self.entry.model, self.entry.asked_model = model[:_MODEL_CHARACTERS], self.asked[:_MODEL_CHARACTERS]
 
 
 @dataclass(frozen=True, slots=True)

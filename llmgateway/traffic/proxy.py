@@ -5,7 +5,7 @@ there, so whatever fails before that can be tried on another candidate.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
@@ -14,7 +14,6 @@ from llmgateway.access.limits import Admission, Limits
 from llmgateway.api.usage import WORDS_IN, Meter
 from llmgateway.books.metrics import Metrics
 from llmgateway.errors import (
-    LOOP_DETECTED,
     UPSTREAM_ERROR,
     GatewayError,
     ProviderErrored,
@@ -40,7 +39,7 @@ from llmgateway.traffic.answers import (
     QUOTED_BYTES,
     UNAUTHORIZED,
     about_the_key,
-    own_lines,
+    none_left,
     readable,
     too_late,
 )
@@ -51,6 +50,7 @@ from llmgateway.traffic.keepers import Listener
 from llmgateway.traffic.late import Unpacked, fit
 from llmgateway.traffic.lessons import says_it_has_not
 from llmgateway.traffic.line import NoCandidate, Order, Overloaded
+from llmgateway.traffic.naming import as_asked, asking, name_for, own_lines_of, turns
 from llmgateway.traffic.slots import Slots
 from llmgateway.traffic.story import Held, Story
 
@@ -100,14 +100,16 @@ class Proxy:
         story, slots = self._begin(call, caller, client), self._slots
         order = story.order
         try:  # with `finally`, as every context would cost each request more than a function does
-            while not order.tried or (slots.hopeful(order) and self._budget.take(self._now())):
+            while not order.tried or self._may_go_on(story):
                 try:
                     provider = slots.take(order) or await slots.wait(order)
                 except NoCandidate:
                     await self._watch.settled()  # another config may have brought somebody else
-                    if not slots.hopeful(order):
+                    if not (slots.hopeful(order) or turns(story, slots)):
                         break
                 except Overloaded:
+                    if turns(story, slots, in_vain=True):
+                        continue
                     if story.warms_at_best():
                         raise
                     break
@@ -142,7 +144,9 @@ class Proxy:
 
     def _begin(self, call: Call, caller: Caller, client: Client) -> Story:
         """Admit a call, and let it take part. Raises GatewayError (403, 404, 429)."""
-        model = self._slots.permitted_name(caller, call.model)
+        model = call.model
+        if caller.models or model in self._slots.aliases:
+            model = name_for(call, caller, self._slots)
         prompt = self._prompts.estimate(call.model, call.prompt_bytes) if call.prompt_bytes else 0
         call.entry.prompt_estimate = prompt
         expected = cost(prompt, self._outputs.estimate(call.model, call.output_limit))
@@ -155,6 +159,11 @@ class Proxy:
         if call.keepalive_s:
             story.keep_alive(self._slots.line)
         return story
+
+    def _may_go_on(self, story: Story) -> bool:
+        """Tell whether a request may be tried once more, elsewhere or for another model."""
+        hopeful = self._slots.hopeful(story.order)
+        return self._budget.take(self._now()) if hopeful else turns(story, self._slots)
 
     # -- what it costs
 
@@ -207,7 +216,7 @@ class Proxy:
         call.entry.sent(provider.name, monotonic())
         order.tried.add(provider.name)
         try:
-            with await self._upstream.open(provider, call.outgoing) as exchange:
+            with await self._upstream.open(provider, asking(provider, story)) as exchange:
                 status = exchange.status
                 if status >= _NO_ANSWER:
                     self._take_nothing_for(story)
@@ -269,7 +278,7 @@ class Proxy:
         if exchange.failure is not None:
             raise exchange.failure
         if whole:
-            own_lines = _own_lines_of(provider, story)
+            own_lines = own_lines_of(provider, story)
             story.held = Held(provider, status, exchange.reason, exchange.head, body, own_lines, says_little)
         return whole
 
@@ -289,7 +298,7 @@ class Proxy:
                 if not isinstance(sink, bytes):
                     meter = Meter(stream=True, writes=call.writes)
                     call.entry.meter = None if call.entry.recalls else meter
-            own_lines = _own_lines_of(provider, story)
+            own_lines = own_lines_of(provider, story)
             client.begin(exchange.status, exchange.reason, head, own_lines)
             call.entry.first_byte_at = monotonic()
             if isinstance(sink, bytes):
@@ -372,7 +381,7 @@ class Proxy:
         """Give the client the best of what the candidates said. Raises GatewayError if that is not much."""
         call, client, held = story.call, story.client, story.held
         if held is None:
-            raise _none_left(story.failures) if story.failures else self._nobody_for(story)
+            raise none_left(story.failures) if story.failures else self._nobody_for(story)
         call.entry.provider = held.provider.name
         call.entry.first_byte_at = monotonic()
         if client.started:
@@ -382,18 +391,5 @@ class Proxy:
 
     def _nobody_for(self, story: Story) -> GatewayError:
         if story.call.model:
-            return self._slots.nobody_serves(story.order)
+            return as_asked(self._slots.nobody_serves(story.order), story.call)
         return no_provider_with(story.call.outgoing.path)
-
-
-def _own_lines_of(provider: Provider, story: Story) -> bytes:
-    order, asked = story.order, story.call.model
-    found = None if asked in provider.models else provider.find(asked)
-    return own_lines(provider.name, "" if found is None else found.id, order.affinity, order.waited_s)
-
-
-def _none_left(failures: Sequence[ProviderFailed]) -> GatewayError:
-    kind = LOOP_DETECTED if all(isinstance(f, ProviderLooped) for f in failures) else UPSTREAM_ERROR
-    told = dict.fromkeys(failure.message.rstrip(".") for failure in failures)  # a model may load for long
-    noted = dict.fromkeys(failure.noted.rstrip(".") for failure in failures)
-    return GatewayError(kind, "; ".join(told) + ".", brief="; ".join(noted) + ".")

@@ -23,7 +23,7 @@ from llmgateway.errors import GatewayError, ProviderFailed
 from llmgateway.fleet.absence import keeper_serves_not, nobody_serves
 from llmgateway.fleet.breaker import Breaker
 from llmgateway.fleet.fleet import Fleet
-from llmgateway.fleet.naming import permitted_name
+from llmgateway.fleet.naming import first_served, instead, meant, permitted_name
 from llmgateway.fleet.provider import Provider
 from llmgateway.traffic.affinity import Affinity, Thread
 from llmgateway.traffic.fairness import FairShare, cost
@@ -54,6 +54,8 @@ class Slots:
         self._chance = chance
         self._wake = wake
         self._now = clock
+        self.aliases = fleet.aliases
+        """Names that may mean a model of another name; all others mean themselves."""
         self._fair = FairShare()
         self.line = Line(self._fair, self._home_is_free)
         self.keepers = Keepers(fleet)
@@ -64,7 +66,7 @@ class Slots:
 
     def adopt(self, config: Config) -> None:
         """Take over new settings; who waits already keeps the place and the time they were given."""
-        self._queue = config.queue
+        self._queue, self.aliases = config.queue, config.aliases
         self._affinity.keep(self._fleet.providers)
 
     # -- one request
@@ -90,6 +92,23 @@ class Slots:
     def permitted_name(self, caller: Caller, model: str) -> str:
         """Give the name by which a caller may have a model. Raises GatewayError (403)."""
         return permitted_name(self._fleet, caller, model) if caller.models and model else model
+
+    def meaning(self, caller: Caller, name: str, endpoint: str) -> str:
+        """Give the model that a name means to a caller: itself, or what it stands for."""
+        return meant(self._fleet, caller, name, endpoint)
+
+    def instead(self, order: Order, asked: str) -> list[str]:
+        """Give what else an order may be for, now that nobody serves what the client has asked for."""
+        return instead(self._fleet, order.caller, asked, order.model)
+
+    def turn(self, order: Order, names: Iterable[str]) -> str:
+        """Have an order be for the first of these models that is served; gives its name, "" if none is."""
+        found = first_served(self._fleet, order.caller, names, order.endpoint)
+        if found is None:
+            return ""
+        order.model = permitted_name(self._fleet, order.caller, found)
+        order.tried.clear()
+        return found
 
     def leave(self, order: Order) -> None:
         """Let an order take part no longer."""
@@ -132,6 +151,10 @@ class Slots:
         for doubt in order.doubts:
             _abandon(doubt.trials)
         order.doubts = ()
+
+    def is_served(self, order: Order) -> bool:
+        """Tell whether anybody serves this order, though all may be busy."""
+        return bool(self._candidates(order))
 
     def hopeful(self, order: Order) -> bool:
         """Tell whether somebody serves this order, or is about to."""

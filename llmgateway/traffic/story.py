@@ -34,6 +34,8 @@ class Story(msgspec.Struct):
     heartbeat: Heartbeat | None = None
     failures: list[ProviderFailed] = msgspec.field(default_factory=list)
     held: Held | None = None
+    instead: list[str] | None = None
+    """What else it may be for, once nobody serves what it is for."""
 
     def end(self) -> None:
         """Write down what is known only now, and give back what the limits have lent."""

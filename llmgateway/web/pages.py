@@ -7,7 +7,7 @@ Health and the files need no key; they hold nothing. The metrics are for the net
 import asyncio
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from importlib import resources
 from pathlib import PurePosixPath
@@ -22,10 +22,10 @@ from llmgateway.errors import FORBIDDEN, GatewayError, draining
 from llmgateway.fleet.absence import nobody_serves
 from llmgateway.fleet.fleet import Fleet
 from llmgateway.fleet.health import Watch
-from llmgateway.fleet.naming import model_for
+from llmgateway.fleet.naming import aliases_for, meant, model_for
 from llmgateway.http.client import Client
 from llmgateway.http.via import hops
-from llmgateway.servers.models import Model, model_entry
+from llmgateway.servers.models import Model, as_alias, model_entry
 from llmgateway.web.routes import NO_STORE, PAGE, Page
 from llmgateway.web.status import Condition
 from llmgateway.web.visitors import Visitors
@@ -88,8 +88,7 @@ class Pages:
         via = hops(client.head.named.get(b"via", b""))
         await self._settled(of_a_gateway=bool(via))
         if not wanted:
-            models = sorted(self._fleet.models_for(caller, via).items())
-            entries = [self._entry(*found, by_way=bool(via)) for _, found in models]
+            entries = self._entries(caller, via)
             if client.dialect.models is not None:
                 page = client.dialect.models(entries, client.raw_path.partition("?")[2])
                 client.respond(200, orjson.dumps(page))
@@ -99,11 +98,22 @@ class Pages:
             # of a model, its instructions as well: it knows better.
             of_codex: dict[str, list[object]] = {"models": []} if _CODEX_ASKS.search(client.raw_path) else {}
             client.respond(200, orjson.dumps({"object": "list", **sender, "data": entries, **of_codex}))
-        elif (found := model_for(self._fleet, caller, wanted, via)) is not None:
-            entry = self._entry(*found)
-            client.respond(200, orjson.dumps(client.dialect.model(entry) if client.dialect.model else entry))
-        else:
-            raise nobody_serves(wanted, self._fleet, caller, wall=time.time())
+            return
+        name = meant(self._fleet, caller, wanted)
+        if (found := model_for(self._fleet, caller, name, via)) is None:
+            raise nobody_serves(name, self._fleet, caller, wall=time.time())
+        entry = self._entry(*found)
+        if name != wanted:
+            entry = as_alias(wanted, entry)
+        client.respond(200, orjson.dumps(client.dialect.model(entry) if client.dialect.model else entry))
+
+    def _entries(self, caller: Caller, via: Collection[str]) -> list[dict[str, object]]:
+        """Give the entries of all names that a caller can use now, aliases among them, in their order."""
+        models = self._fleet.models_for(caller, via)
+        entries = {name: self._entry(*found, by_way=bool(via)) for name, found in models.items()}
+        for alias, name in aliases_for(self._fleet, caller, models).items():
+            entries[alias] = as_alias(alias, entries[name])
+        return [entries[name] for name in sorted(entries)]
 
     def _entry(self, model: Model, provider: str, *, by_way: bool = False) -> dict[str, object]:
         return model_entry(model, owned_by=provider, created=self._started_at, by_way=by_way)

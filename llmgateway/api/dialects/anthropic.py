@@ -36,11 +36,13 @@ def _model(entry: Mapping[str, object]) -> dict[str, object]:
     """Make an entry of its list of models out of one of OpenAI's."""
     created = entry.get("created")
     made = datetime.fromtimestamp(created if isinstance(created, int) else 0, UTC)
+    alias = {"alias_of": entry["alias_of"]} if "alias_of" in entry else {}
     return {
         "type": "model",
         "id": entry["id"],
         "display_name": entry["id"],
         "created_at": made.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        **alias,
     }
 
 

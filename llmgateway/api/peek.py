@@ -123,16 +123,20 @@ STEP_BYTES: Final = 1 << 16
 """How much of a body is looked at, at a time."""
 
 
-def bad(message: str) -> GatewayError:
-    """Give the error that a body which cannot be routed gets."""
-    return GatewayError(INVALID_REQUEST, message)
-
-
-class NoModel(GatewayError):
-    """A request names no model: it says nothing of one, or null, or an empty name."""
+class Unreadable(GatewayError):
+    """A body cannot be routed."""
 
     def __init__(self, words: str) -> None:
         super().__init__(INVALID_REQUEST, words)
+
+
+class NoModel(Unreadable):
+    """A request names no model: it says nothing of one, or null, or an empty name."""
+
+
+def bad(message: str) -> GatewayError:
+    """Give the error that a body which cannot be routed gets."""
+    return Unreadable(message)
 
 
 def peek_json(body: Body) -> Peek:

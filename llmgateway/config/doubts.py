@@ -54,6 +54,11 @@ def _about_server(server: ServerConfig) -> Iterator[Finding]:
         path, method = (entry, "POST") if isinstance(entry, str) else (entry.path, entry.method)
         if path in ONCE_EXTRA and method == "POST":
             yield ("server", "extra_paths", index), "this path is forwarded anyway; leave it out"
+    if server.bodies_memory < server.max_body and "bodies_memory" in server.model_fields_set:
+        yield (
+            ("server", "bodies_memory"),
+            "this is less than one body may have (`max_body`), so that the largest never get in; write more",
+        )
     if "*" in server.cors and len(server.cors) > 1:
         yield (
             ("server", "cors"),

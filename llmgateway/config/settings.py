@@ -78,6 +78,9 @@ class ServerConfig(Section):
     )
     tls: TlsConfig | None = Field(None, description="Speak HTTPS with this certificate; unset: plain HTTP.")
     max_body: Size = Field(100_000_000, description="Largest request body; larger ones get 413.")
+    bodies_memory: Size = Field(
+        1_000_000_000, description="What the bodies of all requests may hold of memory; past it comes 503."
+    )
     cors: ListOf[Origin] = Field(
         (), description='Web pages that may call from a browser: their origins, or "*" for all.'
     )

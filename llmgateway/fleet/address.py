@@ -12,9 +12,11 @@ from msgspec.structs import replace
 
 from llmgateway.api.dialect import BodyKind
 from llmgateway.api.endpoints import Body
+from llmgateway.api.multipart import Span
 from llmgateway.api.rename import form_with, json_with, query_with
 from llmgateway.config.providers import ProviderConfig
 from llmgateway.http.headers import Field, request_head
+from llmgateway.http.room import Hold
 
 _MOST_OPENINGS: Final = 64
 
@@ -37,12 +39,22 @@ class Outgoing(msgspec.Struct, gc=False):
     """Whether the answer must not be compressed."""
     method: str = "POST"
     names_model_in: BodyKind = "json"
+    hold: Hold | None = None
+    """What the body holds of the room for bodies, if it is a large one."""
+    model_at: Span | None = None
+    """Where the model stands in the body, if that is known."""
+
+    def let_go(self) -> None:
+        """Hold the body no more: nobody else will be sent it."""
+        self.body = b""
+        if self.hold is not None:
+            self.hold.release()
 
     def asking_for(self, model: str) -> "Outgoing":
         """Give the same request for another model: nothing but the bytes of its name are others."""
         match self.names_model_in:
             case "json":
-                return replace(self, body=json_with(self.body, model))
+                return replace(self, body=json_with(self.body, model, self.model_at))
             case "multipart":
                 return replace(self, body=form_with(self.body, self._content_type, model))
             case "query":

@@ -1,11 +1,13 @@
 """A request's body: at hand, as it almost always is when its head is read, or read within limits.
 
-A body is bounded in size and in time, as a whole and from one piece to the next. It is asked for only once
+A body is bounded in size and in time, as a whole and from one piece to the next, and what all bodies hold
+together is bounded too. It is asked for only once
 somebody wants it: until then a client that waits to be invited (`Expect: 100-continue`) sends nothing. What
 nobody wants is skipped, so that it is not taken for the next request.
 """
 
 import asyncio
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,6 +21,7 @@ from aiohttp.web_protocol import RequestPayloadError
 from llmgateway.api.endpoints import Body
 from llmgateway.errors import INVALID_REQUEST, REQUEST_TIMEOUT, REQUEST_TOO_LARGE, GatewayError
 from llmgateway.http.headers import Field, RequestHead
+from llmgateway.http.room import Hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class Patience:
     pause_s: float = 30.0
     """Between two pieces of a request's body."""
     body_s: float = 600.0
-    """For a request's body."""
+    """For a request's body, as far as it is waited for."""
     stall_s: float = 600.0
     """For reading anything of what waits for it."""
     deaf_s: float = 5.0
@@ -62,6 +65,10 @@ class RequestBody(msgspec.Struct, eq=False):
     _fields: tuple[Field, ...]
     _head: RequestHead
     _version: tuple[int, int]
+    _asked: bool = False
+    _patience_s: float = 0.0
+    """How long its client may still be waited for."""
+    _read_bytes: int = 0
     broken: bool = False
     """True if it turned out not to be framed as HTTP wants it: nothing can be understood behind it."""
 
@@ -75,19 +82,62 @@ class RequestBody(msgspec.Struct, eq=False):
         self.content = EMPTY_PAYLOAD
         return self._connection.all_of(content)
 
-    async def read(self, limit_bytes: int) -> Body:
-        """Read the body whole, up to a size and within limits of time.
+    async def read(self, limit_bytes: int, hold: Hold | None = None, enough_bytes: int = sys.maxsize) -> Body:
+        """Read the body up to a size and within limits of time; of a long one, its first part.
 
-        Raises GatewayError (400, 408, 413).
+        Raises GatewayError (400, 408, 413, 503).
         """
+        self.check_length(limit_bytes, hold)
+        body = bytearray()
+        while len(body) <= enough_bytes:
+            piece = await self.next_piece(limit_bytes)
+            if not body and self.ended:
+                return piece
+            if hold is not None:
+                hold.grow_to(len(body) + len(piece))
+            body += piece
+            if self.ended:
+                break
+        return body
+
+    def check_length(self, limit_bytes: int, hold: Hold | None = None) -> None:
+        """Refuse a body that is declared too large, before its client sends it. Raises GatewayError."""
+        length = self.length
+        if length is not None and length > limit_bytes:
+            raise _too_large(limit_bytes)
+        if length is not None and hold is not None:
+            hold.grow_to(length)
+
+    @property
+    def length(self) -> int | None:
+        """What it was declared to have, in bytes."""
         for name, value in self._fields:
-            if name.lower() == b"content-length" and int(value.lstrip(b"0") or 0) > limit_bytes:
-                raise _too_large(limit_bytes)
-        if not self.content.is_eof():
-            self._invite()
-            self._connection.check_framing()
+            if name.lower() == b"content-length":
+                return int(value.lstrip(b"0") or 0)
+        return None
+
+    @property
+    def ended(self) -> bool:
+        """True once all of it has been read."""
+        return self.content.at_eof()
+
+    async def next_piece(self, limit_bytes: int) -> bytes:
+        """Read what has come of it, or what comes next. Raises GatewayError (400, 408, 413)."""
+        content, now = self.content, self._connection.now
         try:
-            return await self._gather(limit_bytes)
+            if not self._asked:
+                self._ask()
+            if content.is_eof():
+                piece = content.read_nowait()
+            else:
+                began = now()
+                pause_s = min(self._connection.patience.pause_s, self._patience_s)
+                async with asyncio.timeout_at(began + pause_s):
+                    piece = await content.readany()
+                self._patience_s -= now() - began
+            broken = content.exception()  # a piece may have come before the break, in one packet
+            if broken is not None:
+                raise broken
         except TimeoutError:
             raise GatewayError(
                 REQUEST_TIMEOUT, "The client took too long to send the request's body."
@@ -97,27 +147,18 @@ class RequestBody(msgspec.Struct, eq=False):
             raise GatewayError(
                 INVALID_REQUEST, "The request's body is not framed as HTTP wants it."
             ) from None
+        self._read_bytes += len(piece)
+        if self._read_bytes > limit_bytes:
+            raise _too_large(limit_bytes)
+        return piece
 
-    async def _gather(self, limit_bytes: int) -> Body:
-        content, patience, now = self.content, self._connection.patience, self._connection.now
-        body = bytearray()
-        end = now() + patience.body_s
-        async with asyncio.timeout(None) as limit:
-            while True:
-                if content.is_eof():
-                    piece = content.read_nowait()
-                else:
-                    limit.reschedule(min(now() + patience.pause_s, end))
-                    piece = await content.readany()
-                broken = content.exception()  # a piece may have come before the break, in one packet
-                if broken is not None:
-                    raise broken
-                if not body and content.at_eof():
-                    return _within(piece, limit_bytes)
-                body += piece
-                _within(body, limit_bytes)
-                if content.at_eof():
-                    return body
+    def _ask(self) -> None:
+        """Have the body sent, if its client waits to be asked."""
+        self._asked = True
+        self._patience_s = self._connection.patience.body_s
+        if not self.content.is_eof():
+            self._invite()
+            self._connection.check_framing()
 
     def _invite(self) -> None:
         """Answer `Expect: 100-continue`: the key is good, the body is wanted."""
@@ -147,12 +188,6 @@ class RequestBody(msgspec.Struct, eq=False):
 
     _cancel = break_off
     """What aiohttp calls it, of the request that a connection is about when it is lost."""
-
-
-def _within(body: Body, limit_bytes: int) -> Body:
-    if len(body) > limit_bytes:
-        raise _too_large(limit_bytes)
-    return body
 
 
 def _too_large(limit_bytes: int) -> GatewayError:

@@ -22,6 +22,7 @@ from llmgateway.access.keys import Caller
 from llmgateway.api.endpoints import Body, Endpoint
 from llmgateway.api.multipart import form_with_model, peek_multipart
 from llmgateway.api.peek import NoModel, Peek, check_model, peek_json, with_model
+from llmgateway.api.skim import Skim
 from llmgateway.books.entry import Entry
 from llmgateway.config.settings import Config
 from llmgateway.errors import INVALID_REQUEST, GatewayError
@@ -108,14 +109,27 @@ class CallReader:
         self._keepalive_s = config.streams.keepalive
         self._default_model = config.server.default_model
 
-    def read(self, client: Client, route: Forward, caller: Caller, entry: Entry, body: Body) -> Call:
-        """Read from a request what routing needs to know. Raises GatewayError (400)."""
+    def read(
+        self,
+        client: Client,
+        route: Forward,
+        caller: Caller,
+        entry: Entry,
+        body: Body,
+        seen: Peek | None = None,
+    ) -> Call:
+        """Read from a request what routing needs to know; `seen` is what is known of its body already.
+
+        Raises GatewayError (400).
+        """
         endpoint = route.endpoint
         entry.bytes_in = size = len(body)
         named = client.head.named
         query = _query(client.raw_path) if "?" in client.raw_path else ""
         try:
-            if endpoint.body == "json":
+            if seen is not None:
+                pass
+            elif endpoint.body == "json":
                 seen = peek_json(body)
             elif endpoint.body == "multipart":
                 seen = peek_multipart(body, named.get(b"content-type", b""))
@@ -172,6 +186,15 @@ def _named(model: str, endpoint: Endpoint, body: Body, content_type: bytes) -> t
         return peek_json(body), body
     body = form_with_model(body, content_type, model)
     return peek_multipart(body, content_type), body
+
+
+def with_default(model: str, body: Body, skim: Skim) -> Body:
+    """Put a model into a large JSON body that names none; one that can grow does, and is not copied."""
+    if isinstance(body, bytes):
+        return with_model(body, model)
+    at = skim.closed_at
+    body[at:at] = (b"" if skim.is_empty else b",") + b'"model":' + msgspec.json.encode(model)
+    return body
 
 
 def _model_in(query: str) -> str:

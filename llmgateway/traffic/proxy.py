@@ -285,7 +285,7 @@ class Proxy:
     async def _relay(self, provider: Provider, exchange: Exchange, story: Story) -> None:
         """Pass an answer on as it comes. Raises ProviderFailed, and GatewayError if it came too late."""
         call, client, order = story.call, story.client, story.order
-        call.outgoing.body = b""
+        call.outgoing.let_go()
         head = exchange.head
         shapes, endings = WORDS_IN[client.dialect.stream]
         meter = Meter(head.framing is not None, head.coding, call.writes, shapes, endings)

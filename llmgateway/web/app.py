@@ -15,7 +15,7 @@ from typing import Final
 from urllib.parse import unquote
 
 from llmgateway.access.keys import Caller
-from llmgateway.api.endpoints import ENDPOINTS, KEPT, Body, Endpoint, dialect_of, dialect_spoken
+from llmgateway.api.endpoints import ENDPOINTS, KEPT, Endpoint, dialect_of, dialect_spoken
 from llmgateway.books.entry import Entry
 from llmgateway.books.ledger import Ledger
 from llmgateway.books.line import log_all
@@ -30,10 +30,12 @@ from llmgateway.errors import (
     draining,
 )
 from llmgateway.http.client import Client
+from llmgateway.http.room import Room
 from llmgateway.http.server import check_head
 from llmgateway.http.via import refuse_loop
 from llmgateway.log import Events, request_id
-from llmgateway.traffic.call import CallReader, Forward, refuse_compressed
+from llmgateway.traffic.call import CallReader, Forward
+from llmgateway.traffic.freight import AT_ONCE_BYTES, Freight
 from llmgateway.traffic.proxy import Proxy
 from llmgateway.web.cors import is_of_the_api, share
 from llmgateway.web.live import Live
@@ -88,6 +90,7 @@ class App:
         self._ids = count(_FIRST_ID)
         self._id_prefix = _version_4(secrets.token_hex(8))
         self._running = Running()
+        self._room = Room(config.server.bodies_memory)
         self.adopt(config)
 
     def adopt(self, config: Config) -> None:
@@ -95,6 +98,8 @@ class App:
         self._config = config
         self._origins = frozenset(config.server.cors)
         self._calls = CallReader(config)
+        self._room.limit_bytes = config.server.bodies_memory
+        self._freight = Freight(config, self._calls, self._proxy, self._room)
         self._routes: dict[str, Route] = {
             **self._pages.routes,
             **self._live.routes,
@@ -169,12 +174,13 @@ class App:
             if isinstance(route, Told):
                 await route.answer(caller, client)
             else:
-                if b"content-encoding" in client.head.named:
-                    refuse_compressed(client.head.named)
-                body = client.body.at_hand(self._config.server.max_body)
-                if body is None:
-                    body = await self._late_body(client, entry)
-                if route.wanted:
+                compressed = b"content-encoding" in client.head.named
+                body = None if compressed else client.body.at_hand(self._config.server.max_body)
+                if body is None or len(body) > AT_ONCE_BYTES:
+                    freight = self._freight.carry(client, route, caller, entry, body)
+                    body = None  # it is not held here while it is carried
+                    await freight
+                elif route.wanted:
                     call = self._calls.recall(client, route, entry, body)
                     await self._proxy.recall(call, route.wanted, caller, client)
                 else:
@@ -222,13 +228,6 @@ class App:
         elif route.methods and client.method not in route.methods:
             raise not_allowed("endpoint", *route.methods)
         return route
-
-    async def _late_body(self, client: Client, entry: Entry) -> Body:
-        """Wait for the rest of a body. Raises GatewayError."""
-        asked_at = time.monotonic()
-        body = await client.body.read(self._config.server.max_body)
-        entry.body_s = time.monotonic() - asked_at
-        return body
 
     def _admit(self, route: Forward | Told, client: Client) -> Caller:
         """Name the caller. Raises GatewayError."""

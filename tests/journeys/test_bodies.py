@@ -19,10 +19,10 @@ from llmgateway.config.load import build
 from llmgateway.service.gateway import Gateway
 from tests.conftest import GatewayFor, ProgramFor
 from tests.fake_provider import FakeProvider
-from tests.journey import KEY, settings
+from tests.journey import KEY, eventually, settings
 from tests.journeys.test_errors import ANTHROPIC, OPENAI, ask, asking, refusal
 from tests.raw_client import Ending, RawClient, chat, request
-from tests.script import answer
+from tests.script import answer, play, polite, sse, stall, word
 
 MAX_BODY = 100_000_000
 
@@ -338,6 +338,82 @@ async def test_a_length_beyond_all_measure_is_refused(
     response = await ask(gateway.port, request("POST", OPENAI, f"Content-Length: {length}"))
     assert response.status in (400, 413)
     assert response.header("x-gateway-error") in ("invalid_request", "request_too_large")
+
+
+# Memory.
+
+
+async def test_bodies_find_room_or_503_before_they_are_read_and_small_ones_always_do(
+    gateway_for: GatewayFor, provider: FakeProvider
+) -> None:
+    gateway = await gateway_for(provider, server={"bodies_memory": "1MB"})
+    provider.script = stall()
+    async with RawClient(gateway.port) as holder, RawClient(gateway.port) as other:
+        await holder.send(chat(big_body(700_000)))
+        await provider.next_call()
+        for head in (
+            request("POST", OPENAI, "Content-Length: 300001"),
+            request("POST", OPENAI, "Content-Length: 300001", "Expect: 100-continue"),
+        ):
+            response = await ask(gateway.port, head)
+            assert "memory" in refusal(response, 503, "overloaded")
+            assert response.header("retry-after") == "5"
+            assert (response.interim, response.header("connection")) == ([], "close")
+        grown = chunked(big_body(400_000))
+        refusal(await ask(gateway.port, chunked_head() + grown), 503, "overloaded")
+        provider.script = polite()
+        assert (await ask(gateway.port, chat(big_body(65_536)))).status == 200
+        assert (await ask(gateway.port, chat(big_body(300_000)))).status == 200
+        holder.leave()
+        await provider.calls[0].hung_up(within=2)
+        await other.send(chat(big_body(990_000)))
+        assert (await other.response()).status == 200
+    assert gateway._app._room.held_bytes == 0
+
+
+async def test_a_body_holds_no_memory_while_its_answer_comes(
+    gateway_for: GatewayFor, provider: FakeProvider
+) -> None:
+    gateway = await gateway_for(provider, server={"bodies_memory": "1MB"})
+    provider.script = play(sse(), word("so"), stall())
+    async with RawClient(gateway.port) as client:
+        await client.send(chat(big_body(990_000)))
+        head = await client.head()
+        await client.events(head, 1)
+        provider.script = polite()
+        assert (await ask(gateway.port, chat(big_body(990_000)))).status == 200
+
+
+async def test_another_bound_holds_for_what_comes_then(
+    gateway_for: GatewayFor, provider: FakeProvider
+) -> None:
+    gateway = await gateway_for(provider, server={"bodies_memory": "1MB"})
+    refusal(await ask(gateway.port, chat(big_body(1_000_001))), 503, "overloaded")
+    gateway.adopt(build(settings(provider, server={"bodies_memory": "2MB"})))
+    assert (await ask(gateway.port, chat(big_body(1_000_001)))).status == 200
+
+
+@pytest.mark.parametrize("ending", ["malformed", "unknown model", "broken off", "provider away"])
+async def test_memory_is_given_back_whatever_becomes_of_a_request(
+    gateway_for: GatewayFor, provider: FakeProvider, ending: str
+) -> None:
+    gateway = await gateway_for(provider)
+    body = big_body(900_000)
+    if ending == "provider away":
+        await provider.refuse()
+    if ending == "malformed":
+        body = body[:-1] + b"]"
+    if ending == "unknown model":
+        body = body.replace(b'"m"', b'"n"')
+    async with RawClient(gateway.port) as client:
+        await client.send(chat(body)[: -1 if ending == "broken off" else None])
+        room = gateway._app._room
+        if ending == "broken off":
+            await eventually(lambda: room.held_bytes)
+            client.leave()
+        else:
+            assert (await client.response()).status in (400, 404, 502)
+        await eventually(lambda: not room.held_bytes)
 
 
 async def test_a_provider_may_answer_before_it_has_read_the_body(

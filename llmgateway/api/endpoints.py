@@ -41,6 +41,11 @@ BY_NAME: Final = {endpoint.name: endpoint for endpoint in ENDPOINTS if endpoint.
 """The endpoints that a provider may be known not to have."""
 
 
+def names_of(*, optional: bool) -> tuple[str, ...]:
+    """Give the names of what is forwarded; `optional` is as for `dialect_of`."""
+    return tuple(name for name, each in BY_NAME.items() if optional or not each.dialect.optional)
+
+
 def dialect_of(path: str, *, optional: bool = False) -> Dialect:
     """Give the dialect that a caller of `path` speaks, also where the path itself is wrong.
 

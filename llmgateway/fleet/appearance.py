@@ -1,10 +1,10 @@
-"""What people are shown of a provider: its state, and what is taken out though its probes succeed.
+"""What people are shown of a provider: its state, what is taken out though its probes succeed, what it has.
 
 Pure: time is an argument. A machine that is not trusted with requests, or with none of its models, is not
 shown as online, whatever probes say. The words quote nothing that was said to somebody's request.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from llmgateway.fleet.breaker import Breaker
@@ -13,6 +13,17 @@ from llmgateway.fleet.provider import Provider, State
 TAKEN_OUT: Final = "taken_out"
 STATES: Final = (*(state.value for state in State), TAKEN_OUT)
 """Every state that a provider is shown in."""
+
+
+def having(name: str, providers: Iterable[Provider]) -> list[Provider]:
+    """Give those who serve a model now; if nobody does, those who are worth waiting for."""
+    among = tuple(providers)
+    return [p for p in among if p.serves(name)] or [p for p in among if p.may_come_to_serve(name)]
+
+
+def endpoints_of(name: str, providers: Sequence[Provider], among: Iterable[str]) -> list[str]:
+    """Name those endpoints at which a request for a model would go to one of these providers."""
+    return [each for each in among if any(p.has_endpoint(each, name) for p in providers)]
 
 
 def taken_out(provider: Provider) -> Mapping[str, Breaker]:

@@ -7,7 +7,7 @@ Health and the files need no key; they hold nothing. The metrics are for the net
 import asyncio
 import re
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from importlib import resources
 from pathlib import PurePosixPath
@@ -16,13 +16,16 @@ from typing import Final
 import orjson
 
 from llmgateway.access.keys import Caller
+from llmgateway.api.endpoints import names_of
 from llmgateway.books.metrics import Metrics
 from llmgateway.config.settings import Config
 from llmgateway.errors import FORBIDDEN, GatewayError, draining
 from llmgateway.fleet.absence import nobody_serves
+from llmgateway.fleet.appearance import endpoints_of, having
 from llmgateway.fleet.fleet import Fleet
 from llmgateway.fleet.health import Watch
 from llmgateway.fleet.naming import aliases_for, meant, model_for
+from llmgateway.fleet.provider import Provider
 from llmgateway.http.client import Client
 from llmgateway.http.via import hops
 from llmgateway.servers.models import Model, as_alias, model_entry
@@ -82,6 +85,7 @@ class Pages:
     def adopt(self, config: Config) -> None:
         """Take in a config: who may scrape, and below which path the page is."""
         self._server = config.server
+        self._endpoints = names_of(optional=config.server.ollama_api)
 
     async def models(self, wanted: str, caller: Caller, client: Client) -> None:
         """Answer with the models that a caller can use now, or with the one that is wanted."""
@@ -102,7 +106,7 @@ class Pages:
         name = meant(self._fleet, caller, wanted)
         if (found := model_for(self._fleet, caller, name, via)) is None:
             raise nobody_serves(name, self._fleet, caller, wall=time.time())
-        entry = self._entry(*found)
+        entry = self._entry(*found, self._fleet.usable_by(caller))
         if name != wanted:
             entry = as_alias(wanted, entry)
         client.respond(200, orjson.dumps(client.dialect.model(entry) if client.dialect.model else entry))
@@ -110,13 +114,21 @@ class Pages:
     def _entries(self, caller: Caller, via: Collection[str]) -> list[dict[str, object]]:
         """Give the entries of all names that a caller can use now, aliases among them, in their order."""
         models = self._fleet.models_for(caller, via)
-        entries = {name: self._entry(*found, by_way=bool(via)) for name, found in models.items()}
+        usable = self._fleet.usable_by(caller)
+        entries = {name: self._entry(*found, usable, by_way=bool(via)) for name, found in models.items()}
         for alias, name in aliases_for(self._fleet, caller, models).items():
             entries[alias] = as_alias(alias, entries[name])
         return [entries[name] for name in sorted(entries)]
 
-    def _entry(self, model: Model, provider: str, *, by_way: bool = False) -> dict[str, object]:
-        return model_entry(model, owned_by=provider, created=self._started_at, by_way=by_way)
+    def _entry(
+        self, model: Model, provider: str, usable: Sequence[Provider], *, by_way: bool = False
+    ) -> dict[str, object]:
+        """Make an entry of the list; `usable` are the providers that the caller may know of."""
+        entry = model_entry(model, owned_by=provider, created=self._started_at, by_way=by_way)
+        by = having(model.id, usable)
+        entry["endpoints"] = endpoints_of(model.id, by, self._endpoints)
+        entry["providers"] = [p.name for p in by]
+        return entry
 
     async def _settled(self, *, of_a_gateway: bool) -> None:
         """Wait for the first look at the providers; another gateway may be one, and wait for this one."""

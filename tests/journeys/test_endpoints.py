@@ -10,8 +10,9 @@ import pytest
 
 from llmgateway.config.load import build
 from llmgateway.fleet.provider import State
+from llmgateway.service.gateway import Gateway
 from tests.conftest import GatewayFor, ProviderFor
-from tests.crowd import LLAMA, QUICK, ask, crowd, waiting
+from tests.crowd import BOB, LLAMA, QUICK, ask, crowd, waiting
 from tests.exchange import Exchange, Script
 from tests.fake_provider import FakeProvider
 from tests.journey import KEY, eventually, settings
@@ -273,3 +274,84 @@ async def test_what_is_away_is_told_beside_what_is_missing(
     await eventually(lambda: gateway.fleet.providers["rig"].state is State.OFFLINE)
     said = (await ask(gateway.port, post(RERANK))).json["error"]["message"]
     assert said.startswith(start.replace(" has /v1/rerank", ""))
+
+
+# What is told of it.
+
+
+async def entry(gateway: Gateway, model: str = "m", key: str = KEY) -> dict[str, Any]:
+    """What the list says of a model, which is what is said of it alone."""
+    listed = await ask(gateway.port, request("GET", "/v1/models", key=key))
+    (found,) = [each for each in listed.json["data"] if each["id"] == model]
+    alone = await ask(gateway.port, request("GET", f"/v1/models/{model}", key=key))
+    assert alone.json == found
+    return dict(found)
+
+
+async def test_the_list_tells_where_a_request_for_a_model_would_go_and_by_which_endpoints(
+    provider_for: ProviderFor, gateway_for: GatewayFor
+) -> None:
+    rig = await provider_for("rig", models=["m", "n"], endpoints=["chat", "embeddings"])
+    other = await provider_for("other", endpoints=["messages", "chat"])
+    gateway = await gateway_for(rig, other)
+    found = await entry(gateway)
+    assert (found["endpoints"], found["providers"]) == (["chat", "embeddings", "messages"], ["rig", "other"])
+    found = await entry(gateway, "n")
+    assert (found["endpoints"], found["providers"]) == (["chat", "embeddings"], ["rig"])
+
+
+async def test_the_list_tells_what_was_learnt(provider: FakeProvider, gateway_for: GatewayFor) -> None:
+    provider.script = without(RERANK, error(404, "File Not Found"))
+    gateway = await gateway_for(provider)
+    assert "rerank" in (await entry(gateway))["endpoints"]
+    await ask(gateway.port, post(RERANK))
+    assert {"rerank", "chat"} & {*(await entry(gateway))["endpoints"]} == {"chat"}
+
+
+async def test_nobody_is_told_of_providers_that_are_not_theirs(
+    provider_for: ProviderFor, gateway_for: GatewayFor
+) -> None:
+    users = {"alice": {"keys": [KEY]}, "bob": {"keys": [BOB], "route": "only_own"}, "carol": {}}
+    hers = await provider_for("hers", owner="carol")
+    rig = await provider_for("rig", owner="alice", endpoints=["chat"])
+    his = await provider_for("his", owner="bob", share=["alice"], endpoints=["embeddings"])
+    gateway = await gateway_for(hers, rig, his, users=users)
+    found = await entry(gateway)
+    assert (found["endpoints"], found["providers"]) == (["chat", "embeddings"], ["rig", "his"])
+    found = await entry(gateway, key=BOB)
+    assert (found["endpoints"], found["providers"]) == (["embeddings"], ["his"])
+
+
+async def test_who_is_away_is_not_told_of_unless_nobody_else_is_there(
+    provider_for: ProviderFor, gateway_for: GatewayFor
+) -> None:
+    wakes = {"mac": "02:00:00:00:00:01", "broadcast": "127.0.0.1"}
+    rig, other = await provider_for("rig", wake=wakes), await provider_for("other")
+    gateway = await gateway_for(rig, other, health=QUICK)
+    await rig.refuse()
+    await eventually(lambda: gateway.fleet.providers["rig"].state is State.OFFLINE)
+    assert (await entry(gateway))["providers"] == ["other"]
+    await other.refuse()
+    await eventually(lambda: gateway.fleet.providers["other"].state is State.OFFLINE)
+    assert (await entry(gateway))["providers"] == ["rig"], "it would be woken"
+
+
+async def test_anthropics_list_stays_anthropics(provider: FakeProvider, gateway_for: GatewayFor) -> None:
+    gateway = await gateway_for(provider)
+    for path in ("/v1/models", "/v1/models/m"):
+        response = await ask(gateway.port, request("GET", path, "anthropic-version: 2023-06-01"))
+        found = response.json["data"][0] if path == "/v1/models" else response.json
+        assert found.keys() == {"type", "id", "display_name", "created_at"}
+
+
+async def test_ollamas_own_endpoints_are_listed_where_the_config_opens_them(
+    provider_for: ProviderFor, gateway_for: GatewayFor
+) -> None:
+    rig = await provider_for("rig", kind="ollama")
+    gateway = await gateway_for(rig)
+    assert not any(name.startswith("ollama") for name in (await entry(gateway))["endpoints"])
+    gateway.adopt(build(settings(rig, server={"ollama_api": True})))
+    assert "ollama_chat" in (await entry(gateway))["endpoints"]
+    rig.settings = {"kind": "generic"}
+    gateway.adopt(build(settings(rig, server={"ollama_api": True})))
+    assert "ollama_chat" not in (await entry(gateway))["endpoints"], "they are for Ollama alone"

@@ -30,10 +30,12 @@ async def test_lm_studios_fields_are_told(provider: FakeProvider, gateway_for: G
     gateway = await gateway_for(as_sample(provider, LMSTUDIO))
     first, second = await entries(gateway.port)
     assert first.pop("created") == second.pop("created")
+    assert first.pop("endpoints") == ["chat", "completions", "embeddings", "responses", "messages"]
     assert first == {
         "id": "qwen3-8b",
         "object": "model",
         "owned_by": "rig",
+        "providers": ["rig"],
         "context_length": 4096,
         "state": "loaded",
         "type": "llm",

@@ -37,6 +37,7 @@ REQUEST_TIMEOUT: Final = ErrorKind(408, "request_timeout")
 CANCELLED: Final = ErrorKind(410, "cancelled")
 """Ended by hand. No client library tries a 410 again: what was ended is to stay so."""
 REQUEST_TOO_LARGE: Final = ErrorKind(413, "request_too_large")
+UPGRADE_REQUIRED: Final = ErrorKind(426, "upgrade_required")
 RATE_LIMITED: Final = ErrorKind(429, "rate_limited")
 INTERNAL_ERROR: Final = ErrorKind(500, "internal_error")
 UPSTREAM_ERROR: Final = ErrorKind(502, "upstream_error")

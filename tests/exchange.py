@@ -171,6 +171,10 @@ class Exchange:
         self._sent += len(data)
         self._sending = 0
 
+    async def receive(self, size: int) -> bytes:
+        """Read so many bytes of what comes behind the request. Raises EOFError when the client leaves."""
+        return await self._wire.exactly(size)
+
     async def head(self, status: int = 200, headers: Headers = None, *, reason: str = "Whatever") -> None:
         """Send a status line and headers; how the body is framed is the caller's business."""
         lines = [

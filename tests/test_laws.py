@@ -38,8 +38,9 @@ PURE_MODULES: Final = frozenset(
     | {"cli.arguments", "cli.table", "cli.usage"}
     | {"books.speed", "books.totals", "fleet.absence", "fleet.appearance", "fleet.breaker"}
     | {"fleet.fleet", "fleet.naming", "fleet.provider", "fleet.publishing", "fleet.repertoire"}
-    | {"http.headers", "http.peers", "http.via"}
-    | {"traffic.affinity", "traffic.estimate", "traffic.fairness", "traffic.keepers", "traffic.router"}
+    | {"http.frames", "http.handshake", "http.headers", "http.peers", "http.via"}
+    | {"traffic.affinity", "traffic.estimate", "traffic.fairness", "traffic.keepers", "traffic.overheard"}
+    | {"traffic.router"}
 )
 OUTSIDE_PURE: Final = frozenset({"asyncio", "aiohttp", "socket", "ssl", "uvloop"})
 WITH_AIOHTTP: Final = frozenset(

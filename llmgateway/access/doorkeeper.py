@@ -14,7 +14,7 @@ Rules:
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from llmgateway.access.keys import Caller, KeyRing, digest, odd_way, offered_keys
+from llmgateway.access.keys import Caller, KeyRing, digest, keys_in_protocols, odd_way, offered_keys
 from llmgateway.access.persons import Persons
 from llmgateway.access.sessions import LIFE_S, Sessions, token_in
 from llmgateway.config.settings import Config
@@ -45,14 +45,18 @@ class Doorkeeper:
         now: float,
         by_session: bool = False,
         by_config: bool = False,
+        by_protocol: bool = False,
     ) -> Caller:
         """Name who asks, from the header fields by lower-case name. Raises GatewayError (401).
 
         `target` is what was asked for: somebody may have put a key there, where none is looked for. `now` is
         in epoch seconds. `by_session` lets a session's cookie do where no key is shown, `by_config` what only
-        somebody can show who has read the config file.
+        somebody can show who has read the config file, `by_protocol` a key among the subprotocols of a
+        WebSocket.
         """
         offered = offered_keys(named)
+        if by_protocol and not offered:
+            offered = keys_in_protocols(named)
         if by_config and self._shows_the_config(offered):
             return _READER
         if by_session and not offered:

@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -38,6 +38,8 @@ _ODD_FIELDS: Final = (
     b"proxy-authorization",
 )
 _VARIABLE: Final = re.compile(r"\$\w+|\$?\{.*\}|\$\(.*\)|%\w+%|os\.environ\b.*|env[:.]\w+|<.*>")
+_PROTOCOLS: Final = b"sec-websocket-protocol"
+_KEY_PROTOCOL: Final = b"openai-insecure-api-key."
 _IN_QUERY: Final = re.compile(
     r"[?&;](key|api[-_]?key|x-api-key|token|access_token|auth)=[^&;]", re.IGNORECASE
 )
@@ -171,6 +173,30 @@ def offered_keys(named: Mapping[bytes, bytes]) -> list[bytes]:
     if b"x-api-key" in named:
         keys.append(named[b"x-api-key"].strip())
     return [key for key in keys if key] if b"" in keys else keys
+
+
+def key_protocols(named: Mapping[bytes, bytes]) -> list[bytes]:
+    """Give the subprotocols by which a WebSocket's handshake shows keys: a browser can in no other way."""
+    offered = (each.strip() for each in named.get(_PROTOCOLS, b"").split(b","))
+    return [each for each in offered if each.startswith(_KEY_PROTOCOL) and each != _KEY_PROTOCOL]
+
+
+def keys_in_protocols(named: Mapping[bytes, bytes]) -> list[bytes]:
+    """Give the keys in them."""
+    return [each.removeprefix(_KEY_PROTOCOL) for each in key_protocols(named)]
+
+
+def without_keys(fields: Sequence[tuple[bytes, bytes]]) -> tuple[tuple[bytes, bytes], ...]:
+    """Take the keys out of the subprotocols that a handshake offers."""
+    kept = []
+    for name, value in fields:
+        if name.lower() == _PROTOCOLS and _KEY_PROTOCOL in value:
+            others = [each.strip() for each in value.split(b",")]
+            value = b", ".join(each for each in others if each and not each.startswith(_KEY_PROTOCOL))
+            if not value:
+                continue
+        kept.append((name, value))
+    return tuple(kept)
 
 
 def odd_way(named: Mapping[bytes, bytes], target: str) -> GatewayError | None:

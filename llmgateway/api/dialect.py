@@ -16,8 +16,11 @@ from llmgateway.errors import ErrorKind, GatewayError
 
 _FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:", b":")
 
-BodyKind = Literal["json", "multipart", "query", "none"]
-"""What names the model: a body, as JSON or a form; or the query, or nothing: then no body is looked at."""
+BodyKind = Literal["json", "multipart", "query", "none", "socket"]
+"""What names the model: a body, as JSON or a form; or the query, or nothing: then no body is looked at.
+
+Of a WebSocket (`socket`) it is the query, and must be.
+"""
 
 
 @dataclass(frozen=True, slots=True)

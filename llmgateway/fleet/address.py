@@ -43,6 +43,8 @@ class Outgoing(msgspec.Struct, gc=False):
     """What the body holds of the room for bodies, if it is a large one."""
     model_at: Span | None = None
     """Where the model stands in the body, if that is known."""
+    accept: bytes = b""
+    """What grants the change to another protocol, where one is asked for."""
 
     def let_go(self) -> None:
         """Hold the body no more: nobody else will be sent it."""
@@ -57,7 +59,7 @@ class Outgoing(msgspec.Struct, gc=False):
                 return replace(self, body=json_with(self.body, model, self.model_at))
             case "multipart":
                 return replace(self, body=form_with(self.body, self._content_type, model))
-            case "query":
+            case "query" | "socket":
                 return replace(self, query=query_with(self.query, model))
             case "none":
                 return self

@@ -21,6 +21,8 @@ from llmgateway.fleet.redirects import is_redirect, redirected
 from llmgateway.fleet.trust import Trust
 from llmgateway.http.connection import Connection
 from llmgateway.http.exchange import Deadlines, Exchange
+from llmgateway.http.handshake import SWITCH
+from llmgateway.http.switching import Switching
 from llmgateway.http.via import new_name
 
 MAX_IDLE_CONNECTIONS: Final = 1024
@@ -70,6 +72,24 @@ class Pool:
                     self.close_idle()  # its neighbours are as old
                     connection = None
         except BaseException:  # cancelled as well: nobody else can end this use
+            self._leave()
+            raise
+
+    async def switch(self, head: bytes, accept: bytes) -> Exchange:
+        """Ask for another protocol, on a connection for this alone, and wait for the answer.
+
+        Raises ProviderFailed, also for a 101 that does not say `accept`.
+        """
+        self._uses += 1
+        try:
+            connection = await self.dialer.dial(lambda: Switching(accept, self._all.discard))
+            if connection.usable:
+                self._all.add(connection)
+            exchange = Exchange(self._provider.name, connection, self._loop, self._leave)
+            connection.send(exchange, head, b"")
+            await exchange.first_byte(Deadlines(self._provider.config.timeouts.first_byte))
+            return exchange
+        except BaseException:
             self._leave()
             raise
 
@@ -174,6 +194,9 @@ class Upstream:
         ProviderFailed.
         """
         pool = self._pools.get(provider) or self.pool(provider)
+        if request.accept:
+            head = pool.address.head(request).removesuffix(b"\r\n") + SWITCH + b"\r\n"
+            return pool.switch(head, request.accept)
         return pool.open(pool.address.head(request), request.body)
 
     def redirected(self, provider: Provider, request: Outgoing, exchange: Exchange) -> ProviderRedirected:

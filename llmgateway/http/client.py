@@ -23,6 +23,7 @@ from llmgateway.api.dialect import Dialect
 from llmgateway.api.endpoints import ELSEWHERE
 from llmgateway.errors import GatewayError
 from llmgateway.http.body import RequestBody
+from llmgateway.http.handshake import SWITCHING
 from llmgateway.http.headers import AnswerHead, Field, RequestHead
 from llmgateway.http.peers import NO_LINK, Link, link_of
 
@@ -71,6 +72,9 @@ class Carrier(Protocol):
     def cancel(self) -> None:
         """Cancel whoever serves the request."""
 
+    def switch(self, hear: Callable[[bytes], None]) -> None:
+        """Have what comes, and what has come behind the request, heard in the other protocol."""
+
 
 @dataclass(slots=True, eq=False)
 class Client:
@@ -107,6 +111,8 @@ class Client:
     """When something was last written, on the loop's clock; 0 before that."""
     watch: Callable[[bytes], None] | None = None
     """Shown each piece of a provider's answer, after it was written."""
+    farewell: Callable[[GatewayError], None] | None = None
+    """Tells an error once another protocol is spoken, and ends that in its own time."""
     _request: web.BaseRequest | None = None
     _head: bytes | None = None
     _chunked: bool = False
@@ -166,7 +172,9 @@ class Client:
         """Tell an error: as a response, as a stream's last event, or by cutting what can't be mended."""
         if self.ended:
             return
-        if not self.started:
+        if self.farewell is not None:
+            self.farewell(error)
+        elif not self.started:
             body = self.dialect.error_body(error, self.request_id)
             self.respond(error.kind.status, body, _JSON + _error_lines(error))
         elif self._in_events:
@@ -237,6 +245,8 @@ class Client:
         Tell as well whether the connection is kept, where the version does not.
         """
         framing = b"\r\n"
+        if status == SWITCHING:
+            return b"\r\n\r\n"
         if status in (204, 304):
             pass
         elif length is not None:
@@ -326,6 +336,28 @@ class Client:
         """Cancel whoever serves this request."""
         self._connection.cancel()
 
+    # -- another protocol
+
+    @property
+    def may_switch(self) -> bool:
+        """True if what follows the request is in another protocol, should that be granted."""
+        return self._connection.in_another_protocol
+
+    def switch(self, hear: Callable[[bytes], None]) -> None:
+        """Have all that comes behind the request heard; the answer has told that it is granted."""
+        self._connection.switch(hear)
+
+    def hear(self, more: bool) -> None:
+        """Read on, or stop reading for now."""
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
+            (transport.resume_reading if more else transport.pause_reading)()
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
     @contextmanager
     def holding(self, flow: Flow) -> Iterator[None]:
         """Name what to hold back while the client does not read."""
@@ -340,30 +372,6 @@ class Client:
         if not self.body.is_here and self.body.on_invitation and self._transport is not None:
             self._transport.close()  # it was told not to send the body: nothing will come to wait for
         return self._keep_alive and self.ended
-
-
-class Heartbeat:
-    """Says something on a stream that has been silent for too long, so that nothing in between cuts it."""
-
-    def __init__(self, client: Client, every_s: float, words: Callable[[], str]) -> None:
-        self._client = client
-        self._every_s = every_s
-        self._words = words
-        self._loop = asyncio.get_running_loop()
-        self._began = self._loop.time()
-        self._timer = self._loop.call_at(self._began + every_s, self._beat)
-
-    def _beat(self) -> None:
-        due = max(self._client.last_write, self._began) + self._every_s
-        now = self._loop.time()
-        if now >= due:
-            self._client.say(self._words())
-            due = now + self._every_s
-        self._timer = self._loop.call_at(due, self._beat)
-
-    def stop(self) -> None:
-        """Say nothing more."""
-        self._timer.cancel()
 
 
 def plain_error(error: GatewayError) -> bytes:

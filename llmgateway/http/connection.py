@@ -223,7 +223,9 @@ class Connection(asyncio.Protocol):
         exchange.untouched = False
         try:
             self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
+        except httptools.HttpParserUpgrade as exc:
+            self._behind_head(data[exc.args[0] :])
+        except httptools.HttpParserError as exc:
             self._fault = self._fault or (IS_TLS if data.startswith(_TLS_RECORDS) else str(exc))
         # Behind a chunk only its own end, or a whole size line of the next one, can end in CRLF.
         self._between_chunks = self._chunk_ended and data.endswith(b"\r\n") and not self._fault
@@ -240,6 +242,10 @@ class Connection(asyncio.Protocol):
             exchange.received(b"".join(pieces), complete=False)
         if self._fault and not self._complete:
             exchange.broke(f"sent an answer that is not valid HTTP ({self._fault}).")
+
+    def _behind_head(self, rest: bytes) -> None:
+        """Take what came behind a head that changes the protocol: nobody has asked for that here."""
+        self._fault = self._fault or "a change to another protocol"
 
     def _count_barren(self, size: int) -> None:
         """Bound what brings no body: interim answers, trailers, chunk extensions, a head that never ends."""

@@ -202,6 +202,11 @@ class Exchange:
         """True while the sink holds the provider back."""
         return self._connection is not None and self._connection.reading_paused
 
+    @property
+    def wire(self) -> Wire | None:
+        """The connection, as long as it belongs to this exchange."""
+        return self._connection
+
     def cut(self) -> None:
         """End the exchange at once, if it is not complete."""
         if self._connection is not None:
@@ -233,6 +238,12 @@ class Exchange:
             self._buffered += len(data)
             if self._buffered > self._buffer_limit:
                 self.pause()
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    def switched(self) -> None:
+        """Learn that its connection speaks another protocol from now on; it is still this exchange's."""
+        self.complete = True
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 

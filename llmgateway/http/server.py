@@ -25,6 +25,7 @@ from llmgateway.errors import INVALID_REQUEST, OVERLOADED, REQUEST_TIMEOUT, Gate
 from llmgateway.http.body import Patience, RequestBody
 from llmgateway.http.client import Client, Flow, plain_error
 from llmgateway.http.headers import HeadReader
+from llmgateway.http.switching import InPlaceOfParser
 from llmgateway.log import Events
 
 events = Events("downstream")
@@ -152,6 +153,10 @@ class ClientConnection(RequestHandler):
         aiohttp's parser hears nothing any more then.
         """
         return self._upgraded and not self._messages
+
+    def switch(self, hear: Callable[[bytes], None]) -> None:
+        """Have what follows heard in that protocol; aiohttp has kept what came early, within bounds."""
+        self.set_parser(cast(Any, InPlaceOfParser(hear)))
 
     def all_of(self, content: StreamReader) -> bytes:
         """Give a body that is here to its end.

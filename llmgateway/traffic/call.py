@@ -14,20 +14,21 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, quote
 
 import msgspec
 
-from llmgateway.access.keys import Caller
+from llmgateway.access.keys import Caller, key_protocols, without_keys
 from llmgateway.api.endpoints import Body, Endpoint
 from llmgateway.api.multipart import form_with_model, peek_multipart
-from llmgateway.api.peek import NoModel, Peek, check_model, peek_json, with_model
+from llmgateway.api.peek import NoModel, Peek, bad, check_model, peek_json, with_model
 from llmgateway.api.skim import Skim
 from llmgateway.books.entry import Entry
 from llmgateway.config.settings import Config
 from llmgateway.errors import INVALID_REQUEST, GatewayError
 from llmgateway.fleet.address import Outgoing
 from llmgateway.http.client import Client
+from llmgateway.http.handshake import accept_of, require_handshake
 from llmgateway.http.headers import request_head
 from llmgateway.log import Events
 from llmgateway.traffic.affinity import Thread, thread_of
@@ -63,6 +64,10 @@ class Call(msgspec.Struct):
     """The id of the kept answer that it goes on from, "" for none; None where no answers are kept."""
     asked: str = ""
     """What the client has asked for, if that is not the model."""
+    ping_s: float = 0.0
+    """Silence after which a WebSocket gets a ping; 0: seldom."""
+    key_protocol: bytes = b""
+    """The subprotocol by which a WebSocket's handshake shows a key, if one does."""
 
     def be_for(self, model: str) -> None:
         """Be for another model than the client has asked for."""
@@ -133,6 +138,10 @@ class CallReader:
                 seen = peek_json(body)
             elif endpoint.body == "multipart":
                 seen = peek_multipart(body, named.get(b"content-type", b""))
+            elif endpoint.body == "socket":
+                if body:
+                    raise bad("A WebSocket's handshake has no body.")
+                return self._read_handshake(client, endpoint, query, entry)
             else:
                 seen = Peek(_model_in(query) if endpoint.body == "query" else NO_MODEL, streams=False)
         except NoModel:
@@ -177,6 +186,35 @@ class CallReader:
             route.path, query, client.fields, lines, request_id, body, keepalive_s > 0.0, endpoint.method
         )
         return Call(NO_MODEL, endpoint.name, outgoing, Thread(), entry, keepalive_s=keepalive_s)
+
+    def _read_handshake(self, client: Client, endpoint: Endpoint, query: str, entry: Entry) -> Call:
+        """Read from a WebSocket's handshake what routing needs to know. Raises GatewayError (400, 426)."""
+        named = client.head.named
+        require_handshake(named, client.version)
+        if not client.may_switch:
+            raise bad("Something stands behind the handshake that is not of a WebSocket.")
+        model = _model_in(query)
+        if not model and self._default_model is not None:
+            model = self._default_model
+            query = f"{query}{'&' if query else ''}model={quote(model, safe='')}"
+        if not model:
+            raise NoModel("The query names no 'model'; it belongs there, as in /v1/realtime?model=NAME.")
+        entry.model, entry.streams = model[:_MODEL_CHARACTERS], True
+        fields = without_keys(client.fields)
+        outgoing = Outgoing(
+            endpoint.path,
+            query,
+            fields,
+            request_head(fields).lines,
+            client.request_id if b"x-request-id" not in named else _uuid(client.request_id),
+            b"",
+            method=endpoint.method,
+            names_model_in=endpoint.body,
+            accept=accept_of(named[b"sec-websocket-key"]),
+        )
+        call = Call(model, endpoint.name, outgoing, Thread(), entry, ping_s=self._keepalive_s)
+        call.key_protocol = next(iter(key_protocols(named)), b"")
+        return call
 
 
 def _named(model: str, endpoint: Endpoint, body: Body, content_type: bytes) -> tuple[Peek, Body]:

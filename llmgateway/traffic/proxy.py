@@ -31,6 +31,7 @@ from llmgateway.fleet.redirects import is_redirect
 from llmgateway.fleet.upstream import Upstream
 from llmgateway.http.client import Client
 from llmgateway.http.exchange import Exchange, Sink
+from llmgateway.http.handshake import SWITCHING
 from llmgateway.http.via import is_loop
 from llmgateway.log import Events
 from llmgateway.servers.kind import quote
@@ -51,6 +52,7 @@ from llmgateway.traffic.late import Unpacked, fit
 from llmgateway.traffic.lessons import says_it_has_not
 from llmgateway.traffic.line import NoCandidate, Order, Overloaded
 from llmgateway.traffic.naming import as_asked, asking, name_for, own_lines_of, turns
+from llmgateway.traffic.session import converse
 from llmgateway.traffic.slots import Slots
 from llmgateway.traffic.story import Held, Story
 
@@ -227,7 +229,10 @@ class Proxy:
                 if status >= _NO_ANSWER and await self._holds(provider, exchange, story):
                     self._give_up_on(provider, f"status_{status}", story)
                     return False
-                await self._relay(provider, exchange, story)
+                if status == SWITCHING:
+                    await converse(provider, exchange, story, slots=self._slots, learn=self._learn)
+                else:
+                    await self._relay(provider, exchange, story)
         except asyncio.CancelledError:
             if not call.entry.streams and call.entry.meter is None:
                 self._guess_output(provider, call)

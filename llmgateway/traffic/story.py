@@ -5,8 +5,9 @@ import msgspec
 from llmgateway.access.limits import Admission
 from llmgateway.errors import ProviderFailed, ProviderWarming
 from llmgateway.fleet.provider import Provider
-from llmgateway.http.client import Client, Heartbeat
+from llmgateway.http.client import Client
 from llmgateway.http.headers import AnswerHead
+from llmgateway.http.heartbeat import Heartbeat
 from llmgateway.traffic.call import Call
 from llmgateway.traffic.line import Line, Order
 

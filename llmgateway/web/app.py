@@ -63,6 +63,7 @@ events = Events("app")
 
 _SANE_ID: Final = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _FIRST_ID: Final = 10**14  # as all numbers up to ten times that, it has 15 digits, of those that UUIDs have
+_SOCKETS: Final = frozenset(each.path for each in ENDPOINTS if each.body == "socket")
 _CLIENT_GONE: Final = 499  # as nginx logs it; it is never sent
 
 
@@ -240,7 +241,8 @@ class App:
         caller: Caller
         by, caller = client.head.sender
         if by is not self._config:
-            caller = self._visitors.who(client)
+            by_protocol = isinstance(route, Forward) and route.endpoint.body == "socket"
+            caller = self._visitors.who(client, by_protocol=by_protocol)
             if caller.expires_at is None:
                 client.head.sender = self._config, caller
         return caller
@@ -248,9 +250,10 @@ class App:
     # -- the end
 
     def drain(self) -> None:
-        """Take nothing new from now on."""
+        """Take nothing new from now on; what would not end by itself is told to."""
         self._condition.draining = True
         self._live.drain()
+        self._running.end(draining(), lambda entry: entry.endpoint in _SOCKETS)
 
     async def quiet(self, limit_s: float) -> bool:
         """Wait until nothing is in flight, for `limit_s` seconds at most; tells whether that was enough."""

@@ -44,19 +44,24 @@ class Running:
         chosen = [client for client, entry in self._entries.items() if not client.ended and which(entry)]
         for client in chosen:
             self._cut[client] = error
-            client.fail(error)
-            client.cancel()
+            _end(client, error)
         return len(chosen)
 
     def end_all(self, error: GatewayError) -> None:
         """End every request, also those that are yet to begin."""
         self._all_cut = error
         for client in list(self._entries):
-            client.fail(error)
-            client.cancel()
+            _end(client, error)
 
     async def none(self) -> None:
         """Wait until nothing is being served."""
         self._none = asyncio.Event()
         if self._entries:
             await self._none.wait()
+
+
+def _end(client: Client, error: GatewayError) -> None:
+    """Tell a client, and cancel whoever serves it; what is no HTTP any more ends by itself, being told."""
+    client.fail(error)
+    if client.farewell is None:
+        client.cancel()

@@ -38,10 +38,18 @@ class Visitors:
         """Take in a config: which proxies it trusts, and below which path the page is."""
         self._server = config.server
 
-    def who(self, client: Client, *, by_session: bool = False, by_config: bool = False) -> Caller:
+    def who(
+        self,
+        client: Client,
+        *,
+        by_session: bool = False,
+        by_config: bool = False,
+        by_protocol: bool = False,
+    ) -> Caller:
         """Name who asks: by a key; by the page's session, or having read the config, where that is enough.
 
-        The config counts on this machine only, for `gateway.py status`. Raises GatewayError (401).
+        `by_protocol` lets a WebSocket show its key among its subprotocols. The config counts on this machine
+        only, for `gateway.py status`. Raises GatewayError (401).
         """
         return self._doorkeeper.who(
             client.head.named,
@@ -49,6 +57,7 @@ class Visitors:
             now=time.time(),
             by_session=by_session,
             by_config=by_config and self._is_on_this_machine(client),
+            by_protocol=by_protocol,
         )
 
     def require_same_origin(self, client: Client) -> None:

@@ -63,6 +63,7 @@ DIALECT: Final = Dialect(
         Row("/v1/audio/translations", "translations", body="multipart", reads=False),
         Row("/v1/images/edits", "image_edits", body="multipart", reads=False),
         Row("/v1/chat/completions/input_tokens", "chat_input_tokens", reads=False),
+        Row("/v1/realtime", "realtime", body="socket", reads=False, method="GET"),
         # llama.cpp's and vLLM's, beside their /v1
         Row("/tokenize", "tokenize", reads=False),
         Row("/detokenize", "detokenize", reads=False),

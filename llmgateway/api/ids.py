@@ -151,7 +151,7 @@ class IdFinder:
         if what in b"{[":
             self._depth += 1
             if self._depth == self._level:
-                self._inside = what == b"{" and (self._depth == 1 or self._key == b'"response"')
+                self._inside = self._depth == 1 or self._key == b'"response"'
         elif what in b"}]":
             self._depth = max(0, self._depth - 1)
             self.over = self._level == 1 and not self._depth

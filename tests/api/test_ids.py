@@ -59,6 +59,7 @@ def created(**more: Any) -> bytes:
         b'\xef\xbb\xbf\r\n {"previous_response_id":"resp_0","x":"id","y":"resp_9","id" : "%b"}' % ID.encode(),
         json.dumps({"instructions": '"id":"resp_5"' * 200, "id": ID}).encode(),
         json.dumps({"instructions": '\\"\n' * 700, "id": ID}).encode(),
+        json.dumps({"instructions": "x" * 600 + '","id":"resp_evil', "id": ID}).encode(),
         created(),
         b": keepalive\n\n\n" + created(instructions="be brief " * 900),
         b'data: {"sequence_number":0,"response":{"tools":[{"id":"t"}],"id":"%b"}}\r\n\r\n' % ID.encode(),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from llmgateway.access.keys import Caller
 from llmgateway.config.load import build
 from tests.conftest import GatewayFor, ProviderFor
 from tests.crowd import BOB
@@ -16,7 +18,7 @@ from tests.fake_provider import FakeProvider
 from tests.journey import KEY, eventually, settings
 from tests.journeys.test_errors import ask, asking, refusal
 from tests.raw_client import Ending, RawClient, Response, request
-from tests.script import answer, cut, error, play, raw, sse
+from tests.script import answer, chunk, cut, error, play, raw, sse, stall
 from tests.shelf import ROOT, Shelf
 
 if TYPE_CHECKING:
@@ -502,6 +504,20 @@ async def test_a_replayed_failure_is_no_failure_of_the_provider(
         assert (response.ending, bytes(response.body)) == (Ending.COMPLETE, failed)
     assert {line["outcome"] for line in await booked(gateway)} == {"ok"}
     assert gateway.fleet.providers["rig"].conduct.spotless
+
+
+async def test_what_is_told_again_is_not_written_now(gateway_for: GatewayFor, provider: FakeProvider) -> None:
+    Shelf(provider)
+    gateway = await gateway_for(provider)
+    wanted = await make(gateway)
+    delta = b'data: {"type": "response.output_text.delta", "delta": "again"}\n\n'
+    provider.on[f"{ROOT}/{wanted}"] = play(sse(), *[chunk(delta)] * 9, stall())
+    async with RawClient(gateway.port) as client:
+        await client.send(request("GET", f"{ROOT}/{wanted}?stream=true"))
+        await client.events(await client.head(to="GET"), 9)
+        snapshot = gateway.status.snapshot(Caller("", admin=True), wall=time.time())
+        assert [row["tokens_per_s"] for row in snapshot["providers"]] == [0]
+        assert [row["tokens"] for row in snapshot["requests"]] == [0]
 
 
 async def test_a_silent_stream_that_is_asked_for_again_gets_keepalives_and_ends_with_its_client(

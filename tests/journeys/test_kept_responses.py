@@ -109,6 +109,77 @@ async def test_a_request_that_goes_on_from_a_response_goes_to_who_made_it(
     assert sent.json["previous_response_id"] == keeper.made[-2]
 
 
+@pytest.mark.parametrize("size", [1_000, 300_000, 3_000_000])
+async def test_however_large_its_body_is_it_goes_there(
+    gateway: Gateway, rigs: list[Shelf], size: int
+) -> None:
+    wanted = await make(gateway)
+    keeper = next(shelf for shelf in rigs if wanted in shelf.made)
+    for turns in ("x" * size, [{"role": "user", "content": "x" * 50}] * (size // 90)):
+        for _ in range(3):
+            wanted = await make(gateway, {"previous_response_id": wanted, "input": turns})
+    assert len(keeper.made) == 7
+    refusal(
+        await ask(gateway.port, made_from({"previous_response_id": "resp_no", "input": turns})),
+        404,
+        "not_found",
+    )
+
+
+async def test_a_body_that_comes_late_is_no_matter(gateway: Gateway, rigs: list[Shelf]) -> None:
+    wanted = await make(gateway)
+    keeper = next(shelf for shelf in rigs if wanted in shelf.made)
+    whole = request("POST", f"{ROOT}/{wanted}/cancel", body=b'{"why": "because"}')
+    async with RawClient(gateway.port) as client:
+        await client.send(whole[:-9], whole[-9:], pause_s=0.05)
+        assert (await client.response()).json["status"] == "cancelled"
+    assert keeper.provider.requests[-1].body == b'{"why": "because"}'
+
+
+async def test_an_alias_goes_on_where_its_model_was(gateway_for: GatewayFor, rigs: list[Shelf]) -> None:
+    providers = [shelf.provider for shelf in rigs]
+    gateway = await gateway_for(*providers, users=HOUSE, aliases={"gpt": "small"})
+    wanted = await make(gateway, {"model": "gpt"}, SMALL)
+    keeper = next(shelf for shelf in rigs if wanted in shelf.made)
+    for _ in range(5):
+        wanted = await make(gateway, {"model": "gpt", "previous_response_id": wanted}, SMALL)
+    assert len(keeper.made) == 6
+    assert (await about(gateway, wanted, key=SMALL)).status == 200
+    assert {line["model"] for line in await booked(gateway)} == {"small"}
+
+
+async def test_no_fallback_is_asked_for_what_another_keeps(
+    gateway_for: GatewayFor, provider_for: ProviderFor
+) -> None:
+    rig, other = await provider_for("rig"), await provider_for("other", models=["spare"])
+    Shelf(rig)
+    health = {"interval": "1s", "fall": 1}
+    gateway = await gateway_for(rig, other, fallbacks={"m": ["spare"]}, health=health)
+    wanted = await make(gateway)
+    await rig.refuse()
+    await eventually(lambda: not gateway.fleet.providers["rig"].online, 20)
+    response = await ask(gateway.port, made_from({"previous_response_id": wanted}))
+    assert (response.status, response.header("x-gateway-error")) == (404, "no_provider")
+    assert not other.calls
+    assert (await ask(gateway.port, made_from())).header("x-gateway-provider") == "other"
+
+
+async def test_a_404_about_a_response_says_nothing_of_the_endpoint(
+    gateway_for: GatewayFor, provider: FakeProvider
+) -> None:
+    shelf = Shelf(provider)
+    gateway = await gateway_for(provider)
+    wanted = await make(gateway)
+    gone = {"error": {"message": f"Response with id '{wanted}' not found.", "type": "invalid_request_error"}}
+    for body in (gone, {"detail": "Not Found"}):
+        provider.once(answer(404, body))
+        response = await ask(gateway.port, made_from({"previous_response_id": wanted}))
+        assert (response.status, response.json) == (404, body)
+        provider.on[f"{ROOT}/{wanted}"] = answer(404, body)
+        assert (await about(gateway, wanted)).json == body
+    assert await make(gateway) in shelf.made
+
+
 async def test_the_provider_is_asked_as_the_client_asked(gateway: Gateway, rigs: list[Shelf]) -> None:
     wanted = await make(gateway)
     keeper = next(shelf.provider for shelf in rigs if wanted in shelf.made)

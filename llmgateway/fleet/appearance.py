@@ -13,6 +13,7 @@ from llmgateway.fleet.provider import Provider, State
 TAKEN_OUT: Final = "taken_out"
 STATES: Final = (*(state.value for state in State), TAKEN_OUT)
 """Every state that a provider is shown in."""
+MOST_LACKING: Final = 4
 
 
 def having(name: str, providers: Iterable[Provider]) -> list[Provider]:
@@ -47,7 +48,14 @@ def shown_state(provider: Provider) -> str:
 def shown_reason(provider: Provider, now: float) -> str:
     """Say why it is in that state, and which models are taken out; `now` is on the loop's clock."""
     words = [_words(model, breaker, now) for model, breaker in taken_out(provider).items()]
-    return "; ".join(filter(None, [provider.reason, *words]))
+    return "; ".join(filter(None, [provider.reason, *words, _lacking(provider)]))
+
+
+def _lacking(provider: Provider) -> str:
+    """Say what it has said that it has not; what no server of its kind has is no news."""
+    told = [f"{name} for '{model}'" if model else name for name, model in provider.repertoire.learnt]
+    more = f" and {len(told) - MOST_LACKING} more" if len(told) > MOST_LACKING else ""
+    return f"it says that it has no {', '.join(told[:MOST_LACKING])}{more}" if told else ""
 
 
 def _words(model: str, breaker: Breaker, now: float) -> str:

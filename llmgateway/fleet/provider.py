@@ -21,7 +21,7 @@ from llmgateway.errors import (
 )
 from llmgateway.fleet.breaker import Breaker, Conduct, Sequel
 from llmgateway.fleet.publishing import published
-from llmgateway.fleet.repertoire import ALL, Repertoire
+from llmgateway.fleet.repertoire import Repertoire
 from llmgateway.log import Events
 from llmgateway.servers import generic
 from llmgateway.servers.kind import Kind
@@ -269,10 +269,9 @@ class Provider:
     def said_it_lacks(self, endpoint: str, model: str, *, every: bool, now: float) -> None:
         """Learn that it has not an endpoint, by its name: not for this model, or not for `every` one."""
         found = self.find(model)
-        of = ALL if every else model if found is None else found.id
-        if self.repertoire.learn(endpoint, of, now=now):
-            more = {} if every else {"model": of}
-            events.info("provider has not an endpoint", provider=self.name, endpoint=endpoint, **more)
+        of = model if found is None else found.id
+        if self.repertoire.learn(endpoint, of, every=every, now=now):
+            events.info("provider has not an endpoint", provider=self.name, endpoint=endpoint, model=of)
             self.changed()
 
     def answered(self, model: str) -> None:
@@ -290,8 +289,7 @@ class Provider:
 
         What is in doubt counts only once it is `blamed`.
         """
-        if failure.away and self.repertoire.learnt:
-            self.repertoire.forget()  # who comes back may be another version
+        if failure.away and self.repertoire.forget():
             self.changed()
         match failure:
             case ProviderWarming():

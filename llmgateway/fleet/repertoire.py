@@ -2,6 +2,8 @@
 
 - What the config says is so. Without it, an endpoint is missing if no server of that kind has it, or if this
   one has said so: that is believed for an hour, unless it is forgotten before.
+- What has worked is not missing on the whole server, whatever is said: something in front of it may say so
+  while it restarts. That is believed of the model, and until the server is looked at again.
 - What nobody knows to be missing is had, and so is an endpoint that has no name.
 """
 
@@ -25,6 +27,8 @@ class Repertoire:
         self._missing: Set[str] = frozenset()
         self._is_told = False
         self._learnt: dict[tuple[str, str], float] = {}
+        self.worked: set[str] = set()
+        """The endpoints at which it has answered a request well."""
 
     def adopt(self, kind: Kind, told: Collection[str] | None) -> None:
         """Go by what a kind of server has, or by what the config says instead."""
@@ -45,11 +49,13 @@ class Repertoire:
         """What it has said that it has not, of what it might have: endpoint, and model or ALL."""
         return self._learnt.keys()
 
-    def learn(self, endpoint: str, model: str = ALL, *, now: float) -> bool:
-        """Take it that an endpoint is missing, for one model or for all; tells whether that is news."""
-        if self._is_told or not self.has(endpoint, model):
+    def learn(self, endpoint: str, model: str, *, every: bool, now: float) -> bool:
+        """Take it that an endpoint is missing, for a model or for `every` one; tells whether that is news."""
+        doubtful = every and endpoint in self.worked
+        of = ALL if every and not doubtful else model
+        if self._is_told or not self.has(endpoint, of):
             return False
-        self._learnt[endpoint, model] = now + BELIEVED_S
+        self._learnt[endpoint, of] = now if doubtful else now + BELIEVED_S
         if len(self._learnt) > _MOST_LEARNT:
             del self._learnt[next(iter(self._learnt))]
         return True
@@ -59,9 +65,14 @@ class Repertoire:
         if any(until <= now for until in self._learnt.values()):
             self._learnt = {what: until for what, until in self._learnt.items() if until > now}
 
-    def forget(self) -> None:
-        """Know no more than what config and kind say: it may be another server now, or another version."""
-        self._learnt = {}
+    def forget(self) -> bool:
+        """Know no more than what config and kind say, as it may be another version now.
+
+        Tells whether anything is had again by that.
+        """
+        learnt, self._learnt = self._learnt, {}
+        self.worked.clear()
+        return bool(learnt)
 
 
 @lru_cache(32)

@@ -1,23 +1,48 @@
-"""What an answer teaches of its provider: that it has not the path it was asked for.
+"""What a 404, 405, 429 or 501 is worth, and what it teaches: that its provider has not the path.
 
 Such an answer is looked at, and passes on as it came.
 """
 
+from enum import IntEnum
 from typing import Final
 
 from llmgateway.fleet.provider import Provider
 from llmgateway.http.exchange import Exchange
 from llmgateway.servers.refusals import NOT_FOUND, REFUSALS, scope_of
 from llmgateway.traffic.answers import QUOTED_BYTES, readable
+from llmgateway.traffic.call import Call
 from llmgateway.traffic.line import Order
 
+UNSUPPORTED: Final = 501  # says nothing bad about the provider's health
+_TRY_ELSEWHERE: Final = (NOT_FOUND, 429, UNSUPPORTED)
+_NO_METHOD: Final = 405  # where no model says who should have the path, another may have it
 _LOOK_S: Final = 2.0
 
 
-async def says_it_has_not(
+class Worth(IntEnum):
+    """How much an answer says, so that of several the client gets one that says the most."""
+
+    FINAL = 0
+    """It is the client's, and nobody else is asked."""
+    LITTLE = 1
+    """Its provider has not what was asked for."""
+    SOME = 2
+    """It is about the model, or the provider has too much to do."""
+
+
+async def worth_of(exchange: Exchange, provider: Provider, call: Call, order: Order, now: float) -> Worth:
+    """Tell what an answer is worth, and let its provider know what it says of it."""
+    status = exchange.status
+    if await _says_it_has_not(provider, call.outgoing.path, exchange, order, now):
+        return Worth.LITTLE
+    if status not in _TRY_ELSEWHERE and (status != _NO_METHOD or call.model):
+        return Worth.FINAL
+    return Worth.LITTLE if status == UNSUPPORTED else Worth.SOME
+
+
+async def _says_it_has_not(
     provider: Provider, path: str, exchange: Exchange, order: Order, now: float
 ) -> bool:
-    """Tell whether an answer says that its provider has not the path, and let the provider know it."""
     status = exchange.status
     if status not in REFUSALS or not order.endpoint:
         return False

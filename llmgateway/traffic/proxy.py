@@ -49,7 +49,7 @@ from llmgateway.traffic.estimate import OutputSize, PromptSize, Speed
 from llmgateway.traffic.fairness import cost
 from llmgateway.traffic.keepers import Listener
 from llmgateway.traffic.late import Unpacked, fit
-from llmgateway.traffic.lessons import says_it_has_not
+from llmgateway.traffic.lessons import UNSUPPORTED, worth_of
 from llmgateway.traffic.line import NoCandidate, Order, Overloaded
 from llmgateway.traffic.naming import as_asked, asking, name_for, own_lines_of, turns
 from llmgateway.traffic.session import converse
@@ -58,9 +58,6 @@ from llmgateway.traffic.story import Held, Story
 
 events = Events("proxy")
 
-_UNSUPPORTED: Final = 501  # says nothing bad about the provider's health
-_TRY_ELSEWHERE: Final = (404, 429, _UNSUPPORTED)
-_NO_METHOD: Final = 405  # where no model says who should have the path, another may have it
 _REFUSED: Final = (UNAUTHORIZED, 403)
 _CONTENT: Final = (200, 201, 202, 203)
 _NO_ANSWER: Final = 300  # from here on a status says that no model has worked
@@ -223,8 +220,11 @@ class Proxy:
                 if status >= _NO_ANSWER:
                     self._take_nothing_for(story)
                     await self._check(provider, exchange, call)
-                elif order.doubts:
-                    self._slots.blame(order)
+                else:
+                    if order.endpoint not in (worked := provider.repertoire.worked):
+                        worked.add(order.endpoint)
+                    if order.doubts:
+                        self._slots.blame(order)
                 self._slots.answered(order, provider)
                 if status >= _NO_ANSWER and await self._holds(provider, exchange, story):
                     self._give_up_on(provider, f"status_{status}", story)
@@ -252,7 +252,7 @@ class Proxy:
         status = exchange.status
         if is_redirect(status, exchange.head):
             raise self._upstream.redirected(provider, call.outgoing, exchange)
-        if status == _UNSUPPORTED or (status < 500 and status not in _REFUSED):
+        if status == UNSUPPORTED or (status < 500 and status not in _REFUSED):
             return
         body, _ = await exchange.read(QUOTED_BYTES, _QUOTED_S)
         body = readable(exchange.head, body)
@@ -271,20 +271,17 @@ class Proxy:
     async def _holds(self, provider: Provider, exchange: Exchange, story: Story) -> bool:
         """Keep an answer back if another candidate may have a better one, and if it is small."""
         call, order, held, status = story.call, story.order, story.held, exchange.status
-        no_path = await says_it_has_not(provider, call.outgoing.path, exchange, order, self._now())
-        if not (no_path or status in _TRY_ELSEWHERE or (status == _NO_METHOD and not call.model)):
-            return False
-        says_little = no_path or status == _UNSUPPORTED
-        if held is not None and says_little and not held.says_little:
-            return True  # a 404 of the model or a 429 says more
-        if not self._slots.hopeful(order):
+        worth = await worth_of(exchange, provider, call, order, self._now())
+        if worth and held is not None and worth < held.worth:
+            return True
+        if not worth or not self._slots.hopeful(order):
             return False
         body, whole = await exchange.read(_HELD_BYTES, _QUOTED_S)
         if exchange.failure is not None:
             raise exchange.failure
         if whole:
             own_lines = own_lines_of(provider, story)
-            story.held = Held(provider, status, exchange.reason, exchange.head, body, own_lines, says_little)
+            story.held = Held(provider, status, exchange.reason, exchange.head, body, own_lines, worth)
         return whole
 
     async def _relay(self, provider: Provider, exchange: Exchange, story: Story) -> None:

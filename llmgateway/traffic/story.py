@@ -9,6 +9,7 @@ from llmgateway.http.client import Client
 from llmgateway.http.headers import AnswerHead
 from llmgateway.http.heartbeat import Heartbeat
 from llmgateway.traffic.call import Call
+from llmgateway.traffic.lessons import Worth
 from llmgateway.traffic.line import Line, Order
 
 
@@ -21,8 +22,7 @@ class Held(msgspec.Struct, frozen=True):
     head: AnswerHead
     body: bytes
     own_lines: bytes
-    says_little: bool
-    """Whether it says no more than that its provider has not what was asked for."""
+    worth: Worth
 
 
 class Story(msgspec.Struct):

@@ -10,6 +10,7 @@ from llmgateway.access.keys import Caller
 from llmgateway.api.endpoints import BY_NAME
 from llmgateway.config.load import build
 from llmgateway.errors import ProviderErrored, ProviderUnreachable
+from llmgateway.fleet.appearance import shown_reason
 from llmgateway.fleet.fleet import Fleet
 from llmgateway.fleet.provider import Probe, Provider, State
 from llmgateway.fleet.repertoire import _MOST_LEARNT, BELIEVED_S
@@ -139,6 +140,34 @@ def test_who_waits_is_told_when_it_changes() -> None:
     assert told == [[("rerank", "")]], "the second was no news"
     seen(them, now=BELIEVED_S)
     assert told == [[("rerank", "")], []]
+
+
+def test_what_has_worked_is_missing_of_the_model_alone_and_until_the_next_look() -> None:
+    them = fleet(kind="ollama")
+    rig = seen(them, "m:latest", "n:latest")
+    rig.repertoire.worked.add("chat")
+    rig.said_it_lacks("chat", "m", every=True, now=5)
+    assert not rig.has_endpoint("chat", "m:latest") and rig.has_endpoint("chat", "n")
+    seen(them, "m:latest", "n:latest", now=6)
+    assert rig.has_endpoint("chat", "m:latest")
+    rig.said_it_lacks("chat", "m", every=False, now=7)
+    seen(them, "m:latest", "n:latest", now=8)
+    assert not rig.has_endpoint("chat", "m:latest"), "what is said of a model is believed"
+    loses_sight(rig)
+    seen(them, "m:latest", "n:latest", now=9)
+    rig.said_it_lacks("chat", "m", every=True, now=9)
+    assert not rig.has_endpoint("chat", "n"), "it has been started anew, and nothing has worked since"
+
+
+def test_what_it_says_that_it_lacks_is_shown_with_its_state() -> None:
+    rig = seen(fleet())
+    assert shown_reason(rig, 0) == ""
+    rig.said_it_lacks("rerank", "m", every=True, now=0)
+    rig.said_it_lacks("embeddings", "m", every=False, now=0)
+    assert shown_reason(rig, 0) == "it says that it has no rerank, embeddings for 'm'"
+    for name in ("speech", "images", "score"):
+        rig.said_it_lacks(name, "m", every=True, now=0)
+    assert shown_reason(rig, 0).endswith("embeddings for 'm', speech, images and 1 more")
 
 
 def test_what_is_learnt_has_a_bound() -> None:

@@ -192,6 +192,19 @@ async def test_a_server_that_comes_back_is_asked_again(
     assert by(await ask(gateway.port, post(RERANK))) == (200, "rig")
 
 
+async def test_a_404_that_something_in_front_of_a_server_says_for_a_moment_costs_no_hour(
+    provider_for: ProviderFor, gateway_for: GatewayFor
+) -> None:
+    rig = await provider_for("rig")
+    gateway = await gateway_for(rig, health=QUICK)
+    assert by(await ask(gateway.port, post("/v1/completions"))) == (200, "rig")
+    rig.once(answer(404, b"404 page not found"))  # as Traefik says it while the container restarts
+    assert (await ask(gateway.port, post("/v1/completions"))).status == 404
+    looks = len(rig.looks)
+    await eventually(lambda: len(rig.looks) > looks + 1)
+    assert by(await ask(gateway.port, post("/v1/completions"))) == (200, "rig")
+
+
 # What its kind is known for, and what the config says.
 
 

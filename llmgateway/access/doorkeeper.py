@@ -5,16 +5,26 @@ Rules:
 - A key is good everywhere, and comes first: who shows one is not asked for anything else.
 - The cookie of a session stands for the key that opened it, and only where the caller lets it: for what the
   live page sends. It is as good as that key is now, so a key that is removed or expires ends its sessions.
+- Who shows no key is the user whose network they come from, if it is anybody's and only where the caller
+  lets it: for the API.
 - What proves that somebody has read the config file makes an admin who is no user, and only where the caller
   lets it: on this machine, to look.
 - A user's client that is trusted to names the person it asks for (see persons).
 - Nobody is remembered here but by a session: the answer is the config's in force.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from llmgateway.access.keys import Caller, KeyRing, digest, keys_in_protocols, odd_way, offered_keys
+from llmgateway.access.keys import (
+    Address,
+    Caller,
+    KeyRing,
+    digest,
+    keys_in_protocols,
+    odd_way,
+    offered_keys,
+)
 from llmgateway.access.persons import Persons
 from llmgateway.access.sessions import LIFE_S, Sessions, token_in
 from llmgateway.config.settings import Config
@@ -46,13 +56,14 @@ class Doorkeeper:
         by_session: bool = False,
         by_config: bool = False,
         by_protocol: bool = False,
+        from_where: Callable[[], Address | None] = lambda: None,
     ) -> Caller:
         """Name who asks, from the header fields by lower-case name. Raises GatewayError (401).
 
         `target` is what was asked for: somebody may have put a key there, where none is looked for. `now` is
         in epoch seconds. `by_session` lets a session's cookie do where no key is shown, `by_config` what only
         somebody can show who has read the config file, `by_protocol` a key among the subprotocols of a
-        WebSocket.
+        WebSocket. `from_where` gives the address by which who shows no key may be known.
         """
         offered = offered_keys(named)
         if by_protocol and not offered:
@@ -65,8 +76,14 @@ class Doorkeeper:
                 return self._owner(key_digest, now)
         if not offered and (refusal := odd_way(named, target)) is not None:
             raise refusal
-        caller = self.keys.recognise(offered, now=now)
+        caller = self._neighbour(from_where) if not offered and self.keys.by_network else None
+        if caller is None:
+            caller = self.keys.recognise(offered, now=now)
         return self.persons.named(caller, named, now=now) if caller.person_header else caller
+
+    def _neighbour(self, from_where: Callable[[], Address | None]) -> Caller | None:
+        address = from_where()
+        return None if address is None else self.keys.at(address)
 
     def sign_in(self, key: str, *, now: float) -> tuple[str, float]:
         """Begin a session; gives its token, and its life in seconds. Raises GatewayError (401)."""

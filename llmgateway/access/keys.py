@@ -1,5 +1,7 @@
 """Mint, hash and recognise API keys; who the caller is and what they may use.
 
+Who shows no key may be known by the address that they come from.
+
 A key is 256 random bits, so one SHA-256 is enough to keep it: there is nothing to guess. Keys are looked up
 by their digest and compared in constant time, so that timing tells nothing about the keys that exist.
 """
@@ -11,10 +13,13 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Final, Literal, TypeAlias
 
 from llmgateway.config.users import NO_LIMITS, KeyConfig, LimitsConfig, UserConfig
 from llmgateway.errors import INVALID_API_KEY, MODEL_NOT_ALLOWED, GatewayError
+
+Address: TypeAlias = IPv4Address | IPv6Address
 
 _RANDOM_BYTES: Final = 32
 _LOCAL: Final = b"llmgateway status"
@@ -37,6 +42,7 @@ _ODD_FIELDS: Final = (
     b"anthropic-api-key",
     b"proxy-authorization",
 )
+_NO_KEY: Final = KeyConfig(digest=b"")
 _VARIABLE: Final = re.compile(r"\$\w+|\$?\{.*\}|\$\(.*\)|%\w+%|os\.environ\b.*|env[:.]\w+|<.*>")
 _PROTOCOLS: Final = b"sec-websocket-protocol"
 _KEY_PROTOCOL: Final = b"openai-insecure-api-key."
@@ -103,10 +109,14 @@ class KeyRing:
 
     def __init__(self, users: Mapping[str, UserConfig], groups: Mapping[str, tuple[str, ...]]) -> None:
         self._callers: dict[bytes, tuple[bytes, Caller]] = {}
+        self.by_network: list[tuple[IPv4Network | IPv6Network, Caller]] = []
+        """Whom the networks belong to from which no key is needed; no two have an address in common."""
         for name, user in users.items():
             member_of = frozenset(group for group, members in groups.items() if name in members)
             for key in user.keys:
                 self._callers[key.digest] = (key.digest, _caller(name, user, member_of, key))
+            keyless = _caller(name, user, member_of)
+            self.by_network += [(network, keyless) for network in user.networks]
 
     def recognise(self, offered: Iterable[str | bytes], *, now: float) -> Caller:
         """Name the caller by the first of the offered keys that is known and in force.
@@ -129,10 +139,14 @@ class KeyRing:
         known, caller = self._callers.get(key_digest, (b"", None))
         return caller if hmac.compare_digest(known, key_digest) else None
 
+    def at(self, address: Address) -> Caller | None:
+        """Name the caller who needs no key at an address."""
+        return next((caller for network, caller in self.by_network if address in network), None)
+
     @property
     def callers(self) -> list[Caller]:
-        """Give all callers, one for each key."""
-        return [caller for _, caller in self._callers.values()]
+        """Give all callers, one for each key, and one for each network that needs none."""
+        return [caller for _, caller in (*self._callers.values(), *self.by_network)]
 
     @property
     def local_credentials(self) -> str | None:
@@ -145,7 +159,7 @@ class KeyRing:
         return _LOCAL_PREFIX + hmac.digest(b"".join(sorted(self._callers)), _LOCAL, "sha256").hex()
 
 
-def _caller(name: str, user: UserConfig, groups: frozenset[str], key: KeyConfig) -> Caller:
+def _caller(name: str, user: UserConfig, groups: frozenset[str], key: KeyConfig = _NO_KEY) -> Caller:
     return Caller(
         user=name,
         groups=groups,
@@ -155,7 +169,7 @@ def _caller(name: str, user: UserConfig, groups: frozenset[str], key: KeyConfig)
         expires_at=key.expires_at,
         models=tuple(re.compile(fnmatch.translate(glob)) for glob in key.models),
         admin=user.admin,
-        key_id=key.digest.hex()[:16],
+        key_id=key.digest.hex()[:16],  # of no key: none
         limits=user.limits,
         key_limits=key.limits,
         limited=user.limits != NO_LIMITS or key.limits != NO_LIMITS,

@@ -119,7 +119,11 @@ _NO_VARIABLE: Final = (
 def _about_keys(name: str, user: UserConfig, root: Pairs, now: float) -> Iterator[Finding]:
     unread = {path[3] for path, _ in _variables_among(root, name)}
     make = f"`python gateway.py key {name}`"
-    if not user.keys:
+    for index, network in enumerate(user.networks):
+        if network.prefixlen == 0:
+            what = "this takes everybody who gets through to the gateway for this user"
+            yield ("users", name, "from", index), f"{what}; write your own network"
+    if not user.keys and not user.networks:
         yield ("users", name), f"this user has no keys, so they cannot call; {make} makes one"
     for index, key in enumerate(user.keys):
         if key.plain and index not in unread:

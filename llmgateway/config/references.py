@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Final, TypeAlias
 
-from llmgateway.config import values
+from llmgateway.config import addresses, values
 from llmgateway.config.tree import Node, Pairs, Scalar, Series, joined, quoted, shown
+from llmgateway.http.peers import Network
 
 Steps: TypeAlias = tuple[int | str, ...]
 Finding: TypeAlias = tuple[Steps, str]
@@ -39,6 +40,30 @@ class _Names:
         return f"{start}; write one of those in the file"
 
 
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """A network that a user has in `from`."""
+
+    path: Steps
+    network: Network
+
+    @property
+    def user(self) -> int | str:
+        """Whose it is."""
+        return self.path[1]
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """Where it stands among networks, each before those in it."""
+        return self.network.version, int(self.network.network_address), self.network.prefixlen
+
+    def is_in(self, other: _Claim) -> bool:
+        """Tell whether all of its addresses are in another one."""
+        return self.network.version == other.network.version and (
+            self.network.network_address in other.network
+        )
+
+
 def complaints(root: Pairs) -> Iterator[Finding]:
     """Everything that does not agree, each with its path."""
     names = _Names(names_in(root, "users"), names_in(root, "groups"))
@@ -49,6 +74,7 @@ def complaints(root: Pairs) -> Iterator[Finding]:
     yield from _needless_trust(root)
     yield from _needless_proxies(root)
     yield from _same_keys(root)
+    yield from _shared_networks(root)
     yield from _same_paths(root)
     yield from _same_headers(root)
 
@@ -138,6 +164,30 @@ def _same_keys(root: Pairs) -> Iterator[Finding]:
             make = f"`python gateway.py key {shown(str(path[1]))}` makes another"
             yield path, f"this is the same key as {first[digest]}; every key must be a different one: {make}"
         first.setdefault(digest, joined(path))
+
+
+def _shared_networks(root: Pairs) -> Iterator[Finding]:
+    """Networks of different users with an address in common: of two networks, one is in the other then."""
+    found = list(_networks(root))
+    inside: list[int] = []  # each other, the widest first
+    for index in sorted(range(len(found)), key=lambda at: found[at].place):
+        while inside and not found[index].is_in(found[inside[-1]]):
+            inside.pop()
+        other = next((at for at in reversed(inside) if found[at].user != found[index].user), None)
+        if other is not None:
+            first, second = sorted((index, other))
+            path = joined(found[first].path)
+            yield found[second].path, f"an address in it is {path}'s already; each can be one user's only"
+        inside.append(index)
+
+
+def _networks(root: Pairs) -> Iterator[_Claim]:
+    for user in names_in(root, "users"):
+        for index, scalar in words(root, "users", user, "from"):
+            try:
+                yield _Claim(("users", user, "from", index), addresses.network(scalar.text))
+            except ValueError:
+                continue  # as `fields` tells
 
 
 def _digests(root: Pairs) -> Iterator[tuple[Steps, bytes]]:

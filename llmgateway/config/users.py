@@ -22,6 +22,7 @@ from llmgateway.config.fields import (
     ModelNames,
     Moment,
     Name,
+    Network,
     OrNothing,
     OrOneWord,
     PersonHeader,
@@ -127,6 +128,11 @@ class UserConfig(Section):
         False, description="Whether they see what everybody does, and /metrics from everywhere."
     )
     keys: ListOf[OrOneWord[KeyConfig]] = Field((), description="The API keys of this user.")
+    networks: ListOf[Network] = Field(
+        (),
+        alias="from",
+        description="Networks from which requests without a key are taken for this user's.",
+    )
     route: Route = Field(
         "any", description="Which of the usable providers: any, their own first, or only their own."
     )

@@ -242,7 +242,7 @@ class App:
         by, caller = client.head.sender
         if by is not self._config:
             by_protocol = isinstance(route, Forward) and route.endpoint.body == "socket"
-            caller = self._visitors.who(client, by_protocol=by_protocol)
+            caller = self._visitors.who(client, by_protocol=by_protocol, by_network=True)
             if caller.expires_at is None:
                 client.head.sender = self._config, caller
         return caller

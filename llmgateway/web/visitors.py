@@ -6,6 +6,7 @@ changes anything must come from the page itself, not from another site.
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -17,7 +18,7 @@ from llmgateway.access.sessions import COOKIE
 from llmgateway.config.settings import Config
 from llmgateway.errors import FORBIDDEN, INVALID_REQUEST, GatewayError
 from llmgateway.http.client import Client
-from llmgateway.http.peers import TRACES, Network, Peer, peer_of
+from llmgateway.http.peers import TRACES, Address, Network, Peer, peer_of
 from llmgateway.log import Events
 from llmgateway.web.routes import NO_STORE, PAGE, Page
 
@@ -37,6 +38,7 @@ class Visitors:
     def adopt(self, config: Config) -> None:
         """Take in a config: which proxies it trusts, and below which path the page is."""
         self._server = config.server
+        self._origins = frozenset(config.server.cors)
 
     def who(
         self,
@@ -45,8 +47,9 @@ class Visitors:
         by_session: bool = False,
         by_config: bool = False,
         by_protocol: bool = False,
+        by_network: bool = False,
     ) -> Caller:
-        """Name who asks: by a key; by the page's session, or having read the config, where that is enough.
+        """Name who asks: by a key; by the page's session, having read the config, or by where they are.
 
         `by_protocol` lets a WebSocket show its key among its subprotocols. The config counts on this machine
         only, for `gateway.py status`. Raises GatewayError (401).
@@ -58,6 +61,7 @@ class Visitors:
             by_session=by_session,
             by_config=by_config and self._is_on_this_machine(client),
             by_protocol=by_protocol,
+            from_where=partial(self._whereabouts, client) if by_network else _nowhere,
         )
 
     def require_same_origin(self, client: Client) -> None:
@@ -97,6 +101,19 @@ class Visitors:
         peer = self.peer(client)
         return peer.is_in(networks) and not _may_be_rebound(client, peer)
 
+    def _whereabouts(self, client: Client) -> Address | None:
+        """Give the address of a program that asks; None for a web page that `server.cors` does not name.
+
+        Any page can make the browser that shows it ask, and be it by a name that it made mean the gateway;
+        then the page's origin is told, or that it is another.
+        """
+        named, peer = client.head.named, self.peer(client)
+        origin = _text(named, b"origin").lower()
+        if origin:
+            return peer.address if origin in self._origins else None
+        strange = _text(named, b"sec-fetch-site") in ("cross-site", "same-site")
+        return None if strange or _may_be_rebound(client, peer) else peer.address
+
     def _is_on_this_machine(self, client: Client) -> bool:
         peer = self.peer(client)
         if peer.proxied or peer.address is None:
@@ -126,6 +143,10 @@ class Visitors:
         secure = "; Secure" if self.peer(client).secure else ""
         rules = f"Path={path}; Max-Age={life_s}; HttpOnly; SameSite=Strict{secure}"
         return f"Set-Cookie: {COOKIE}={token}; {rules}\r\n"
+
+
+def _nowhere() -> None:
+    return None
 
 
 def _text(named: Mapping[bytes, bytes], name: bytes) -> str:

@@ -34,7 +34,7 @@ def shows(*, key: str | None = None, token: str | None = None) -> dict[bytes, by
     return fields | ({b"cookie": f"theme=dark; llmgateway={token}".encode()} if token is not None else {})
 
 
-def refusal(door: Doorkeeper, named: dict[bytes, bytes], *, now: float = NOON, **ways: bool) -> str:
+def refusal(door: Doorkeeper, named: dict[bytes, bytes], *, now: float = NOON, **ways: Any) -> str:
     with pytest.raises(GatewayError) as caught:
         door.who(named, now=now, **ways)
     assert caught.value.kind == INVALID_API_KEY

@@ -49,7 +49,7 @@ def sections(marks: tuple[str, int, str], folder: Path) -> dict[str, Any]:
         "users": {
             word: {
                 "keys": [key], "limits": limits, "weight": number, "admin": True, "route": "prefer_own",
-                "person_header": f"x-{word}",
+                "person_header": f"x-{word}", "from": [network],
             }
         },
         "groups": {f"{word}s": [word]},

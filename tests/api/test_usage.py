@@ -327,6 +327,20 @@ def test_the_output_so_far_is_known_while_it_comes() -> None:
     assert meter.tokens(GUESS) == guessed(401)
 
 
+@pytest.mark.parametrize("at_a_time", [1, 7, 1_000])
+def test_a_choice_that_ended_long_before_the_others_has_ended(at_a_time: int) -> None:
+    def said(first: str | None = None, second: str | None = None) -> dict[str, Any]:
+        pairs = enumerate((first, second))
+        return {"choices": [{"index": i, "delta": {"content": "word"}, "finish_reason": r} for i, r in pairs]}
+
+    meter = Meter(stream=True)
+    events = [said(), said("stop"), *[said()] * 400, said(second="length")]
+    for start in range(0, len(events), at_a_time):
+        assert not meter.has_ended()
+        meter.feed(stream(*events[start : start + at_a_time], done=False))
+    assert meter.has_ended()
+
+
 def test_what_is_no_stream_has_no_output_so_far() -> None:
     meter = Meter(stream=False)
     meter.feed(stream(*CHUNKS))

@@ -13,7 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmgateway.api.inflate import LOOK_BYTES, MOST_INFLATED_BYTES
-from llmgateway.api.usage import FIRST_BYTES, LAST_BYTES, Meter, Tokens
+from llmgateway.api.reading import FIRST_BYTES, LAST_BYTES
+from llmgateway.api.usage import Meter, Tokens
 from tests.api.test_usage import (
     ANSWERS,
     CHAT,

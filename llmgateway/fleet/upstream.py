@@ -81,17 +81,20 @@ class Pool:
         Raises ProviderFailed, also for a 101 that does not say `accept`.
         """
         self._uses += 1
+        deadlines = Deadlines(self._provider.config.timeouts.first_byte)
         try:
             connection = await self.dialer.dial(lambda: Switching(accept, self._all.discard))
             if connection.usable:
                 self._all.add(connection)
             exchange = Exchange(self._provider.name, connection, self._loop, self._leave)
             connection.send(exchange, head, b"")
-            await exchange.first_byte(Deadlines(self._provider.config.timeouts.first_byte))
+            await exchange.first_byte(deadlines)
             return exchange
         except BaseException:
             self._leave()
             raise
+        finally:
+            deadlines.stop()
 
     def _leave(self) -> None:
         """End one use; the pool of a provider that is gone ends with its last one."""

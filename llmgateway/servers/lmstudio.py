@@ -77,6 +77,7 @@ KIND: Final = Kind(
             "images",
             "image_edits",
             "moderations",
+            "realtime",
         }
         | {"tokenize", "detokenize", "apply_template"}
         | {"chat_input_tokens", "responses_input_tokens", "count_tokens"}

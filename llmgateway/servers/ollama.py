@@ -59,7 +59,7 @@ KIND: Final = Kind(
     full_name=_full_name,
     speaks=frozenset({"openai", "responses", "anthropic", "ollama"}),
     lacks=frozenset(
-        {"rerank", "score", "speech", "translations", "moderations"}
+        {"rerank", "score", "speech", "translations", "moderations", "realtime"}
         | {"tokenize", "detokenize", "apply_template", "chat_input_tokens"}
     ),
     ports=(11434,),

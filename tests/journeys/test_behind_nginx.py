@@ -25,6 +25,7 @@ from tests.raw_client import chat, events
 from tests.script import answer, completion, done, play, sse, stall, wait, word
 from tests.test_contrib import CONTRIB
 from tests.tools import tool
+from tests.websocket import PATH, echo, say, session
 
 if TYPE_CHECKING:
     from llmgateway.service.gateway import Gateway
@@ -315,6 +316,22 @@ async def test_the_metrics_are_not_for_the_world(
         assert response.status == 200
     async with proxy.http.get(f"{proxy.url}/metrics") as response:
         assert response.status == 404
+
+
+@pytest.mark.parametrize("under", ["", "/llm"], ids=["whole site", "under a path"])
+async def test_a_websocket_passes_and_says_goodbye(
+    provider: FakeProvider, gateway_for: GatewayFor, behind: ProxyFor, under: str
+) -> None:
+    provider.on[PATH] = session(say("hello"), echo())
+    gateway = await gateway_for(provider, server={"base_path": under})
+    proxy = await behind(gateway, under=under)
+    async with proxy.http.ws_connect(f"{proxy.url}{PATH}?model=m") as socket:
+        assert await socket.receive_str(timeout=5) == "hello"
+        await socket.send_str("how are you")
+        assert await socket.receive_str(timeout=5) == "how are you"
+        draining = asyncio.ensure_future(gateway.drain())
+        assert (await socket.receive(timeout=5)).data == 1001
+    assert await draining
 
 
 async def test_it_works_under_a_path(

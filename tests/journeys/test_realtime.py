@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
 from openai import AsyncOpenAI
-from websockets.asyncio.server import ServerConnection, serve
+from websockets.asyncio.server import ServerConnection, serve, unix_serve
 from websockets.datastructures import Headers
 from websockets.http11 import Request as Opening
 from websockets.http11 import Response as Refusal
@@ -19,6 +21,8 @@ from websockets.http11 import Response as Refusal
 from tests.conftest import GatewayFor, ProviderFor
 from tests.exchange import Exchange, Request, Script
 from tests.fake_provider import FakeProvider
+from tests.fleet.test_proxies import Proxy, listening
+from tests.http.test_tls import Pair, trusting
 from tests.journey import KEY, eventually
 from tests.journeys.test_accounting import booked, cost
 from tests.journeys.test_errors import refusal
@@ -47,6 +51,13 @@ if TYPE_CHECKING:
 
 SECRET = f"openai-insecure-api-key.{KEY}"
 DONE = {"type": "response.done", "response": {"usage": {"input_tokens": 7, "output_tokens": 5}}}
+
+
+@pytest.fixture
+async def proxy(nothing_leaks: None) -> AsyncIterator[Proxy]:
+    proxy = Proxy()
+    async with listening(proxy) as proxy.port:
+        yield proxy
 
 
 def socket_of(gateway: Gateway, query: str = "?model=m") -> str:
@@ -169,8 +180,11 @@ async def test_the_handshake_is_that_of_both_ends(provider: FakeProvider, gatewa
 
 
 @asynccontextmanager
-async def polite_server(talk: Callable[[ServerConnection], Any]) -> AsyncIterator[str]:
-    """A server of the `websockets` library, which keeps every rule, and lists a model."""
+async def polite_server(talk: Callable[[ServerConnection], Any], **options: Any) -> AsyncIterator[str]:
+    """A server of the `websockets` library, which keeps every rule, and lists a model.
+
+    It listens on a Unix socket if `options` name a `path`.
+    """
 
     def lists(_: ServerConnection, opening: Opening) -> Refusal | None:
         if opening.path.startswith(PATH):
@@ -179,19 +193,24 @@ async def polite_server(talk: Callable[[ServerConnection], Any]) -> AsyncIterato
         fields = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
         return Refusal(200, "OK", Headers(fields), body)
 
-    async with serve(talk, "127.0.0.1", 0, process_request=lists) as server:
+    if "path" in options:
+        async with unix_serve(talk, process_request=lists, **options):
+            yield f"unix:{options['path']}"
+        return
+    async with serve(talk, "127.0.0.1", 0, process_request=lists, **options) as server:
         (port,) = {sock.getsockname()[1] for sock in server.sockets}
-        yield f"http://127.0.0.1:{port}/v1"
+        yield f"http{'s' if 'ssl' in options else ''}://127.0.0.1:{port}/v1"
+
+
+async def echoes(connection: ServerConnection) -> None:
+    async for message in connection:
+        await connection.send(message)
 
 
 async def test_compression_is_between_both_ends_and_does_not_hide_what_it_cost(
     gateway_for: GatewayFor, http: aiohttp.ClientSession
 ) -> None:
-    async def talk(connection: ServerConnection) -> None:
-        async for message in connection:
-            await connection.send(message)
-
-    async with polite_server(talk) as url:
+    async with polite_server(echoes) as url:
         gateway = await gateway_for(providers={"polite": {"url": url}})
         async with http.ws_connect(socket_of(gateway), compress=15) as socket:
             assert socket.compress
@@ -201,6 +220,32 @@ async def test_compression_is_between_both_ends_and_does_not_hide_what_it_cost(
         line = await booked(gateway)
     assert line["bytes_in"] < 10_000 and line["bytes_out"] < 10_000
     assert cost(line) == (14, 10, 0, 0, False)
+
+
+@pytest.mark.parametrize("way", ["TLS on both sides", "TLS by way of a proxy", "a Unix socket"])
+async def test_every_way_to_a_provider_is_one_for_a_session(
+    gateway_for: GatewayFor, proxy: Proxy, tmp_path: Path, way: str
+) -> None:
+    pair = Pair.made(tmp_path / "tls")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(pair.cert, pair.key)
+    options: dict[str, Any] = {"ssl": context} if way.startswith("TLS") else {"path": str(tmp_path / "s")}
+    async with polite_server(echoes, **options) as url:
+        entry: dict[str, Any] = (
+            {"url": url, "tls": {"ca": str(pair.cert)}} if "ssl" in options else {"url": url}
+        )
+        if "proxy" in way:
+            proxy.leads_to = "127.0.0.1", int(url.rpartition(":")[2].removesuffix("/v1"))
+            entry["proxy"] = f"socks5h://{proxy.place}"
+        gateway = await gateway_for(providers={"polite": entry}, server=pair.section)
+        async with (
+            aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}) as http,
+            http.ws_connect(socket_of(gateway), ssl=trusting(pair)) as socket,
+        ):
+            for said in ("x" * 500_000, "y"):
+                await socket.send_str(said)
+                assert await socket.receive_str(timeout=10) == said
+        assert (await booked(gateway))["outcome"] == "ok"
 
 
 async def test_the_official_client_talks(gateway_for: GatewayFor) -> None:

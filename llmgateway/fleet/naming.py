@@ -76,9 +76,10 @@ def model_for(fleet: Fleet, caller: Caller, name: str, via: Collection[str] = ()
     return None if found is None else models[found]
 
 
-def aliases_for(fleet: Fleet, caller: Caller, models: Collection[str]) -> dict[str, str]:
+def aliases_for(fleet: Fleet, caller: Caller, models: Collection[str], endpoint: str = "") -> dict[str, str]:
     """Give the aliases that mean one of these models to a caller now, each with the name of that."""
-    meanings = {alias: meant(fleet, caller, alias) for alias in fleet.aliases if alias not in models}
+    names = [alias for alias in fleet.aliases if alias not in models]
+    meanings = {alias: meant(fleet, caller, alias, endpoint) for alias in names}
     found = {alias: _among(models, name, fleet, caller) for alias, name in meanings.items() if name != alias}
     return {alias: name for alias, name in found.items() if name is not None}
 

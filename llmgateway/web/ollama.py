@@ -2,13 +2,13 @@
 
 Rules:
 
-- A list holds the models that the caller can use now in this API, by the names that clients see, once each.
-  It is made of what the servers told when they were looked at last; nobody is asked for it.
+- A list holds the models that the caller can use now in this API, once by each name that a client may ask
+  for. It is made of what the servers told when they were looked at last; nobody is asked for it.
 - Nothing here changes a server: what Ollama has for that is refused, whoever asks.
 """
 
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Final
 
@@ -19,6 +19,7 @@ from llmgateway.api.dialects.ollama import DIALECT
 from llmgateway.config.settings import Config
 from llmgateway.errors import FORBIDDEN, GatewayError
 from llmgateway.fleet.fleet import Fleet
+from llmgateway.fleet.naming import aliases_for
 from llmgateway.fleet.provider import Provider
 from llmgateway.http.client import Client
 from llmgateway.servers.models import Model
@@ -29,6 +30,7 @@ BLOBS: Final = "/api/blobs"
 _NEVER: Final = "0001-01-01T00:00:00Z"
 _VERSION: Final = "0.40.0"
 """Of the API, as Ollama counts: programs tell by it whether a server is too old for them."""
+_CHAT: Final = "ollama_chat"
 _CHANGES: Final = ("/api/pull", "/api/push", "/api/create", "/api/copy", "/api/delete", BLOBS)
 _NO_DETAILS: Final = {
     "parent_model": "",
@@ -79,26 +81,26 @@ class OllamaPages:
 
     async def _tags(self, caller: Caller, client: Client) -> None:
         await self._settled()
-        entries = [
-            {**_known(model), "modified_at": self._modified_at(model), **_of(model, "capabilities")}
-            for model in self._models(caller)
-        ]
+        models = self._models(caller)
+        names = {name: name for name in models} | aliases_for(self._fleet, caller, models, _CHAT)
+        entries = [self._entry(name, models[names[name]]) for name in sorted(names)]
         client.respond(200, orjson.dumps({"models": entries}))
 
     async def _ps(self, caller: Caller, client: Client) -> None:
         await self._settled()
         entries = [
-            {**_known(model), "expires_at": _NEVER, "size_vram": 0, **model.in_memory}
-            for model in self._models(caller, loaded=True)
+            {**_known(name, model), "expires_at": _NEVER, "size_vram": 0, **model.in_memory}
+            for name, model in sorted(self._models(caller, loaded=True).items())
         ]
         client.respond(200, orjson.dumps({"models": entries}))
 
-    def _modified_at(self, model: Model) -> str:
+    def _entry(self, name: str, model: Model) -> dict[str, object]:
         made = datetime.fromtimestamp(model.created or self._started_at, UTC)
-        return str(model.more.get("modified_at", made.strftime("%Y-%m-%dT%H:%M:%SZ")))
+        dated = {"modified_at": made.strftime("%Y-%m-%dT%H:%M:%SZ")}
+        return {**_known(name, model), **dated, **_of(model, "modified_at", "capabilities")}
 
-    def _models(self, caller: Caller, *, loaded: bool = False) -> Iterator[Model]:
-        """Give what a caller can use, or what of that is in memory somewhere, in the order of the names."""
+    def _models(self, caller: Caller, *, loaded: bool = False) -> dict[str, Model]:
+        """Give what a caller can use, or what of that is in memory somewhere, by name."""
         found: dict[str, Model] = {}
         for provider in self._fleet.usable_by(caller):
             if provider.online or provider.promising:
@@ -106,12 +108,12 @@ class OllamaPages:
                     wanted = caller.may_use(name) and (model.loaded or not loaded)
                     if wanted and name not in found and _speaks_here(provider, name):
                         found[name] = model
-        return (found[name] for name in sorted(found))
+        return found
 
 
-def _known(model: Model) -> dict[str, object]:
+def _known(name: str, model: Model) -> dict[str, object]:
     """Describe a model as Ollama does; programs that read this by a schema want all of it."""
-    known = {"name": model.id, "model": model.id, "size": 0, "digest": "", **_of(model, "size", "digest")}
+    known = {"name": name, "model": name, "size": 0, "digest": "", **_of(model, "size", "digest")}
     details = model.more.get("details")
     return {**known, "details": {**_NO_DETAILS, **(details if isinstance(details, dict) else {})}}
 

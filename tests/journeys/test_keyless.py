@@ -113,6 +113,7 @@ async def test_where_somebody_is_is_what_can_be_known_of_it(
         (("Origin: https://chat.example.net", "Sec-Fetch-Site: cross-site"), 200),
         (("Origin: https://CHAT.example.net",), 200),
         (("Sec-Fetch-Site: none",), 200),
+        (("Sec-Fetch-Mode: cors", "Accept-Language: *"), 200),  # as Node's fetch says of itself
     ],
     ids=str,
 )

@@ -89,6 +89,23 @@ async def test_each_caller_is_told_what_they_may_use(
         assert await names(gateway.port, path, key=BOB) == ["b:1b"]
 
 
+async def test_the_names_are_those_that_clients_can_ask_for(
+    provider_for: ProviderFor, gateway_for: GatewayFor
+) -> None:
+    rig = holding(await provider_for("rig", rename={"a:1b": "small"}), "a:1b", "b:1b", loaded=("a:1b",))
+    other = await provider_for("other", models=["not-ollamas"])
+    aliases = {"gpt": "small", "fast": ["not-ollamas", "b:1b"], "far": "not-ollamas"}
+    gateway = await gateway_for(rig, other, **ON, aliases=aliases)
+    assert await names(gateway.port, "/api/tags") == ["b:1b", "fast", "gpt", "small"]
+    assert await names(gateway.port, "/api/ps") == ["small"]
+    for name, told in (("small", "a:1b"), ("gpt", "a:1b"), ("fast", "b:1b")):
+        for path in ("/api/chat", "/api/show"):
+            response = await ask(gateway.port, to(path, {"model": name, "stream": False}))
+            assert (response.status, response.header("x-gateway-model")) == (200, told)
+            assert rig.requests[-1].json == {"model": told, "stream": False}
+    assert (await ask(gateway.port, to("/api/chat", {"model": "far"}))).status == 404
+
+
 async def test_what_a_server_does_not_tell_is_filled_in_as_a_schema_wants_it(
     provider: FakeProvider, gateway_for: GatewayFor
 ) -> None:

@@ -88,7 +88,7 @@ def _strings(body: Body) -> Iterator[tuple[Span, Span | None]]:
         at, sign = token.end(), token[0]
         if sign == b'"':
             end = _end_of_string(body, token.start())
-            if depth == 1 and awaits_key:
+            if awaits_key:
                 key, awaits_key = (token.start(), end), False
             elif depth == 1 and key is not None:
                 yield key, (token.start(), end)

@@ -18,6 +18,7 @@ from llmgateway.config.load import Loaded, load, schema
 from llmgateway.config.settings import Config
 from llmgateway.config.tree import ConfigError
 from llmgateway.fleet.provider import Probe, State
+from llmgateway.fleet.publishing import published
 from llmgateway.fleet.search import find_servers, look_at_all
 
 
@@ -57,9 +58,10 @@ async def _show_providers(config: Config) -> int:
     for provider, result in seen:
         reason = f": {result.reason}" if result.reason else ""
         print(f"{provider.name}  {provider.config.url}  {result.state.value}{reason}{_kind(result)}")
-        for name, model in sorted((result.models or {}).items()):
+        for name, model in sorted(published(provider.config, result.models or {}).items()):
+            told = f"  (told as {model.told_as})" if model.told_as else ""
             context = f"  (context {model.context_length})" if model.context_length else ""
-            print(f"    {name}{context}")
+            print(f"    {name}{told}{context}")
         if result.state is State.ONLINE and not result.models:
             print("    (no models)")
     return 0 if all(result.state is State.ONLINE for _, result in seen) else 1

@@ -137,7 +137,7 @@ _USAGE: Final = ("USER", "MODEL", "REQUESTS", "PROMPT", "COMPLETION")
 
 def _provider(row: Mapping[str, Any]) -> Sequence[str]:
     slots = f"{row['in_flight']}/{row['slots'] if row['slots'] is not None else '-'}"
-    models = [model["id"] for model in row["models"]]
+    models = [_named(model["id"], model.get("told_as")) for model in row["models"]]
     shown = ", ".join(models[:3]) + (f" +{len(models) - 3}" if len(models) > 3 else "")
     speed = f"{row['tokens_per_s']:.1f}"
     return row["name"], row["state"], slots, str(row["waiting"]), speed, shown or "-", row["reason"]
@@ -148,13 +148,18 @@ def _request(row: Mapping[str, Any]) -> Sequence[str]:
     age = _length(row["age_s"])
     return (
         _who(row),
-        row["model"] or "-",
+        _named(row["model"], row.get("asked_model")) or "-",
         row["provider"] or "-",
         phase,
         age,
         str(row["tokens"]),
         row["id"],
     )
+
+
+def _named(model: str, other_name: str | None) -> str:
+    """Name a model, and what its server calls it, or a client has asked for, if that is another name."""
+    return f"{model} ({other_name})" if other_name else model
 
 
 def _who(row: Mapping[str, Any]) -> str:

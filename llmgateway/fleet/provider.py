@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import islice
+from typing import Final
 
 from llmgateway.access.keys import Caller
 from llmgateway.config.providers import ProviderConfig
@@ -29,6 +31,8 @@ from llmgateway.servers.known import BY_KIND
 from llmgateway.servers.models import Model
 
 events = Events("fleet")
+
+_MOST_TOLD: Final = 20  # names in a line of the log
 
 
 class State(Enum):
@@ -88,6 +92,7 @@ class Provider:
     """True once a newer config has no place for it: what it works on may end, and nothing new comes."""
     renames: bool = False
     """Whether its server knows any of its models by another name than clients do."""
+    _names: Mapping[str, str] = field(default_factory=dict)  # of those, by the name that clients see
     _listed: Mapping[str, Model] = field(default_factory=dict)  # by the names that its server has for them
     _slots_by_model: bool = False
     _told_slots: int | None = None
@@ -203,7 +208,19 @@ class Provider:
         if (told := self.config.listed) is not None:
             self._listed = {name: self._listed.get(name) or Model(name) for name in told.values()}
         self.models = published(self.config, self._listed)
-        self.renames = any(model.told_as for model in self.models.values())
+        before, self._names = self._names, {m.id: m.told_as for m in self.models.values() if m.told_as}
+        self.renames = bool(self._names)
+        if self.renames and self._names != before:
+            self._tell_names()
+
+    def _tell_names(self) -> None:
+        """Log what clients see of what the server calls something else, and what they see no more."""
+        told = [f"{told} is {name}" for name, told in islice(self._names.items(), _MOST_TOLD)]
+        hidden = [name for name in self._names if name in self._listed and name not in self._names.values()]
+        names, hides = ", ".join(told), ", ".join(hidden[:_MOST_TOLD]) or None
+        events.info(
+            "models are renamed", provider=self.name, count=len(self._names), names=names, hides=hides
+        )
 
     def _take_kind(self) -> None:
         """Be of the kind that the config says, or that it has told."""

@@ -20,8 +20,10 @@ from llmgateway.books.totals import Totals
 from llmgateway.fleet.appearance import shown_reason, shown_state
 from llmgateway.fleet.fleet import Fleet
 from llmgateway.fleet.health import Watch
+from llmgateway.fleet.naming import aliases_for
 from llmgateway.fleet.provider import Provider
 from llmgateway.http.via import new_name
+from llmgateway.servers.models import Model
 from llmgateway.traffic.slots import Slots
 
 MOST_REQUESTS: Final = 100
@@ -79,6 +81,7 @@ class Status:
             "gateway": self._gateway(viewer, wall),
             "viewer": {"user": viewer.user, "admin": viewer.admin},
             "providers": self._providers(viewer, now, wall),
+            **self._aliases(viewer),
             "requests": [
                 _request(entry, positions, now) for entry in islice(reversed(entries), MOST_REQUESTS)
             ],
@@ -126,16 +129,19 @@ class Status:
             "state": shown_state(provider),
             "reason": shown_reason(provider, now),
             "owner": provider.config.owner,
-            "models": [
-                {"id": model.id, "loaded": model.loaded, "context_length": model.context_length}
-                for model in islice(provider.models.values(), MOST_MODELS)
-            ],
+            "models": [_model(model) for model in islice(provider.models.values(), MOST_MODELS)],
             "in_flight": provider.in_flight,
             "slots": provider.slots,
             "waiting": waiting.get(provider.name, 0),
             "tokens_per_s": round(self._ledger.speeds.tokens_per_s(provider.name, now=now), 1),
             "hour": self._ledger.speeds.hour(provider.name, now=now, wall=wall),
         }
+
+    def _aliases(self, viewer: Caller) -> dict[str, Any]:
+        """Tell which other names the viewer can use now, if any, and for what."""
+        meanings = aliases_for(self._fleet, viewer, self._fleet.models_for(viewer))
+        some = [{"id": alias, "alias_of": name} for alias, name in islice(meanings.items(), MOST_MODELS)]
+        return {"aliases": some} if some else {}
 
     def _usage(self, viewer: Caller, wall: float) -> dict[str, Any]:
         day = time.strftime("%Y-%m-%d", time.gmtime(wall))
@@ -182,6 +188,11 @@ def _sees(viewer: Caller, user: str | None) -> bool:
     return viewer.admin or user == viewer.user
 
 
+def _model(model: Model) -> dict[str, Any]:
+    told = {"told_as": model.told_as} if model.told_as else {}
+    return {"id": model.id, "loaded": model.loaded, "context_length": model.context_length, **told}
+
+
 def _request(entry: Entry, positions: Mapping[str, int], now: float) -> dict[str, Any]:
     phase = entry.phase
     return {
@@ -195,4 +206,5 @@ def _request(entry: Entry, positions: Mapping[str, int], now: float) -> dict[str
         "position": positions.get(entry.id, 0) if phase == "waiting" else 0,
         "age_s": round(now - entry.began, 1),
         "tokens": entry.meter.output_so_far if entry.meter is not None else 0,
+        **({"asked_model": entry.asked_model} if entry.asked_model else {}),
     }

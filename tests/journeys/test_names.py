@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from llmgateway.cli.terminal import render
 from llmgateway.config.load import build
 from llmgateway.service.gateway import Gateway
 from tests.conftest import GatewayFor, ProviderFor
@@ -16,6 +17,7 @@ from tests.journey import KEY, eventually, settings
 from tests.journeys.test_ollama import as_ollama
 from tests.raw_client import Response, chat, request
 from tests.script import answer, cut, error, loading, play, sse, stall, word
+from tests.web.visit import snapshot
 
 LONG = "Qwen/Qwen3-8B-GGUF:Q4_K_M"
 SHORT = {"name": "qwen", "as": LONG}
@@ -269,6 +271,7 @@ async def test_a_real_model_that_the_caller_cannot_use_hides_no_alias(
     bobs = await provider_for("bobs", models=["gpt"], owner="bob")
     rig = await provider_for("rig", models=["qwen"])
     gateway = await gateway_for(bobs, rig, users=FAMILY, aliases={"gpt": "qwen"})
+    assert (await listed(gateway))["gpt"]["alias_of"] == "qwen"
     assert seen_in(await ask(gateway.port, ask_for("gpt"))) == (200, "rig", "qwen")
 
 
@@ -398,6 +401,55 @@ async def test_a_real_model_goes_first_also_if_it_is_found_only_while_a_request_
         assert "asked_model" not in await line_of(gateway)
 
 
+# --- where both names are shown -----------------------------------------------------------------------
+
+
+async def test_both_names_are_shown_to_who_watches(
+    provider_for: ProviderFor, gateway_for: GatewayFor, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig = await provider_for("rig", models=[LONG, "m"], rename={LONG: "qwen"})
+    gateway = await gateway_for(rig, aliases={"gpt": "qwen", "gone": "nobody"})
+    rig.script = play(sse(), word("Hel"), stall())
+    async with crowd(gateway.port) as send:
+        client = await send(ask_for("gpt", stream=True))
+        await client.head()
+        seen = await snapshot(gateway)
+        assert [(row["model"], row["asked_model"]) for row in seen["requests"]] == [("qwen", "gpt")]
+        drawn = render(seen)
+    assert seen["aliases"] == [{"id": "gpt", "alias_of": "qwen"}]
+    models = {model["id"]: model.get("told_as") for model in seen["providers"][0]["models"]}
+    assert models == {"qwen": LONG, "m": None}
+    assert f"qwen ({LONG}), m" in drawn and "qwen (gpt)" in drawn
+    with caplog.at_level("INFO"):
+        assert (await line_of(gateway))["asked_model"] == "gpt"
+    assert "asked_model" in str([record.__dict__ for record in caplog.records])
+
+
+async def test_the_log_tells_once_what_is_renamed_and_what_that_hides(
+    provider_for: ProviderFor, gateway_for: GatewayFor, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    rig = await provider_for("rig", models=[LONG, "qwen", "m"], rename={LONG: "qwen"})
+    gateway = await gateway_for(rig, health=QUICK)
+    seen = len(rig.looks)
+    await eventually(lambda: len(rig.looks) > seen + 2)
+    told = [record.__dict__ for record in caplog.records if record.msg == "models are renamed"]
+    assert [str(each).count(f"{LONG} is qwen") for each in told] == [1]
+    assert "hides" in str(told) and gateway.fleet.providers["rig"].renames
+
+
+async def test_without_other_names_nothing_more_is_told(
+    provider: FakeProvider, gateway_for: GatewayFor
+) -> None:
+    gateway = await gateway_for(provider)
+    provider.script = play(sse(), word("Hel"), stall())
+    async with crowd(gateway.port) as send:
+        await (await send(ask_for("m", stream=True))).head()
+        seen = await snapshot(gateway)
+    assert "aliases" not in seen and "asked_model" not in seen["requests"][0]
+    assert set(seen["providers"][0]["models"][0]) == {"id", "loaded", "context_length"}
+
+
 # --- fallbacks -----------------------------------------------------------------------------------------
 
 
@@ -494,6 +546,7 @@ async def test_fallbacks_do_not_chain_and_each_is_tried_once(
     await small.refuse()
     response = await ask(gateway.port, ask_for("qwen-32b"))
     assert response.status == 502
+    assert (await line_of(gateway))["attempts"] == 2
     assert "'big'" in response.json["error"]["message"] and "'small'" in response.json["error"]["message"]
     assert not third.calls
     assert seen_in(await ask(gateway.port, ask_for("qwen-8b"))) == (200, "third", "tiny")

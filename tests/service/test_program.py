@@ -264,6 +264,10 @@ async def test_check_says_what_is_good_and_with_probe_what_is_served(
     probed = await run("check", "--probe", cwd=tmp_path)
     assert probed.code == 0
     assert re.search(r"^rig  \S+  online  \(OpenAI-compatible: openai\)\n    m$", probed.out, re.MULTILINE)
+    provider.models, provider.settings["rename"] = ["a/b:c", "m"], {"a/b:c": "b"}
+    config_file(tmp_path, provider)
+    renamed = await run("check", "--probe", cwd=tmp_path)
+    assert "\n    b  (told as a/b:c)\n    m\n" in renamed.out
     await provider.refuse()
     unreachable = await run("check", "--probe", cwd=tmp_path)
     assert unreachable.code == 1

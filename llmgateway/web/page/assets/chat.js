@@ -50,10 +50,10 @@ export class Chat {
   }
 
   /** Offer the models that can answer now. */
-  render({ providers, viewer }) {
+  render({ providers, aliases, viewer }) {
     if (!this.#user) this.#recall(viewer.user);
     const chosen = this.#model.value;
-    const options = modelsOf(providers);
+    const options = modelsOf(providers, aliases);
     // A model that went away stays chosen: a message must not go to another one unnoticed.
     const gone = chosen && !options.some(({ id }) => id === chosen);
     this.#options.render(gone ? [...options, { id: chosen, note: "not available" }] : options);

@@ -5,19 +5,21 @@ import { el, setAttribute, setText } from "./dom.js";
 // No list of models says what they are for; their names mostly do.
 const NO_CHAT = /embed|rerank|retriev|\b(bge|gte|e5|minilm|colbert|clip|siglip)\b|whisper|\b(tts|asr|stt)\b|kokoro|piper|speech|diffusion|sdxl|\bflux|moderation/i;
 
-/** @returns {{id: string, note: string}[]} those that can answer now */
-export function modelsOf(providers) {
+/** @returns {{id: string, note: string, real?: boolean}[]} those that can answer now, and other names for them */
+export function modelsOf(providers, aliases = []) {
   const able = providers.filter(({ state }) => state === "online" || state === "warming");
   const loaded = new Map();
   for (const { id, loaded: now } of able.flatMap(({ models }) => models)) loaded.set(id, loaded.get(id) || now === true);
-  const options = [...loaded].map(([id, now]) => ({ id, note: now ? "loaded" : "" }));
+  const options = [...loaded].map(([id, now]) => ({ id, note: now ? "loaded" : "", real: true }));
+  const others = aliases.filter(({ alias_of: id }) => loaded.has(id)).map(({ id, alias_of: of }) => ({ id, note: `stands for ${of}` }));
+  options.push(...others);
   return options.sort((a, b) => a.id.localeCompare(b.id));
 }
 
 /** Choose what was wanted, else one that chats, best one that is in memory. @returns {string} */
 export function choice(options, wanted) {
   if (options.some(({ id }) => id === wanted)) return wanted;
-  const able = options.filter(({ id }) => !NO_CHAT.test(id));
+  const able = options.filter(({ id, real }) => real && !NO_CHAT.test(id));
   const best = able.find(({ note }) => note) ?? able[0] ?? options[0];
   return best?.id ?? "";
 }

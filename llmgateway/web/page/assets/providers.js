@@ -116,13 +116,16 @@ function modelLine() {
   const id = el("span", { class: "id" });
   const loaded = el("span", { class: "tag" }, "loaded");
   const size = el("span", { class: "context" });
+  const told = el("span", { class: "context told" });
   const update = (model) => {
     setText(id, model.id);
-    setAttribute(id, "title", model.id);
+    setAttribute(id, "title", model.told_as ? `${model.id}, which the server knows as ${model.told_as}` : model.id);
+    show(told, Boolean(model.told_as));
+    setText(told, model.told_as ?? "");
     show(loaded, model.loaded === true);
     show(size, Boolean(model.context_length));
     setText(size, model.context_length ? context(model.context_length) : "");
     setAttribute(size, "title", model.context_length ? `context of ${count(model.context_length)} tokens` : null);
   };
-  return { node: el("li", {}, id, loaded, size), update };
+  return { node: el("li", {}, id, told, loaded, size), update };
 }

@@ -3,11 +3,11 @@
 import { byId, setAttribute, setText, show } from "./dom.js";
 import { DASH, milliseconds, moment, rate, short } from "./format.js";
 import { Table } from "./table.js";
-import { NO_MODEL, OUTCOMES, say, who } from "./words.js";
+import { NO_MODEL, OUTCOMES, asked, say, who } from "./words.js";
 
 const COLUMNS = [
   { name: "time", label: "Ended", text: (entry) => moment(Date.parse(entry.time) / 1000), title: (entry) => `request ${entry.id}` },
-  { name: "model", label: "Model", heads: true, text: (entry) => entry.model ?? NO_MODEL },
+  { name: "model", label: "Model", heads: true, text: (entry) => entry.model ?? NO_MODEL, note: asked },
   { name: "outcome", label: "Outcome", text: outcome, tone: (entry) => say(OUTCOMES, outcomeOf(entry))[1], note: (entry) => entry.why },
   { name: "user", label: "User", text: who },
   { name: "key", label: "Key", text: (entry) => entry.key ?? DASH },

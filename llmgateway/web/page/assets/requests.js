@@ -3,10 +3,10 @@
 import { byId, setAttribute, setText, show } from "./dom.js";
 import { DASH, age, count } from "./format.js";
 import { Table } from "./table.js";
-import { PHASES, say, who } from "./words.js";
+import { PHASES, asked, say, who } from "./words.js";
 
 const columns = (end) => [
-  { name: "model", label: "Model", heads: true, text: (request) => request.model || DASH, title: (request) => request.endpoint },
+  { name: "model", label: "Model", heads: true, text: (request) => request.model || DASH, note: asked, title: (request) => request.endpoint },
   { name: "user", label: "User", text: who },
   { name: "provider", label: "Provider", text: (request) => request.provider || DASH },
   { name: "phase", label: "Phase", text: phase, tone: (request) => say(PHASES, request.phase)[1] },

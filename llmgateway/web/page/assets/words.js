@@ -61,6 +61,9 @@ export function who({ user, person }) {
   return person ? `${person} (${user})` : (user ?? "–");
 }
 
+/** @returns {string} what the client asked for, where that is not the name of the model */
+export const asked = ({ asked_model: name }) => (name ? `asked for as ${name}` : "");
+
 /** "tokens_per_day" -> "Tokens per day" */
 export function sentence(name) {
   const words = String(name).replaceAll("_", " ");

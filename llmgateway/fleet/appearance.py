@@ -5,6 +5,7 @@ shown as online, whatever probes say. The words quote nothing that was said to s
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Final
 
 from llmgateway.fleet.breaker import Breaker
@@ -22,9 +23,15 @@ def having(name: str, providers: Iterable[Provider]) -> list[Provider]:
     return [p for p in among if p.serves(name)] or [p for p in among if p.may_come_to_serve(name)]
 
 
-def endpoints_of(name: str, providers: Sequence[Provider], among: Iterable[str]) -> list[str]:
+def endpoints_of(name: str, providers: Sequence[Provider], among: tuple[str, ...]) -> tuple[str, ...]:
     """Name those endpoints at which a request for a model would go to one of these providers."""
-    return [each for each in among if any(p.has_endpoint(each, name) for p in providers)]
+    missing = (p.repertoire.missing(found.id) for p in providers if (found := p.find(name)) is not None)
+    return _had(among, *missing)
+
+
+@lru_cache(64)  # lists of models are long, and most have the same
+def _had(names: tuple[str, ...], *missing: frozenset[str]) -> tuple[str, ...]:
+    return tuple(name for name in names if any(name not in each for each in missing))
 
 
 def taken_out(provider: Provider) -> Mapping[str, Breaker]:

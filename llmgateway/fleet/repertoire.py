@@ -7,7 +7,7 @@
 - What nobody knows to be missing is had, and so is an endpoint that has no name.
 """
 
-from collections.abc import Collection, Set
+from collections.abc import Collection
 from functools import lru_cache
 from typing import Final
 
@@ -24,7 +24,7 @@ class Repertoire:
     """The endpoints of one provider, as far as is known."""
 
     def __init__(self) -> None:
-        self._missing: Set[str] = frozenset()
+        self._missing: frozenset[str] = frozenset()
         self._is_told = False
         self._learnt: dict[tuple[str, str], float] = {}
         self.worked: set[str] = set()
@@ -33,7 +33,7 @@ class Repertoire:
     def adopt(self, kind: Kind, told: Collection[str] | None) -> None:
         """Go by what a kind of server has, or by what the config says instead."""
         self._is_told = told is not None
-        self._missing = missing_of(kind) if told is None else BY_NAME.keys() - set(told)
+        self._missing = missing_of(kind) if told is None else frozenset(BY_NAME.keys() - set(told))
         if self._is_told:
             self.forget()
 
@@ -43,6 +43,11 @@ class Repertoire:
             return False
         learnt = self._learnt
         return not learnt or ((endpoint, ALL) not in learnt and (endpoint, model) not in learnt)
+
+    def missing(self, model: str) -> frozenset[str]:
+        """Give all that is known to be missing for a model."""
+        learnt = {endpoint for endpoint, of in self._learnt if of in (ALL, model)} if self._learnt else None
+        return self._missing | learnt if learnt else self._missing
 
     @property
     def learnt(self) -> Collection[tuple[str, str]]:

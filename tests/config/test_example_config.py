@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from llmgateway.api.endpoints import BY_NAME
 from llmgateway.config.fields import Section
 from llmgateway.config.load import SECTIONS, Loaded, parse, schema
 from llmgateway.config.providers import ProviderConfig, TimeoutsConfig, WakeConfig
@@ -24,6 +25,7 @@ from llmgateway.config.settings import (
     TlsConfig,
 )
 from llmgateway.config.users import NO_LIMITS, KeyEntry, LimitsConfig, UserConfig
+from llmgateway.servers.known import BY_KIND
 
 EXAMPLE = Path(__file__).resolve().parent.parent.parent / "config.example.yaml"
 TEXT = EXAMPLE.read_text(encoding="utf-8")
@@ -60,6 +62,14 @@ def test_the_commented_provider_is_valid_and_complete() -> None:
     assert {*written, "api_key_file"} == set(ProviderConfig.model_fields), "there is an api_key already"
     assert set(written["timeouts"]) == set(TimeoutsConfig.model_fields)
     assert set(written["wake"]) == set(WakeConfig.model_fields)
+
+
+def test_every_kind_and_every_endpoint_is_named_here_and_every_endpoint_in_the_docs() -> None:
+    explained = re.search(r"^#     # What kind of server(.*\n)*?#     endpoints:", TEXT, re.MULTILINE)
+    assert explained is not None
+    table = (EXAMPLE.parent / "docs" / "servers.md").read_text("utf-8")
+    assert {*BY_KIND, *BY_NAME} <= {*re.findall(r"\w+", explained[0])}
+    assert {*BY_NAME} <= {*re.findall(r"`(\w+)`", table)}
 
 
 def test_every_model_has_its_place_in_the_file() -> None:

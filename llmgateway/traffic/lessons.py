@@ -9,14 +9,23 @@ from typing import Final
 from llmgateway.fleet.provider import Provider
 from llmgateway.http.exchange import Exchange
 from llmgateway.servers.refusals import NOT_FOUND, REFUSALS, scope_of
-from llmgateway.traffic.answers import QUOTED_BYTES, readable
+from llmgateway.traffic.answers import QUOTED_BYTES, UNAUTHORIZED, readable
 from llmgateway.traffic.call import Call
 from llmgateway.traffic.line import Order
 
 UNSUPPORTED: Final = 501  # says nothing bad about the provider's health
 _TRY_ELSEWHERE: Final = (NOT_FOUND, 429, UNSUPPORTED)
+_FORBIDDEN: Final = 403
 _NO_METHOD: Final = 405  # where no model says who should have the path, another may have it
 _LOOK_S: Final = 2.0
+
+
+def is_refusal(status: int, call: Call) -> bool:
+    """Tell whether a status may say that the gateway's credentials are not good.
+
+    Servers built on ASGI (vLLM and many others) answer 403 to a WebSocket at any path that they have not.
+    """
+    return status == UNAUTHORIZED or (status == _FORBIDDEN and not call.outgoing.accept)
 
 
 class Worth(IntEnum):
@@ -33,7 +42,7 @@ class Worth(IntEnum):
 async def worth_of(exchange: Exchange, provider: Provider, call: Call, order: Order, now: float) -> Worth:
     """Tell what an answer is worth, and let its provider know what it says of it."""
     status = exchange.status
-    if await _says_it_has_not(provider, call.outgoing.path, exchange, order, now):
+    if status == _FORBIDDEN or await _says_it_has_not(provider, call.outgoing.path, exchange, order, now):
         return Worth.LITTLE
     if status not in _TRY_ELSEWHERE and (status != _NO_METHOD or call.model):
         return Worth.FINAL

@@ -38,7 +38,6 @@ from llmgateway.servers.kind import quote
 from llmgateway.servers.known import is_loading
 from llmgateway.traffic.answers import (
     QUOTED_BYTES,
-    UNAUTHORIZED,
     about_the_key,
     none_left,
     readable,
@@ -49,7 +48,7 @@ from llmgateway.traffic.estimate import OutputSize, PromptSize, Speed
 from llmgateway.traffic.fairness import cost
 from llmgateway.traffic.keepers import Listener
 from llmgateway.traffic.late import Unpacked, fit
-from llmgateway.traffic.lessons import UNSUPPORTED, worth_of
+from llmgateway.traffic.lessons import UNSUPPORTED, is_refusal, worth_of
 from llmgateway.traffic.line import NoCandidate, Order, Overloaded
 from llmgateway.traffic.naming import as_asked, asking, name_for, own_lines_of, turns
 from llmgateway.traffic.session import converse
@@ -58,7 +57,6 @@ from llmgateway.traffic.story import Held, Story
 
 events = Events("proxy")
 
-_REFUSED: Final = (UNAUTHORIZED, 403)
 _CONTENT: Final = (200, 201, 202, 203)
 _NO_ANSWER: Final = 300  # from here on a status says that no model has worked
 _QUOTED_S: Final = 2.0
@@ -252,14 +250,14 @@ class Proxy:
         status = exchange.status
         if is_redirect(status, exchange.head):
             raise self._upstream.redirected(provider, call.outgoing, exchange)
-        if status == UNSUPPORTED or (status < 500 and status not in _REFUSED):
+        if status == UNSUPPORTED or (status < 500 and not is_refusal(status, call)):
             return
         body, _ = await exchange.read(QUOTED_BYTES, _QUOTED_S)
         body = readable(exchange.head, body)
         said = quote(body, provider.secrets)
         brief = f"answered {status}"
         trouble = f"{brief}{': ' if said else '.'}{said}"
-        if status in _REFUSED:
+        if is_refusal(status, call):
             trouble = trouble.rstrip(". ") + about_the_key(provider, status)
             raise ProviderRefused(provider.name, trouble, brief)
         if is_loop(status, body):

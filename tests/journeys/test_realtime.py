@@ -339,6 +339,23 @@ async def test_neither_a_session_of_the_page_nor_a_wrong_key_opens_it(
     assert not handshakes(provider)
 
 
+async def test_a_program_may_be_known_by_its_network_and_a_web_page_may_not(
+    provider: FakeProvider, gateway_for: GatewayFor
+) -> None:
+    """No browser asks before it opens a WebSocket for a page of another site; it only tells whose it is."""
+    provider.on[PATH] = session(raw(close(1000, mask=False)))
+    users = {"alice": {"keys": [KEY]}, "box": {"from": ["127.0.0.0/8"]}}
+    gateway = await gateway_for(provider, users=users)
+    assert (await asked(gateway, handshake(key=None))).status == 101
+    assert (await booked(gateway))["user"] == "box"
+    for line in (
+        "Origin: https://evil.example",
+        "Origin: null",
+        "Sec-WebSocket-Protocol: openai-insecure-api-key.sk-wrong",
+    ):
+        refusal(await asked(gateway, handshake(line, key=None)), 401, "invalid_api_key", PATH)
+
+
 async def test_a_key_among_subprotocols_opens_nothing_else(
     provider: FakeProvider, gateway_for: GatewayFor
 ) -> None:

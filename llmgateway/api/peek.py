@@ -108,6 +108,7 @@ _CHAT: Final[msgspec.json.Decoder[_Chat]] = msgspec.json.Decoder(
 )
 _STRING: Final = msgspec.json.Decoder(str)
 _SERIES: Final = msgspec.json.Decoder(list[msgspec.Raw])
+_SYSTEM: Final = ("system", "developer")
 _NO_LIMIT: Final = 10**9  # tokens: so many, or more, limit nothing
 _MOST_DIGITS: Final = 20  # of a number that is worth a look
 _MOST_COMMAS: Final = 200_000  # in a body whose turns are told apart: each takes about 400 bytes for a moment
@@ -186,12 +187,11 @@ def _peek_chat(chat: _Chat, body: Body) -> Peek:
     model = chat.model
     if not 0 < len(model) <= _NAME_CHARACTERS:
         check_model(model)
-    turns: list[Buffer] = [memoryview(message) for message in chat.messages]
+    copied = len(body) <= STEP_BYTES  # so long as they are small, copies cost less than views
+    turns: list[Buffer] = list(map(bytes if copied else memoryview, chat.messages))
     if is_marked(body):
         turns = list(map(unmarked, turns))
-    opening = 0
-    while opening < len(turns) and _is_system(turns[opening]):
-        opening += 1
+    opening = _opening(turns, 0)
     limit = _least(chat.max_tokens, chat.max_completion_tokens)
     size = sum(map(len, turns))
     if chat.tools is not _ABSENT:
@@ -236,18 +236,18 @@ def _beside(envelope: _Envelope) -> list[msgspec.Raw]:
 
 def _opening(turns: Sequence[Buffer], count: int) -> int:
     """Count the turns that come before a user, or a model, has said anything; `count` of them are known."""
-    while count < len(turns) and _is_system(turns[count]):
+    while count < len(turns) and role_of(turns[count]) in _SYSTEM:
         count += 1
     return count
 
 
-def _is_system(message: Buffer) -> bool:
-    return role_of(message) in ("system", "developer")
-
-
 def _least(*limits: int | None) -> int | None:
     """Give the lowest of the limits on an output, in tokens; what limits nothing is none."""
-    return min((limit for limit in limits if limit is not None and 0 <= limit < _NO_LIMIT), default=None)
+    least = _NO_LIMIT
+    for limit in limits:
+        if limit is not None and 0 <= limit < least:
+            least = limit
+    return least if least < _NO_LIMIT else None
 
 
 def _limits_inside(envelope: _Envelope) -> Iterator[msgspec.Raw]:

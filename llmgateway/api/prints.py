@@ -23,7 +23,7 @@ def print_of(content: Buffer) -> int:
         long = LongPrint()
         long.add(content)
         return long.value()
-    return hash(bytes(content))
+    return hash(content if isinstance(content, bytes) else bytes(content))
 
 
 class LongPrint:

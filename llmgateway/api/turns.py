@@ -14,6 +14,10 @@ class _Spoken(msgspec.Struct):
 
 
 _ROLE_FIRST: Final = re.compile(rb'\{\s{0,8}"role"\s{0,8}:\s{0,8}"([a-z]{1,16})"')  # as most clients write it
+_USUALLY: Final = tuple(
+    (role, (b'{"role":"%b"' % role.encode(), b'{"role": "%b"' % role.encode())) for role in ("user", "system")
+)
+"""How the messages begin whose role is asked for most, as most clients write it: a third of the cost."""
 _ROLE_LAST: Final = re.compile(rb'"role"\s{0,8}:\s{0,8}"([a-z]{1,16})"\s{0,8}\}\Z')
 _ROLE_BYTES: Final = 64
 _LONG_MESSAGE_BYTES: Final = 1 << 18  # of one that is not parsed for its role alone
@@ -30,6 +34,10 @@ _BLANKS: Final = 64  # that may stand between a mark and the comma before it
 
 def role_of(message: Buffer) -> str:
     """Tell who says a message, as it stands; empty if that cannot be told."""
+    if isinstance(message, bytes):
+        for usual, beginnings in _USUALLY:
+            if message.startswith(beginnings):
+                return usual
     if role := _ROLE_FIRST.match(message):
         return role[1].decode()
     if len(message) > _LONG_MESSAGE_BYTES:

@@ -67,48 +67,33 @@ def thread_of(peek: Peek, *, user: str, session: bytes | None) -> Thread:
 
     What different users say, and what is said to different models, is never taken for one conversation.
     """
-    if peek.prints is not None:
-        return _thread_of_prints(peek, peek.prints, user=user, session=session)
+    prints = peek.prints
+    if prints is None:
+        said = peek.said if not peek.text else blocks_of(peek.text)
+        prints = [print_of(each) for each in (*peek.system, *said)]
     chain = own = hash((user, peek.model) if session is None else (user, peek.model, session))
     system = None
     if peek.system:
-        prints = tuple(map(print_of, peek.system))
-        chain = hash((chain, prints))
-        if sum(map(len, peek.system)) >= SYSTEM_PROMPT_BYTES:  # a shorter one is not worth a thought
-            system = hash((peek.model, prints))
-    said = peek.said if not peek.text else blocks_of(peek.text)
-    if session is not None:
-        start = hash((chain, print_of(said[0]))) if said else chain
-        return Thread((start,), system, session=own, length=len(said))
-    if len(said) == 1:
-        return Thread((hash((chain, print_of(said[0]))),), system, not peek.text)
-    links = [chain := hash((chain, print_of(content))) for content in said]
-    eve = _eve(said, links) if len(said) > 2 and not peek.text else None
-    return Thread(tuple(links[-MAX_LINKS:]), system, eve=eve)
-
-
-def _thread_of_prints(peek: Peek, prints: Sequence[int], *, user: str, session: bytes | None) -> Thread:
-    """Tell the same where the prints have been made already, while a large body came."""
-    chain = own = hash((user, peek.model) if session is None else (user, peek.model, session))
-    system = None
-    opening, said = tuple(prints[: len(peek.system)]), prints[len(peek.system) :]
-    if opening:
+        opening, prints = tuple(prints[: len(peek.system)]), prints[len(peek.system) :]
         chain = hash((chain, opening))
-        if sum(map(len, peek.system)) >= SYSTEM_PROMPT_BYTES:
+        if sum(map(len, peek.system)) >= SYSTEM_PROMPT_BYTES:  # a shorter one is not worth a thought
             system = hash((peek.model, opening))
     if session is not None:
-        start = hash((chain, said[0])) if said else chain
-        return Thread((start,), system, session=own, length=len(said))
-    if len(said) == 1:
-        return Thread((hash((chain, said[0])),), system, not peek.text)
-    links = [chain := hash((chain, each)) for each in said]
-    eve = _eve(peek.said, links) if len(said) > 2 and not peek.text else None
+        start = hash((chain, prints[0])) if prints else chain
+        return Thread((start,), system, session=own, length=len(prints))
+    if len(prints) == 1:
+        return Thread((hash((chain, prints[0])),), system, not peek.text)
+    links = []
+    for each in prints:
+        chain = hash((chain, each))
+        links.append(chain)
+    eve = _eve(peek.said, links) if len(links) > 2 and not peek.text else None
     return Thread(tuple(links[-MAX_LINKS:]), system, eve=eve)
 
 
 def _eve(said: Sequence[Buffer], links: Sequence[Hashable]) -> Hashable | None:
     """Give the chain up to the user's last message, if that is more than an opening."""
-    for at in range(len(said) - 1, max(1, len(said) - 1 - _LAST_MESSAGES), -1):
+    for at in range(len(said) - 1, 1, -1)[:_LAST_MESSAGES]:
         if role_of(said[at]) == "user":
             return links[at - 1]
     return None

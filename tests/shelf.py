@@ -62,7 +62,7 @@ class Shelf:
 
     async def _stream(self, exchange: Exchange, response: dict[str, Any]) -> None:
         await exchange.head(200, SSE)
-        begun = {**response, "status": "in_progress", "output": []}
+        begun = {**response, "status": "in_progress", "output": [], "usage": None}
         await exchange.event({"type": "response.created", "sequence_number": 0, "response": begun})
         if self.hold is not None:
             await self.hold.wait()

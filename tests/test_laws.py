@@ -39,7 +39,14 @@ PURE_MODULES: Final = frozenset(
     | {"books.speed", "books.totals", "fleet.absence", "fleet.appearance", "fleet.breaker"}
     | {"fleet.fleet", "fleet.naming", "fleet.provider", "fleet.publishing", "fleet.repertoire"}
     | {"http.frames", "http.handshake", "http.headers", "http.peers", "http.via"}
-    | {"traffic.affinity", "traffic.estimate", "traffic.fairness", "traffic.keepers", "traffic.overheard"}
+    | {
+        "traffic.affinity",
+        "traffic.estimate",
+        "traffic.fairness",
+        "traffic.keepers",
+        "traffic.listener",
+        "traffic.overheard",
+    }
     | {"traffic.router"}
 )
 OUTSIDE_PURE: Final = frozenset({"asyncio", "aiohttp", "socket", "ssl", "uvloop"})

@@ -160,7 +160,7 @@ class Limits:
         self._tokens = FixedWindowRateLimiter(self._counters)
         self._parallel: dict[tuple[str, ...], int] = {}  # only of those who have something in flight
         self._terms: dict[_Key, _Terms] = {}
-        self._unlimited = Admission(self, ())
+        self._unlimited = Admission(self, (), ())
 
     def admit(
         self,
@@ -176,20 +176,19 @@ class Limits:
         """Let a request in, at the expense of the user and the key; the caller must release the admission.
 
         If it is by a person, that is at the expense of the person instead of the user.
-        `key_id` tells the key from all others; `key_name` is what people call it. What `costs` neither tokens
-        nor a place is counted all the same. Raises GatewayError (429),
-        with a Retry-After that holds for all limits at once.
+        `key_id` tells the key from all others; `key_name` is what people call it. What most likely `costs`
+        nothing, neither tokens nor a place, is counted all the same. Raises GatewayError (429), with a
+        Retry-After that holds for all limits at once.
         """
         rules = self._rules((user, key_id, key_name, person), user_limits, key_limits)
-        if not costs:
-            rules = tuple(rule for rule in rules if rule.kind.counts == "requests")
         if not rules:
             return self._unlimited
+        holding = rules if costs else tuple(rule for rule in rules if rule.kind.counts == "requests")
         self._clock.tick()
-        if not all(map(self._allows, rules)):
-            raise self._refusal(rules)
-        self._take(rules)
-        return Admission(self, rules)
+        if not all(map(self._allows, holding)):
+            raise self._refusal(holding)
+        self._take(holding)
+        return Admission(self, rules, holding)
 
     def _rules(self, key: _Key, user_limits: LimitsConfig, key_limits: LimitsConfig) -> tuple[_Rule, ...]:
         """Give the rules for a key, made anew only when its settings are others than the last time."""
@@ -326,9 +325,10 @@ class Admission:
 
     __slots__ = ("_limits", "_places", "_rules")
 
-    def __init__(self, limits: Limits, rules: tuple[_Rule, ...]) -> None:
+    def __init__(self, limits: Limits, rules: tuple[_Rule, ...], holding: tuple[_Rule, ...]) -> None:
         self._limits = limits
-        self._rules = self._places = rules
+        self._rules = rules
+        self._places = holding
 
     def __enter__(self) -> Self:
         return self

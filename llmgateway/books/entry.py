@@ -31,7 +31,7 @@ class Entry:
     affinity: str = ""
     streams: bool = False
     recalls: bool = False
-    """Whether it only asks for what was made, and paid for, before."""
+    """Whether it only asks for what was made before, so that no model works on it."""
     attempts: int = 0
     body_s: float = 0.0
     """How long the request's body took to arrive."""

@@ -32,6 +32,7 @@ from llmgateway.http.handshake import accept_of, require_handshake
 from llmgateway.http.headers import request_head
 from llmgateway.log import Events
 from llmgateway.traffic.affinity import Thread, thread_of
+from llmgateway.traffic.keepers import Kept
 
 events = Events("app")
 
@@ -60,8 +61,12 @@ class Call(msgspec.Struct):
     """Silence after which its stream gets a comment; 0 if it must not have one."""
     writes: bool = False
     """Whether a model writes text in answer to it."""
-    follows: str | None = None
-    """The id of the kept answer that it goes on from, "" for none; None where no answers are kept."""
+    follows: str = ""
+    """The id of the kept answer that it goes on from; empty if it begins anew."""
+    keeps: bool = False
+    """Whether its answer is one that can be asked for again."""
+    kept: Kept | None = None
+    """The kept answer that it has brought, or asks about."""
     asked: str = ""
     """What the client has asked for, if that is not the model."""
     ping_s: float = 0.0
@@ -149,6 +154,7 @@ class CallReader:
                 raise
             seen, body = _named(self._default_model, endpoint, body, named.get(b"content-type", b""))
         model, streams, wanted = seen.model, seen.streams, endpoint.name
+        follows = seen.follows if seen.follows and endpoint.dialect.fields.follows else ""
         if streams is None:
             streams = endpoint.streams_unasked
         entry.model, entry.streams = model[:_MODEL_CHARACTERS], streams
@@ -165,13 +171,16 @@ class CallReader:
         outgoing = Outgoing(endpoint.path, query, fields, lines, request_id, body, plain, method, where)
         prompt_bytes = (seen.prompt_bytes or size) if endpoint.reads else 0
         if not endpoint.streams:  # what answers in events builds on a KV cache, and nothing else does
-            return Call(model, wanted, outgoing, Thread(), entry, prompt_bytes, seen.output_limit)
+            limit = seen.output_limit
+            return Call(model, wanted, outgoing, Thread(), entry, prompt_bytes, limit, follows=follows)
         session = None
         if not self._session_fields.keys().isdisjoint(named):
             session = next(filter(None, map(named.get, self._session_fields)), None)
         thread = thread_of(seen, user=caller.party, session=session)
-        limit, follows = seen.output_limit, seen.follows if endpoint.keeps else None
-        return Call(model, wanted, outgoing, thread, entry, prompt_bytes, limit, keepalive_s, True, follows)
+        limit, keeps = seen.output_limit, endpoint.keeps
+        return Call(
+            model, wanted, outgoing, thread, entry, prompt_bytes, limit, keepalive_s, True, follows, keeps
+        )
 
     def recall(self, client: Client, route: Forward, entry: Entry, body: Body) -> Call:
         """Read what is asked about a kept answer. Raises GatewayError (400)."""

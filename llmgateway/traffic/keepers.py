@@ -7,14 +7,14 @@
 - An id is whose it was first: some servers let a request choose the id of its answer.
 """
 
-from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
 from llmgateway.access.keys import Caller
-from llmgateway.api.ids import IdFinder, is_id
-from llmgateway.api.usage import Meter
+from llmgateway.api.ids import is_id
+from llmgateway.api.usage import Meter, Tokens
+from llmgateway.books.entry import Entry
 from llmgateway.errors import NOT_FOUND, GatewayError
 from llmgateway.fleet.fleet import Fleet
 from llmgateway.fleet.naming import permitted_name
@@ -32,6 +32,24 @@ class Kept(msgspec.Struct):
     provider: str
     url: str
     until: float
+    paid: Tokens | None = None
+    """What was charged for it by estimate, as its making ended before its cost was told; None if that was."""
+
+    def settle(self, entry: Entry, meter: Meter) -> Tokens | None:
+        """Learn what an answer tells of its cost; gives what is to be charged now.
+
+        That is once, for what was made in the background, when somebody hears what has become of it.
+        """
+        if not entry.recalls:
+            self.paid = entry.tokens if entry.tokens is not None and entry.tokens.estimated else None
+            return None
+        if self.paid is None or (told := meter.tokens(0)).estimated:
+            return None
+        paid, self.paid = self.paid, None
+        prompt, completion = max(0, told.prompt - paid.prompt), max(0, told.completion - paid.completion)
+        cached, reasoning = min(told.cached, prompt), min(told.reasoning, completion)
+        entry.tokens = Tokens(prompt, completion, cached, reasoning, estimated=False)
+        return entry.tokens
 
 
 class Keepers:
@@ -47,24 +65,24 @@ class Keepers:
     def __len__(self) -> int:
         return len(self._users)
 
-    def learn(self, made: str, caller: Caller, model: str, provider: Provider, *, now: float) -> None:
-        """Note that a provider has made a response for a caller."""
+    def learn(self, made: str, caller: Caller, model: str, provider: Provider, *, now: float) -> Kept | None:
+        """Note that a provider has made a response for a caller; None if that id is somebody else's."""
         if (user := self._users.get(made)) is not None:
             kept = self._kept[user][made]
             if kept.party != caller.party and now < kept.until:
-                return
+                return None
             self._forget(made)
         self._forget_old(caller.user, now)
         while len(self._users) >= MOST:
             most = max(self._kept, key=lambda user: len(self._kept[user]))
             self._forget(next(iter(self._kept[most])))
         self._users[made] = caller.user
-        self._kept.setdefault(caller.user, {})[made] = Kept(
-            caller.party, model, provider.name, provider.config.url, now + KNOWN_S
-        )
+        kept = Kept(caller.party, model, provider.name, provider.config.url, now + KNOWN_S)
+        self._kept.setdefault(caller.user, {})[made] = kept
+        return kept
 
-    def keeper(self, wanted: str, caller: Caller, *, now: float) -> tuple[Provider, str]:
-        """Give the provider that keeps a response, online or not, and the response's model.
+    def keeper(self, wanted: str, caller: Caller, *, now: float) -> tuple[Provider, Kept]:
+        """Give the provider that keeps a response, online or not, and what is known of the response.
 
         Raises GatewayError (404, or 403 if the caller's key is not good for that model).
         """
@@ -82,7 +100,7 @@ class Keepers:
         permitted_name(self._fleet, caller, kept.model)
         kept.until = now + KNOWN_S
         own[wanted] = own.pop(wanted)
-        return provider, kept.model
+        return provider, kept
 
     def _forget_old(self, user: str, now: float) -> None:
         for made in [made for made, kept in self._kept.get(user, {}).items() if kept.until <= now]:
@@ -93,35 +111,6 @@ class Keepers:
         del self._kept[user][made]
         if not self._kept[user]:
             del self._kept[user]
-
-
-class Listener:
-    """Watches an answer beside its meter, so that its keeper is known as soon as its client knows its id."""
-
-    __slots__ = ("_caller", "_finder", "_keepers", "_meter", "_model", "_now", "_provider")
-
-    def __init__(
-        self,
-        keepers: Keepers,
-        caller: Caller,
-        model: str,
-        provider: Provider,
-        meter: Meter,
-        clock: Callable[[], float],
-    ) -> None:
-        self._keepers = keepers
-        self._caller = caller
-        self._model = model
-        self._provider = provider
-        self._meter = meter
-        self._now = clock
-        self._finder = IdFinder(meter.coding)
-
-    def __call__(self, data: bytes) -> None:
-        """Look at a piece that has just been written."""
-        self._meter.feed(data)
-        if not self._finder.over and (made := self._finder.feed(data)):
-            self._keepers.learn(made, self._caller, self._model, self._provider, now=self._now())
 
 
 def _unknown(wanted: str) -> GatewayError:

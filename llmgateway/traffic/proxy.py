@@ -46,10 +46,10 @@ from llmgateway.traffic.answers import (
 from llmgateway.traffic.call import Call
 from llmgateway.traffic.estimate import OutputSize, PromptSize, Speed
 from llmgateway.traffic.fairness import cost
-from llmgateway.traffic.keepers import Listener
 from llmgateway.traffic.late import Unpacked, fit
 from llmgateway.traffic.lessons import UNSUPPORTED, is_refusal, worth_of
 from llmgateway.traffic.line import NoCandidate, Order, Overloaded
+from llmgateway.traffic.listener import Listener
 from llmgateway.traffic.naming import as_asked, asking, name_for, own_lines_of, turns
 from llmgateway.traffic.session import converse
 from llmgateway.traffic.slots import Slots
@@ -123,7 +123,8 @@ class Proxy:
 
     async def recall(self, call: Call, wanted: str, caller: Caller, client: Client) -> None:
         """Ask for a response where it is kept, at once, as that takes no slot. Raises GatewayError."""
-        provider, call.entry.model = self._keepers.keeper(wanted, caller, now=self._now())
+        provider, call.kept = self._keepers.keeper(wanted, caller, now=self._now())
+        call.entry.model = call.kept.model
         if not provider.online:
             raise self._slots.keeper_is_away(provider)
         story = self._begin(call, caller, client)
@@ -305,8 +306,8 @@ class Proxy:
                 client.feed(sink, final=True)
                 return
             client.watch = meter.feed
-            if call.follows is not None and exchange.status in _CONTENT:
-                client.watch = Listener(self._keepers, order.caller, order.model, provider, meter, self._now)
+            if call.keeps and exchange.status in _CONTENT:
+                client.watch = Listener(self._keepers, call, order, provider, meter, self._now)
             if exchange.complete:
                 sink.feed(exchange.whole(), final=True)
             else:
@@ -317,6 +318,8 @@ class Proxy:
                 self._look_for_an_error(provider, meter, call)
         finally:
             self._price(call, order)
+            if call.kept is not None and (late := call.kept.settle(call.entry, meter)) is not None:
+                self._slots.correct(order, late)
 
     async def _pour(
         self, provider: Provider, exchange: Exchange, sink: Sink, story: Story, meter: Meter

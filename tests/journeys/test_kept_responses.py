@@ -109,6 +109,20 @@ async def test_a_request_that_goes_on_from_a_response_goes_to_who_made_it(
     assert sent.json["previous_response_id"] == keeper.made[-2]
 
 
+async def test_whatever_names_a_response_to_go_on_from_goes_to_who_made_it(
+    gateway_for: GatewayFor, rigs: list[Shelf]
+) -> None:
+    server = {"extra_paths": [f"{ROOT}/compact"]}
+    gateway = await gateway_for(*(shelf.provider for shelf in rigs), users=HOUSE, server=server)
+    wanted = await make(gateway)
+    keeper = next(shelf.provider for shelf in rigs if wanted in shelf.made)
+    body = {"model": "m", "input": "hi", "previous_response_id": wanted}
+    for path in (f"{ROOT}/input_tokens", f"{ROOT}/compact"):
+        for _ in range(5):
+            assert (await ask(gateway.port, asking(path, body))).header("x-gateway-provider") == keeper.name
+        refusal(await ask(gateway.port, asking(path, body, BOB)), 404, "not_found")
+
+
 @pytest.mark.parametrize("size", [1_000, 300_000, 3_000_000])
 async def test_however_large_its_body_is_it_goes_there(
     gateway: Gateway, rigs: list[Shelf], size: int
@@ -527,6 +541,64 @@ async def test_to_ask_about_a_response_costs_no_tokens_and_counts_as_a_request(
     lines = await booked(gateway)
     assert [line["prompt_tokens"] for line in lines if line["endpoint"] != ROOT] == [None] * 7
     assert [line["completion_tokens"] for line in lines if line["status"] == 200] == [7, *[None] * 6]
+
+
+def queued(made: str) -> bytes:
+    return json.dumps({"id": made, "object": "response", "status": "queued", "usage": None}).encode()
+
+
+async def test_what_was_made_in_the_background_is_charged_once_when_its_cost_is_told(
+    gateway_for: GatewayFor, provider: FakeProvider
+) -> None:
+    shelf = Shelf(provider)
+    users = {"alice": {"keys": [KEY], "limits": {"tokens_per_day": 10_000, "parallel": 1}}}
+    gateway = await gateway_for(provider, users=users)
+    await make(gateway)
+    wanted = shelf.made[0]
+    provider.once(answer(200, queued("resp_later")))
+    await ask(gateway.port, made_from({"background": True, "input": "x" * 20}))
+    provider.on[f"{ROOT}/resp_later"] = answer(200, queued("resp_later"))
+    for _ in range(3):
+        assert (await about(gateway, "resp_later")).json["status"] == "queued"
+    whole = {"input_tokens": 900, "output_tokens": 100, "total_tokens": 1_000}
+    done = {"id": "resp_later", "object": "response", "status": "completed", "usage": whole}
+    provider.on[f"{ROOT}/resp_later"] = answer(200, done)
+    for _ in range(2):
+        assert (await about(gateway, "resp_later")).status == 200
+    response = await about(gateway, "resp_later")
+    assert response.header("x-ratelimit-remaining-tokens") == str(10_000 - 12 - 1_000)
+    assert (await about(gateway, wanted)).status == 200
+    lines = await booked(gateway)
+    costs = [(line["prompt_tokens"], line["completion_tokens"], line["estimated"]) for line in lines]
+    (_, (prompt, completion, estimated), *later) = costs
+    assert estimated and prompt and completion
+    assert (
+        later
+        == [(None, None, False)] * 3 + [(900 - prompt, 100 - completion, False)] + [(None, None, False)] * 3
+    )
+    status = gateway.status.snapshot(Caller("", admin=True), wall=time.time())
+    (used,) = [row["used"] for row in status["limits"] if row["name"] == "tokens_per_day"]
+    assert used == 12 + 1_000
+
+
+async def test_a_stream_taken_up_again_is_charged_for_what_was_not_charged_before(
+    gateway_for: GatewayFor, provider: FakeProvider
+) -> None:
+    shelf = Shelf(provider)
+    gateway = await gateway_for(provider)
+    shelf.hold = asyncio.Event()
+    async with RawClient(gateway.port) as client:
+        await client.send(made_from({"stream": True, "background": True}))
+        await client.events(await client.head(), 1)
+    await eventually(lambda: not gateway.ledger.in_flight)
+    shelf.hold.set()
+    for _ in range(2):
+        assert (await about(gateway, shelf.made[0], "GET", "?stream=true")).status == 200
+    first, taken_up, again = await booked(gateway)
+    assert first["outcome"] == "client_gone" and first["estimated"]
+    assert first["prompt_tokens"] + taken_up["prompt_tokens"] == 5
+    assert first["completion_tokens"] + taken_up["completion_tokens"] == 7
+    assert again["completion_tokens"] is None
 
 
 async def test_the_books_know_the_kind_of_path_and_never_the_path(

@@ -1,15 +1,25 @@
-"""What a 404, 405, 429 or 501 is worth, and what it teaches: that its provider has not the path.
+"""What an answer that is no success teaches: that its provider has failed, or that it has not the path.
 
-Such an answer is looked at, and passes on as it came.
+A 404, 405, 429 or 501 is looked at, and passes on as it came.
 """
 
 from enum import IntEnum
 from typing import Final
 
+from llmgateway.errors import (
+    ProviderErrored,
+    ProviderFailed,
+    ProviderLooped,
+    ProviderRefused,
+    ProviderWarming,
+)
 from llmgateway.fleet.provider import Provider
 from llmgateway.http.exchange import Exchange
+from llmgateway.http.via import is_loop
+from llmgateway.servers.kind import quote
+from llmgateway.servers.known import is_loading
 from llmgateway.servers.refusals import NOT_FOUND, REFUSALS, scope_of
-from llmgateway.traffic.answers import QUOTED_BYTES, UNAUTHORIZED, readable
+from llmgateway.traffic.answers import QUOTED_BYTES, UNAUTHORIZED, about_the_key, readable
 from llmgateway.traffic.call import Call
 from llmgateway.traffic.line import Order
 
@@ -67,3 +77,21 @@ async def _says_it_has_not(
         return False
     provider.said_it_lacks(order.endpoint, order.model, every=scope == "server", now=now)
     return True
+
+
+async def failure_told(provider: Provider, exchange: Exchange, call: Call) -> ProviderFailed:
+    """Say what a refusal or a 5xx tells of its provider; it is not for the client."""
+    status = exchange.status
+    body, _ = await exchange.read(QUOTED_BYTES, _LOOK_S)
+    body = readable(exchange.head, body)
+    said = quote(body, provider.secrets)
+    brief = f"answered {status}"
+    trouble = f"{brief}{': ' if said else '.'}{said}"
+    if is_refusal(status, call):
+        trouble = trouble.rstrip(". ") + about_the_key(provider, status)
+        return ProviderRefused(provider.name, trouble, brief)
+    if is_loop(status, body):
+        return ProviderLooped(provider.name, trouble, brief)
+    if is_loading(provider.kind, status, body):
+        return ProviderWarming(provider.name, trouble, brief)
+    return ProviderErrored(provider.name, trouble, brief)

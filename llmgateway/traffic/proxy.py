@@ -18,10 +18,7 @@ from llmgateway.errors import (
     GatewayError,
     ProviderErrored,
     ProviderFailed,
-    ProviderLooped,
-    ProviderRefused,
     ProviderTimedOut,
-    ProviderWarming,
     no_provider_with,
 )
 from llmgateway.fleet.breaker import RetryBudget
@@ -32,22 +29,14 @@ from llmgateway.fleet.upstream import Upstream
 from llmgateway.http.client import Client
 from llmgateway.http.exchange import Exchange, Sink
 from llmgateway.http.handshake import SWITCHING
-from llmgateway.http.via import is_loop
 from llmgateway.log import Events
 from llmgateway.servers.kind import quote
-from llmgateway.servers.known import is_loading
-from llmgateway.traffic.answers import (
-    QUOTED_BYTES,
-    about_the_key,
-    none_left,
-    readable,
-    too_late,
-)
+from llmgateway.traffic.answers import none_left, too_late
 from llmgateway.traffic.call import Call
 from llmgateway.traffic.estimate import OutputSize, PromptSize, Speed
 from llmgateway.traffic.fairness import cost
 from llmgateway.traffic.late import Unpacked, fit
-from llmgateway.traffic.lessons import UNSUPPORTED, is_refusal, worth_of
+from llmgateway.traffic.lessons import UNSUPPORTED, failure_told, is_refusal, worth_of
 from llmgateway.traffic.line import NoCandidate, Order, Overloaded
 from llmgateway.traffic.listener import Listener
 from llmgateway.traffic.naming import as_asked, asking, name_for, own_lines_of, turns
@@ -253,19 +242,7 @@ class Proxy:
             raise self._upstream.redirected(provider, call.outgoing, exchange)
         if status == UNSUPPORTED or (status < 500 and not is_refusal(status, call)):
             return
-        body, _ = await exchange.read(QUOTED_BYTES, _QUOTED_S)
-        body = readable(exchange.head, body)
-        said = quote(body, provider.secrets)
-        brief = f"answered {status}"
-        trouble = f"{brief}{': ' if said else '.'}{said}"
-        if is_refusal(status, call):
-            trouble = trouble.rstrip(". ") + about_the_key(provider, status)
-            raise ProviderRefused(provider.name, trouble, brief)
-        if is_loop(status, body):
-            raise ProviderLooped(provider.name, trouble, brief)
-        if is_loading(provider.kind, status, body):
-            raise ProviderWarming(provider.name, trouble, brief)
-        raise ProviderErrored(provider.name, trouble, brief)
+        raise await failure_told(provider, exchange, call)
 
     async def _holds(self, provider: Provider, exchange: Exchange, story: Story) -> bool:
         """Keep an answer back if another candidate may have a better one, and if it is small."""

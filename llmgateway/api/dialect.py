@@ -35,6 +35,8 @@ class Row:
     """Whether what it streams are events, so that one more may stand between them."""
     streams_unasked: bool = False
     """Whether it streams where a request does not say."""
+    by_name: bool = False
+    """Whether `name` names the model where `model` does not, as old clients have it."""
     reads: bool = True
     """Whether its prompt costs tokens, even where the answer does not say how many."""
     method: str = "POST"
@@ -148,6 +150,8 @@ class Dialect:
 
     optional: bool = False
     """Whether it is spoken only where the config says so."""
+    own: tuple[str, ...] = ()
+    """Paths of it that the gateway answers itself."""
     sign: bytes = b""
     """A header field by which its clients are known where the path does not tell, in lower case."""
     model: Callable[[Mapping[str, object]], Mapping[str, object]] | None = None

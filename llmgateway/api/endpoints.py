@@ -37,6 +37,14 @@ ENDPOINTS: Final = tuple(
 KEPT: Final = tuple(Endpoint(*astuple(row), dialect=dialect) for dialect in DIALECTS for row in dialect.kept)
 """What can be asked about an answer that is kept, by its id."""
 
+OPTIONAL: Final = frozenset(
+    path
+    for dialect in DIALECTS
+    if dialect.optional
+    for path in (*(row.path for row in dialect.endpoints), *dialect.own)
+)
+"""The paths that are there only where the config says so."""
+
 BY_NAME: Final = {endpoint.name: endpoint for endpoint in ENDPOINTS if endpoint.name}
 """The endpoints that a provider may be known not to have."""
 

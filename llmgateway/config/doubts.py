@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
+from llmgateway.api.endpoints import OPTIONAL
 from llmgateway.config.addresses import ONCE_EXTRA
 from llmgateway.config.providers import ProviderConfig
 from llmgateway.config.references import Finding, Steps, at, counts, forms, names_in
@@ -54,6 +55,9 @@ def _about_server(server: ServerConfig) -> Iterator[Finding]:
         path, method = (entry, "POST") if isinstance(entry, str) else (entry.path, entry.method)
         if path in ONCE_EXTRA and method == "POST":
             yield ("server", "extra_paths", index), "this path is forwarded anyway; leave it out"
+        elif server.ollama_api and path in OPTIONAL:
+            what = "with `ollama_api` this path is there as Ollama has it"
+            yield ("server", "extra_paths", index), f"{what}; leave it out"
     if server.bodies_memory < server.max_body and "bodies_memory" in server.model_fields_set:
         yield (
             ("server", "bodies_memory"),

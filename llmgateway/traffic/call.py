@@ -21,7 +21,7 @@ import msgspec
 from llmgateway.access.keys import Caller, key_protocols, without_keys
 from llmgateway.api.endpoints import Body, Endpoint
 from llmgateway.api.multipart import form_with_model, peek_multipart
-from llmgateway.api.peek import NoModel, Peek, bad, check_model, peek_json, with_model
+from llmgateway.api.peek import NoModel, Peek, bad, check_model, name_in, peek_json, with_model
 from llmgateway.api.skim import Skim
 from llmgateway.books.entry import Entry
 from llmgateway.config.settings import Config
@@ -150,9 +150,10 @@ class CallReader:
             else:
                 seen = Peek(_model_in(query) if endpoint.body == "query" else NO_MODEL, streams=False)
         except NoModel:
-            if self._default_model is None:
+            name = (endpoint.by_name and name_in(body)) or self._default_model
+            if name is None:
                 raise
-            seen, body = _named(self._default_model, endpoint, body, named.get(b"content-type", b""))
+            seen, body = _named(name, endpoint, body, named.get(b"content-type", b""))
         model, streams, wanted = seen.model, seen.streams, endpoint.name
         follows = seen.follows if seen.follows and endpoint.dialect.fields.follows else ""
         if streams is None:

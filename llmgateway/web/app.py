@@ -15,6 +15,7 @@ from typing import Final
 from urllib.parse import unquote
 
 from llmgateway.access.keys import Caller
+from llmgateway.api.dialects.ollama import BLOBS
 from llmgateway.api.endpoints import ENDPOINTS, KEPT, Endpoint, dialect_of, dialect_spoken
 from llmgateway.books.entry import Entry
 from llmgateway.books.ledger import Ledger
@@ -39,7 +40,7 @@ from llmgateway.traffic.freight import AT_ONCE_BYTES, Freight
 from llmgateway.traffic.proxy import Proxy
 from llmgateway.web.cors import is_of_the_api, share
 from llmgateway.web.live import Live
-from llmgateway.web.ollama import BLOBS, OllamaPages
+from llmgateway.web.ollama import OllamaPages
 from llmgateway.web.pages import Pages
 from llmgateway.web.routes import (
     CHAT,
@@ -106,8 +107,8 @@ class App:
             **self._live.routes,
             **self._visitors.routes,
             MODELS: Told(partial(self._pages.models, "")),
-            **(self._ollama.routes if config.server.ollama_api else {}),
             **_ways(config.server),
+            **(self._ollama.routes if config.server.ollama_api else {}),
         }
         base = config.server.base_path
         self._targets = {base + path: (path, route) for path, route in self._routes.items()}

@@ -15,7 +15,7 @@ from typing import Final
 import orjson
 
 from llmgateway.access.keys import Caller
-from llmgateway.api.dialects.ollama import DIALECT
+from llmgateway.api.dialects.ollama import CHANGES, DIALECT, PS, TAGS, VERSION
 from llmgateway.config.settings import Config
 from llmgateway.errors import FORBIDDEN, GatewayError
 from llmgateway.fleet.fleet import Fleet
@@ -26,12 +26,10 @@ from llmgateway.servers.models import Model
 from llmgateway.web.cors import share
 from llmgateway.web.routes import Page, Route, Told
 
-BLOBS: Final = "/api/blobs"
 _NEVER: Final = "0001-01-01T00:00:00Z"
-_VERSION: Final = "0.40.0"
+_LIKE: Final = "0.40.0"
 """Of the API, as Ollama counts: programs tell by it whether a server is too old for them."""
 _CHAT: Final = "ollama_chat"
-_CHANGES: Final = ("/api/pull", "/api/push", "/api/create", "/api/copy", "/api/delete", BLOBS)
 _NO_DETAILS: Final = {
     "parent_model": "",
     "format": "",
@@ -52,10 +50,10 @@ class OllamaPages:
         self._started_at = time.time()
         self.routes: Mapping[str, Route] = {
             "/": Page(self._here, hidden=True),
-            "/api/version": Page(self._version, hidden=True),
-            "/api/tags": Told(self._tags),
-            "/api/ps": Told(self._ps),
-            **dict.fromkeys(_CHANGES, Told(self._refuse, ())),
+            VERSION: Page(self._version, hidden=True),
+            TAGS: Told(self._tags),
+            PS: Told(self._ps),
+            **dict.fromkeys(CHANGES, Told(self._refuse, ())),
         }
         self.adopt(config)
 
@@ -69,7 +67,7 @@ class OllamaPages:
 
     async def _version(self, client: Client) -> None:
         self._share(client)
-        client.respond(200, orjson.dumps({"version": _VERSION}))
+        client.respond(200, orjson.dumps({"version": _LIKE}))
 
     def _share(self, client: Client) -> None:
         if self._origins:

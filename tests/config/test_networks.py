@@ -75,6 +75,13 @@ def test_everybody_is_warned_of(network: str) -> None:
     assert "users.a.from[1]: this takes everybody" in warning
 
 
+def test_a_path_that_is_there_with_ollamas_api_need_not_be_written() -> None:
+    server = "server: {ollama_api: %s, extra_paths: [/api/chat, /api/pull, /api/mine]}\n"
+    found = warnings(server % "true" + users(a="[10.0.0.1]"))
+    assert [each.split(": ")[1] for each in found] == ["server.extra_paths[0]", "server.extra_paths[1]"]
+    assert warnings(server % "false" + users(a="[10.0.0.1]")) == []
+
+
 def test_what_comes_from_the_environment_is_not_shown() -> None:
     found = problems(users(a="['${NET}']", b="['${NET}']"), NET="10.9.8.0/24")
     assert "10.9.8" not in str(found) and len(found) == 1

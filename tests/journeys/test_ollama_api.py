@@ -164,6 +164,23 @@ async def test_show_goes_to_the_one_who_has_the_model_and_costs_no_tokens(
     assert not (await line_of(gateway))["prompt_tokens"]
 
 
+@pytest.mark.parametrize("default", [{}, {"default_model": "other:1b"}], ids=["", "with a default model"])
+async def test_an_old_client_may_name_the_model_by_name_where_it_is_shown(
+    provider: FakeProvider, gateway_for: GatewayFor, default: dict[str, Any]
+) -> None:
+    as_ollama(provider, "m:latest", "other:1b").script = answer(200, {"model_info": {}})
+    provider.settings["rename"] = {"m:latest": "mine"}
+    gateway = await gateway_for(provider, server={"ollama_api": True, **default})
+    for said, told in (({"name": "mine"}, "m:latest"), ({"model": "other:1b", "name": "mine"}, "other:1b")):
+        response = await ask(gateway.port, to("/api/show", said))
+        assert response.status == 200
+        assert provider.requests[-1].json == {**said, "model": told}
+    for odd in ({"name": 3}, {"name": ""}, {}):
+        response = await ask(gateway.port, to("/api/show", odd))
+        assert response.status == (200 if default else 400)
+    assert (await ask(gateway.port, to("/api/chat", {"name": "mine"}))).status == (200 if default else 400)
+
+
 # --- how streams end ----------------------------------------------------------------------------------
 
 PARTS = [{"token": "word", "logprob": -0.25}] * 20_000

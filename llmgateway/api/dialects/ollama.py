@@ -9,6 +9,13 @@ from typing import Final
 from llmgateway.api.dialect import LINES, Counts, Dialect, Ends, Fields, Piece, Row
 from llmgateway.errors import ErrorKind
 
+TAGS: Final = "/api/tags"
+PS: Final = "/api/ps"
+VERSION: Final = "/api/version"
+BLOBS: Final = "/api/blobs"
+CHANGES: Final = ("/api/pull", "/api/push", "/api/create", "/api/copy", "/api/delete", BLOBS)
+"""What changes a server."""
+
 
 def _error(kind: ErrorKind, message: str, request_id: str) -> dict[str, object]:
     return {"error": message}
@@ -26,7 +33,7 @@ DIALECT: Final = Dialect(
         Row("/api/generate", "ollama_generate", streams=True, streams_unasked=True),
         Row("/api/embed", "ollama_embed"),
         Row("/api/embeddings", "ollama_embeddings"),
-        Row("/api/show", "ollama_show", reads=False),
+        Row("/api/show", "ollama_show", by_name=True, reads=False),
     ),
     error=_error,
     stream=LINES,
@@ -47,4 +54,5 @@ DIALECT: Final = Dialect(
     counts=(Counts(prompt="prompt_eval_count", completion="eval_count", whole=True, flat=True),),
     ends=Ends(flags=("done",)),
     optional=True,
+    own=(TAGS, PS, VERSION, *CHANGES),
 )

@@ -13,6 +13,7 @@ from python_multipart.multipart import MultipartParser
 
 from llmgateway.api.endpoints import Body
 from llmgateway.api.peek import STEP_BYTES, NoModel, Peek, bad, check_model
+from llmgateway.errors import GatewayError
 
 Span = tuple[int, int]
 """Where a value begins in a body, and where it ends, in bytes."""
@@ -26,7 +27,10 @@ class _FormFields:
 
     def __init__(self) -> None:
         self.values: dict[str, bytes] = {}
-        self.ended = False
+        self.at_file = self.ended = False
+        self.before = 0
+        """How many bytes came before those that are being looked at."""
+        self.model_at: Span | None = None
         self._parts = 0
         self._header = self._value = b""
         self._name: str | None = None
@@ -56,14 +60,22 @@ class _FormFields:
 
     def _header_end(self) -> None:
         wanted = b"model" in self._value or b"stream" in self._value
-        if wanted and self._header.lower() == b"content-disposition":
+        is_disposition = self._header.lower() == b"content-disposition"
+        if is_disposition and b"filename" in self._value:
+            self.at_file = True
+        if wanted and is_disposition:
             name = _parameter(self._value.decode("utf-8", "replace"), "name")
             self._name = name if name in ("model", "stream") else None
             if self._name:
                 self.values[self._name] = b""
+            if self._name == "model":
+                self.model_at = None
         self._header = self._value = b""
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._name == "model":
+            at = self.before + start if self.model_at is None else self.model_at[0]
+            self.model_at = at, self.before + end
         if self._name and len(self.values[self._name]) < _FORM_FIELD_BYTES:
             self.values[self._name] += data[start : min(end, start + _FORM_FIELD_BYTES)]
 
@@ -98,29 +110,63 @@ def _parameter(header: str, name: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
+class FormLook:
+    """A look at a form that comes piece by piece."""
+
+    def __init__(self, content_type: bytes) -> None:
+        """Begin. Raises GatewayError (400) if it is no form."""
+        self._fields = _FormFields()
+        try:
+            self._parser = MultipartParser(_boundary(content_type), self._fields.callbacks())  # type: ignore[arg-type]
+        except FormParserError:
+            raise _malformed() from None
+
+    def add(self, piece: bytes) -> None:
+        """Look at the next piece. Raises GatewayError (400)."""
+        try:
+            self._parser.write(piece)
+        except FormParserError:
+            raise _malformed() from None
+        self._fields.before += len(piece)
+
+    @property
+    def model_at(self) -> Span | None:
+        """Where the value of the last field `model` stands, if there is one."""
+        return self._fields.model_at
+
+    @property
+    def tells_enough(self) -> bool:
+        """True once a file has begun, and the model stood before it."""
+        return self._fields.at_file and bool(self._fields.values.get("model"))
+
+    def peek(self, default: str = "") -> Peek:
+        """Tell what it has said so far, with a model for one that has none. Raises GatewayError (400)."""
+        values = self._fields.values
+        if "model" not in values and not default:
+            raise NoModel("The form has no field 'model'.")
+        try:
+            model = values["model"].decode() if "model" in values else default
+        except UnicodeDecodeError:
+            raise bad("The field 'model' is not valid UTF-8.") from None
+        if not model:
+            raise bad("The field 'model' must not be empty.")
+        check_model(model)
+        return Peek(model, values.get("stream", b"").strip().lower() == b"true")
+
+    def check_end(self) -> None:
+        """Refuse a form that is not whole. Raises GatewayError (400)."""
+        if not self._fields.ended:
+            raise bad("The multipart body ends before its last boundary.")
+
+
 def peek_multipart(body: Body, content_type: bytes) -> Peek:
     """Read a multipart/form-data body; files in it are skipped, not copied. Raises GatewayError (400)."""
-    boundary = _boundary(content_type)
-    fields = _FormFields()
-    try:
-        parser = MultipartParser(boundary, fields.callbacks())  # type: ignore[arg-type]
-        view = memoryview(body)
-        for start in range(0, len(body), STEP_BYTES):
-            parser.write(bytes(view[start : start + STEP_BYTES]))
-    except FormParserError:
-        raise bad("The request body is not valid multipart/form-data.") from None
-    if not fields.ended:
-        raise bad("The multipart body ends before its last boundary.")
-    if "model" not in fields.values:
-        raise NoModel("The form has no field 'model'.")
-    try:
-        model = fields.values["model"].decode()
-    except UnicodeDecodeError:
-        raise bad("The field 'model' is not valid UTF-8.") from None
-    if not model:
-        raise bad("The field 'model' must not be empty.")
-    check_model(model)
-    return Peek(model, fields.values.get("stream", b"").strip().lower() == b"true")
+    look = FormLook(content_type)
+    view = memoryview(body)
+    for start in range(0, len(body), STEP_BYTES):
+        look.add(bytes(view[start : start + STEP_BYTES]))
+    look.check_end()
+    return look.peek()
 
 
 def _boundary(content_type: bytes) -> bytes:
@@ -133,7 +179,11 @@ def _boundary(content_type: bytes) -> bytes:
     try:
         return boundary.encode("latin-1")
     except UnicodeEncodeError:
-        raise bad("The request body is not valid multipart/form-data.") from None
+        raise _malformed() from None
+
+
+def _malformed() -> GatewayError:
+    return bad("The request body is not valid multipart/form-data.")
 
 
 def model_in_form(body: Body, content_type: bytes) -> Span:
@@ -150,7 +200,16 @@ def model_in_form(body: Body, content_type: bytes) -> Span:
 
 def form_with_model(body: Body, content_type: bytes, model: str) -> bytes:
     """Put a part with a model in front of a form that names none; every byte that was there stays."""
-    between = b"--" + _boundary(content_type)
-    start = body.index(between)
+    start = first_part(body, content_type)
+    return b"".join((body[:start], model_part(content_type, model), body[start:]))
+
+
+def first_part(beginning: Body, content_type: bytes) -> int:
+    """Give the place of a form's first part."""
+    return beginning.index(b"--" + _boundary(content_type))
+
+
+def model_part(content_type: bytes, model: str) -> bytes:
+    """Write the part that a form lacks."""
     named = b'\r\nContent-Disposition: form-data; name="model"\r\n\r\n'
-    return b"".join((body[:start], between, named, model.encode(), b"\r\n", body[start:]))
+    return b"".join((b"--", _boundary(content_type), named, model.encode(), b"\r\n"))

@@ -144,6 +144,7 @@ BasePath = Annotated[str, _value(addresses.base_path), WithJsonSchema({"type": "
 Origin = Annotated[str, _value(addresses.origin), WithJsonSchema({"type": "string"})]
 Network = Annotated[peers.Network, _value(addresses.network), WithJsonSchema({"type": "string"})]
 FilePath = Annotated[str, _value(values.file_path), _WORD]
+FolderPath = Annotated[str | None, _value(values.folder_path), _WORD]
 LogPath = Annotated[str | None, _value(values.log_path), _WORD]
 Name = Annotated[str, _value(values.name), _WORD]
 FreeName = Annotated[str, _value(values.free_name), WithJsonSchema({"type": "string"})]

@@ -3,6 +3,7 @@
 What is wrong is said without a file's name or content, as either may be a secret.
 """
 
+import os
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,14 @@ class Unreadable(ValueError):
 def check(path: Path) -> None:
     """See that a file can be read. Raises Unreadable."""
     _read(path, 0)
+
+
+def check_folder(path: Path) -> None:
+    """See that files can be made in a folder. Raises Unreadable."""
+    if not path.is_dir():
+        raise Unreadable("there is no such folder; make it, or leave this out for the system's own")
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise Unreadable("nothing can be written there; let the user who runs the gateway write into it")
 
 
 def check_certificates(path: Path) -> None:

@@ -137,6 +137,8 @@ def _seen_from(folder: Path, config: Config) -> Config:
         server = server.model_copy(update={"tls": server.tls.model_copy(update=tls)})
     if server.listen is not None:
         server = server.model_copy(update={"listen": str(folder / server.listen)})
+    if server.spool is not None:
+        server = server.model_copy(update={"spool": str(folder / server.spool)})
     providers = {name: _trusting(folder, provider) for name, provider in config.providers.items()}
     if log.requests is not None:
         log = log.model_copy(update={"requests": str(folder / log.requests)})
@@ -186,8 +188,9 @@ def _unreadable(root: Pairs | None, folder: Path) -> Iterator[Finding]:
     providers = _locate(root, ("providers",)).node
     names = providers.pairs if isinstance(providers, Pairs) else ()
     own = ((("server", "tls", name), files.check) for name in TlsConfig.model_fields)
+    folders = ((("server", "spool"), files.check_folder),)
     theirs = ((("providers", name, "tls", "ca"), files.check_certificates) for name in names)
-    for path, check in (*own, *theirs):
+    for path, check in (*own, *folders, *theirs):
         node = _locate(root, path).node
         if not isinstance(node, Scalar) or not references.counts(node):
             continue
@@ -198,7 +201,7 @@ def _unreadable(root: Pairs | None, folder: Path) -> Iterator[Finding]:
 def _why_not(name: str, folder: Path, check: Callable[[Path], None]) -> str:
     """Say what keeps a file from being read; "" if nothing does."""
     try:
-        path = folder / values.file_path(name)
+        path = folder / (values.folder_path(name) or "/")
     except ValueError:
         return ""  # no path at all, as `fields` tells
     try:

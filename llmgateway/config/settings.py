@@ -22,6 +22,7 @@ from llmgateway.config.fields import (
     Duration,
     FilePath,
     Flag,
+    FolderPath,
     Format,
     FreeName,
     HeaderName,
@@ -80,6 +81,10 @@ class ServerConfig(Section):
     max_body: Size = Field(100_000_000, description="Largest request body; larger ones get 413.")
     bodies_memory: Size = Field(
         1_000_000_000, description="What the bodies of all requests may hold of memory; past it comes 503."
+    )
+    spool: FolderPath = Field(
+        None,
+        description="Folder for large uploads that do not name their model first; none: the system's own.",
     )
     cors: ListOf[Origin] = Field(
         (), description='Web pages that may call from a browser: their origins, or "*" for all.'

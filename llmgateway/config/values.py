@@ -222,6 +222,15 @@ def file_path(text: str) -> str:
     return text
 
 
+def folder_path(text: str) -> str | None:
+    """Where files are made; `none` is wherever the system has them."""
+    if text.lower() == "none":
+        return None
+    if not text or not text.isprintable() or len(text) > 4096:
+        raise ValueError("is not the name of a folder; write one without control characters")
+    return text
+
+
 def log_path(text: str) -> str | None:
     """Where to write; `none` is nowhere."""
     if text.lower() == "none":

@@ -12,11 +12,12 @@ from msgspec.structs import replace
 
 from llmgateway.api.dialect import BodyKind
 from llmgateway.api.endpoints import Body
-from llmgateway.api.multipart import Span
+from llmgateway.api.multipart import Span, model_part
 from llmgateway.api.rename import form_with, json_with, query_with
 from llmgateway.config.providers import ProviderConfig
 from llmgateway.http.headers import Field, request_head
 from llmgateway.http.room import Hold
+from llmgateway.http.upload import Cargo, Edit
 
 _MOST_OPENINGS: Final = 64
 
@@ -45,25 +46,42 @@ class Outgoing(msgspec.Struct, gc=False):
     """Where the model stands in the body, if that is known."""
     accept: bytes = b""
     """What grants the change to another protocol, where one is asked for."""
+    cargo: Cargo | None = None
+    """A body that is too large to be written at once, in the place of `body`."""
 
     def let_go(self) -> None:
         """Hold the body no more: nobody else will be sent it."""
         self.body = b""
-        if self.hold is not None:
+        if self.hold is not None and (self.cargo is None or self.cargo.upload.let_go()):
             self.hold.release()
+
+    @property
+    def repeatable(self) -> bool:
+        """True while it can be sent from its beginning."""
+        return self.cargo is None or self.cargo.upload.repeatable
 
     def asking_for(self, model: str) -> "Outgoing":
         """Give the same request for another model: nothing but the bytes of its name are others."""
+        if self.cargo is not None and self.model_at is not None:
+            return replace(self, cargo=Cargo(self.cargo.upload, Edit(self.model_at, self._written(model))))
         match self.names_model_in:
             case "json":
                 return replace(self, body=json_with(self.body, model, self.model_at))
             case "multipart":
-                return replace(self, body=form_with(self.body, self._content_type, model))
+                return replace(self, body=form_with(self.body, self._content_type, model, self.model_at))
             case "query" | "socket":
                 return replace(self, query=query_with(self.query, model))
             case "none":
                 return self
         assert_never(self.names_model_in)
+
+    def _written(self, model: str) -> bytes:
+        """Write a model as it stands in the body; a form may have had no part for it."""
+        if self.names_model_in == "json":
+            return msgspec.json.encode(model)
+        assert self.model_at is not None
+        is_missing = self.model_at[0] == self.model_at[1]
+        return model_part(self._content_type, model) if is_missing else model.encode()
 
     @property
     def _content_type(self) -> bytes:
@@ -123,6 +141,8 @@ class Address:
             anew = request_head(request.fields, replaced=self.replaced)
             lines = anew.plain_lines if request.plain else anew.lines
         size = f"Content-Length: {len(request.body)}\r\n" if request.body or request.method == "POST" else ""
+        if request.cargo is not None:
+            size = request.cargo.framing
         own = f"{self.via}X-Request-Id: {request.request_id}\r\n{size}\r\n"
         return opening + lines + own.encode()
 

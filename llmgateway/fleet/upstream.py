@@ -23,6 +23,7 @@ from llmgateway.http.connection import Connection
 from llmgateway.http.exchange import Deadlines, Exchange
 from llmgateway.http.handshake import SWITCH
 from llmgateway.http.switching import Switching
+from llmgateway.http.upload import Cargo
 from llmgateway.http.via import new_name
 
 MAX_IDLE_CONNECTIONS: Final = 1024
@@ -49,7 +50,7 @@ class Pool:
         self._idle: list[Connection] = []
         self._all: set[Connection] = set()
 
-    async def open(self, head: bytes, body: Body) -> Exchange:
+    async def open(self, head: bytes, body: Body, cargo: Cargo | None = None) -> Exchange:
         """Send a request and wait for the first byte of its answer. Raises ProviderFailed."""
         self._uses += 1
         limit_s = self._provider.config.timeouts.first_byte
@@ -62,12 +63,18 @@ class Pool:
                 if connection is None:
                     connection = await self._connect()
                 exchange = Exchange(self._provider.name, connection, self._loop, self._leave)
-                connection.send(exchange, head, body)
+                sending = None
+                if cargo is None:
+                    connection.send(exchange, head, body)
+                else:
+                    sending = connection.send_cargo(exchange, head, cargo)
                 try:
-                    await exchange.first_byte(self._deadlines)
+                    await exchange.first_byte(self._deadlines, sending)
                     return exchange
                 except ProviderFailed as failure:
                     if fresh or not exchange.untouched or isinstance(failure, ProviderTimedOut):
+                        raise
+                    if cargo is not None and not cargo.upload.repeatable:
                         raise
                     self.close_idle()  # its neighbours are as old
                     connection = None
@@ -200,7 +207,7 @@ class Upstream:
         if request.accept:
             head = pool.address.head(request).removesuffix(b"\r\n") + SWITCH + b"\r\n"
             return pool.switch(head, request.accept)
-        return pool.open(pool.address.head(request), request.body)
+        return pool.open(pool.address.head(request), request.body, request.cargo)
 
     def redirected(self, provider: Provider, request: Outgoing, exchange: Exchange) -> ProviderRedirected:
         """Say where a provider's answer of 3xx leads, and what is to be done about it."""

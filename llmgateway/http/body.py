@@ -68,7 +68,8 @@ class RequestBody(msgspec.Struct, eq=False):
     _asked: bool = False
     _patience_s: float = 0.0
     """How long its client may still be waited for."""
-    _read_bytes: int = 0
+    read_bytes: int = 0
+    """How much of it has been read piece by piece."""
     broken: bool = False
     """True if it turned out not to be framed as HTTP wants it: nothing can be understood behind it."""
 
@@ -147,8 +148,8 @@ class RequestBody(msgspec.Struct, eq=False):
             raise GatewayError(
                 INVALID_REQUEST, "The request's body is not framed as HTTP wants it."
             ) from None
-        self._read_bytes += len(piece)
-        if self._read_bytes > limit_bytes:
+        self.read_bytes += len(piece)
+        if self.read_bytes > limit_bytes:
             raise _too_large(limit_bytes)
         return piece
 

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from llmgateway.api.endpoints import Body
 from llmgateway.http.exchange import BUFFER_BYTES, Exchange
 from llmgateway.http.headers import AnswerHead, Field, answer_head, keep_alive_limits, whole_number
+from llmgateway.http.upload import Cargo, Sending
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 _SMALL_HEAD_BYTES: Final = 4 * 1024  # of one that is remembered: larger ones are rare, and would fill memory
@@ -100,6 +101,7 @@ class Connection(asyncio.Protocol):
         "_parser",
         "_pieces",
         "_reason",
+        "_sending",
         "_served",
         "_status",
         "_transport",
@@ -119,6 +121,7 @@ class Connection(asyncio.Protocol):
         self._on_idle = on_idle
         self._on_lost = on_lost
         self._transport: asyncio.Transport | None = None
+        self._sending: Sending | None = None
         self._parser = httptools.HttpResponseParser(self)
         self.loop = asyncio.get_running_loop()
         self._now = self.loop.time
@@ -166,6 +169,13 @@ class Connection(asyncio.Protocol):
         else:
             self._transport.writelines((head, body))
 
+    def send_cargo(self, exchange: Exchange, head: bytes, cargo: Cargo) -> Sending | None:
+        """Start an exchange whose body is written piece by piece, as it comes and as it is read."""
+        self.send(exchange, head, b"")
+        if self._transport is not None:
+            self._sending = cargo.upload.begin(self._transport, cargo.edit)
+        return self._sending
+
     def pause_reading(self) -> None:
         """Stop reading until `resume_reading`."""
         if self._transport is not None and not self.reading_paused:
@@ -183,10 +193,29 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once; what was not sent yet is dropped."""
         self.exchange = None
+        self._stop_sending()
         if self._transport is not None:
             self._transport.abort()
 
+    def _stop_sending(self) -> bool:
+        """Send no more of a body; tells whether that was all of it."""
+        sending, self._sending = self._sending, None
+        if sending is None:
+            return True
+        sending.stop()
+        return sending.complete
+
     # -- asyncio.Protocol
+
+    def pause_writing(self) -> None:
+        """Learn that the provider does not read as fast as it is written to."""
+        if self._sending is not None:
+            self._sending.pause()
+
+    def resume_writing(self) -> None:
+        """Learn that it reads on."""
+        if self._sending is not None:
+            self._sending.resume()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Remember the transport."""
@@ -195,6 +224,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End what was under way: a body that the close delimits is complete, any other is broken."""
         self._transport = None
+        self._stop_sending()
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
             if self._until_eof and exc is None:
@@ -258,6 +288,8 @@ class Connection(asyncio.Protocol):
         self.exchange = None
         assert self._transport is not None
         keep_alive, request_sent = exchange.head.keep_alive, self._transport.get_write_buffer_size() == 0
+        if self._sending is not None:
+            request_sent = self._stop_sending() and request_sent
         idle_s = _idle_s(keep_alive, self._served) if keep_alive else DEFAULT_IDLE_S
         reusable = self._keep_alive and request_sent and not self._fault and not self._transport.is_closing()
         if idle_s is None or not reusable:

@@ -11,10 +11,12 @@ Rules:
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, Protocol
 
 from llmgateway.errors import ProviderBroke, ProviderFailed, ProviderTimedOut
 from llmgateway.http.headers import NO_HEAD, AnswerHead
+from llmgateway.http.upload import Sending
 
 BUFFER_BYTES: Final = 64 * 1024
 
@@ -130,9 +132,15 @@ class Exchange:
 
     # -- for the task that wants the answer
 
-    async def first_byte(self, deadlines: Deadlines) -> None:
-        """Wait for the head and the first body byte, or end the exchange. Raises ProviderFailed."""
-        deadlines.add(self)
+    async def first_byte(self, deadlines: Deadlines, sending: Sending | None = None) -> None:
+        """Wait for the head and the first body byte, or end the exchange. Raises ProviderFailed.
+
+        While the request is still being sent, only the provider's own part in that counts.
+        """
+        if sending is None:
+            deadlines.add(self)
+        else:
+            sending.time_by(partial(deadlines.add, self), partial(deadlines.discard, self))
         try:
             while not (self.complete or self._buffered):
                 await self._news()
@@ -140,7 +148,10 @@ class Exchange:
             self.cut()
             raise
         finally:
-            deadlines.discard(self)
+            if sending is None:
+                deadlines.discard(self)
+            else:
+                sending.time_no_more()
 
     def took_too_long(self, limit_s: float) -> None:
         """Learn that the first byte has not come in time."""

@@ -5,21 +5,28 @@ Rules:
 - No look at a body keeps the others waiting: whatever is long is done in steps.
 - What is held in memory is charged to the room for bodies before it is held, and given back once an answer is
   being relayed, or the request has ended.
+- A form that names its model before its file goes on while it comes. One that names it behind goes to a file
+  on disk first, if it is long.
 """
 
 import asyncio
 import time
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Coroutine, Iterator
+from typing import Any, Final
+
+import msgspec
 
 from llmgateway.access.keys import Caller
 from llmgateway.api.endpoints import Body
-from llmgateway.api.peek import NoModel, Peek, Unreadable
+from llmgateway.api.multipart import FormLook, Span, first_part, model_part
+from llmgateway.api.peek import STEP_BYTES, NoModel, Peek, Unreadable
 from llmgateway.api.skim import Skim
 from llmgateway.books.entry import Entry
 from llmgateway.config.settings import Config
 from llmgateway.http.client import Client
 from llmgateway.http.room import Hold, Room
+from llmgateway.http.spool import BATCH_BYTES, Spool, Spooled
+from llmgateway.http.upload import KEPT_BYTES, Cargo, Edit, Live, Stored, Upload
 from llmgateway.traffic.call import Call, CallReader, Forward, refuse_compressed, with_default
 from llmgateway.traffic.proxy import Proxy
 
@@ -27,6 +34,22 @@ AT_ONCE_BYTES: Final = 32 * 1024
 """A body that is at hand and has no more than that is looked at without further ado."""
 _WHOLE_BYTES: Final = 256 * 1024  # of a body that is looked at in one go, if it is no thicket
 _MOST_COMMAS: Final = 8_000
+_WRITTEN_BYTES: Final = 1 << 20  # of a body that is written in one go
+SPOOLED_BYTES: Final = 8_000_000
+"""A form of more than that goes to a file, as long as it does not tell where else to go."""
+_BEGINNING_BYTES: Final = 64 * 1024  # of a form, in which its first part begins
+
+
+class Load(msgspec.Struct):
+    """A body that was taken in: what is known of it, and where its model stands.
+
+    `body` is empty where there is cargo.
+    """
+
+    body: Body
+    seen: Peek | None = None
+    model_at: Span | None = None
+    cargo: Cargo | None = None
 
 
 class Freight:
@@ -34,6 +57,7 @@ class Freight:
 
     def __init__(self, config: Config, calls: CallReader, proxy: Proxy, room: Room) -> None:
         self._max_bytes = config.server.max_body
+        self._spool_folder = config.server.spool
         self._default_model = config.server.default_model
         self._calls = calls
         self._proxy = proxy
@@ -43,43 +67,54 @@ class Freight:
         self, client: Client, route: Forward, caller: Caller, entry: Entry, body: Body | None
     ) -> None:
         """Have a request answered; `body` is what was at hand. Raises GatewayError."""
-        with self._room.hold() as hold:
-            call = await self._call(client, route, caller, entry, body, hold)
-            del body  # it is the call's, which lets go of it
-            call.outgoing.hold = hold
-            if route.wanted:
-                await self._proxy.recall(call, route.wanted, caller, client)
-            else:
-                await self._proxy.forward(call, caller, client)
+        with self._room.hold() as hold, Spool(self._spool_folder) as spool:
+            asked_at = time.monotonic()
+            refuse_compressed(client.head.named)
+            taking = self._take_in(client, route, body, hold, spool)
+            body = None  # nobody holds it but the call, which lets go of it
+            load = await taking
+            entry.body_s = time.monotonic() - asked_at
+            call = self._call(client, route, caller, entry, load)
+            call.outgoing.hold, call.outgoing.cargo, call.outgoing.model_at = hold, load.cargo, load.model_at
+            del load
+            answering = self._answer(call, route, caller, client)
+            cargo = call.outgoing.cargo
+            await (answering if cargo is None else _while_sending(cargo.upload, answering))
+            entry.bytes_in = max(entry.bytes_in, client.body.read_bytes)
 
-    async def _call(
-        self,
-        client: Client,
-        route: Forward,
-        caller: Caller,
-        entry: Entry,
-        body: Body | None,
-        hold: Hold,
-    ) -> Call:
-        refuse_compressed(client.head.named)
-        asked_at = time.monotonic() if body is None else None
+    def _call(self, client: Client, route: Forward, caller: Caller, entry: Entry, load: Load) -> Call:
+        if route.wanted:
+            call = self._calls.recall(client, route, entry, load.body)
+        else:
+            call = self._calls.read(client, route, caller, entry, load.body, load.seen)
+        if load.cargo is not None:
+            entry.bytes_in = load.cargo.upload.size or 0
+        return call
+
+    async def _answer(self, call: Call, route: Forward, caller: Caller, client: Client) -> None:
+        if route.wanted:
+            await self._proxy.recall(call, route.wanted, caller, client)
+        else:
+            await self._proxy.forward(call, caller, client)
+
+    # -- what comes
+
+    async def _take_in(
+        self, client: Client, route: Forward, body: Body | None, hold: Hold, spool: Spool
+    ) -> Load:
+        kind = route.endpoint.body
+        if kind == "multipart" and body is None:
+            return await self._take_form(client, hold, spool)
         if body is None:
             body = await client.body.read(self._max_bytes, hold, _WHOLE_BYTES)
         hold.grow_to(len(body))
         seen: Peek | None = None
-        if route.endpoint.body == "json" and not (client.body.ended and _is_light(body)):
+        if kind == "json" and not (client.body.ended and _is_light(body)):
             body, seen = await self._skim(client, body, hold)
         while not client.body.ended:
             assert isinstance(body, bytearray)
             await self._add_to(body, client, hold)
-        if asked_at is not None:
-            entry.body_s = time.monotonic() - asked_at
-        if route.wanted:
-            return self._calls.recall(client, route, entry, body)
-        call = self._calls.read(client, route, caller, entry, body, seen)
-        if seen is not None:
-            call.outgoing.model_at = seen.model_at
-        return call
+        return _load_of(body, seen, None if seen is None else seen.model_at)
 
     async def _add_to(self, body: bytearray, client: Client, hold: Hold) -> None:
         """Wait for more of a body."""
@@ -112,6 +147,79 @@ class Freight:
         skim = Skim(body)
         await _in_steps(skim.look())
         return body, skim.peek()
+
+    # -- forms
+
+    async def _take_form(self, client: Client, hold: Hold, spool: Spool) -> Load:
+        """Take in a form until it tells where it is to go: its file need not have come by then."""
+        client.body.check_length(self._max_bytes)
+        content_type = client.head.named.get(b"content-type", b"")
+        look = FormLook(content_type)
+        body, beginning = bytearray(), b""
+        while not client.body.ended:
+            piece = await client.body.next_piece(self._max_bytes)
+            await _in_steps(_looks(look, piece))
+            body += piece
+            if spool.size or len(body) > SPOOLED_BYTES:
+                if not spool.size:
+                    beginning = bytes(body[:_BEGINNING_BYTES])
+                if not spool.size or len(body) > BATCH_BYTES or client.body.ended:
+                    await spool.add(body)
+                    body = bytearray()
+                    hold.release()
+            elif look.tells_enough and not client.body.ended:
+                hold.grow_to(KEPT_BYTES)
+                live = Live(client.body, body, self._max_bytes)
+                return Load(b"", look.peek(), look.model_at, Cargo(live))
+            hold.grow_to(len(body))
+        look.check_end()
+        if not spool.size:
+            return _load_of(body, _peek_if_told(look), look.model_at)
+        return self._load_of_file(look, content_type, beginning, spool)
+
+    def _load_of_file(self, look: FormLook, content_type: bytes, beginning: bytes, spool: Spool) -> Load:
+        try:
+            return Load(b"", look.peek(), look.model_at, Cargo(Spooled(spool)))
+        except NoModel:
+            if self._default_model is None:
+                raise
+        model = self._default_model
+        start = first_part(beginning, content_type)
+        edit = Edit((start, start), model_part(content_type, model))
+        return Load(b"", look.peek(model), edit.at, Cargo(Spooled(spool), edit))
+
+
+def _load_of(body: Body, seen: Peek | None, model_at: Span | None) -> Load:
+    if seen is None or len(body) <= _WRITTEN_BYTES:
+        return Load(body, seen, model_at)
+    return Load(b"", seen, model_at, Cargo(Stored(body)))
+
+
+def _peek_if_told(look: FormLook) -> Peek | None:
+    """Tell what a form says; None if it has no model."""
+    try:
+        return look.peek()
+    except NoModel:
+        return None
+
+
+def _looks(look: FormLook, piece: bytes) -> Iterator[None]:
+    for start in range(0, len(piece), STEP_BYTES):
+        look.add(piece[start : start + STEP_BYTES])
+        yield
+
+
+async def _while_sending(upload: Upload, answering: Coroutine[Any, Any, None]) -> None:
+    """Wait for an answer while the body is still being sent. Raises what either of them does."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            sending = group.create_task(upload.run())
+            await answering
+            sending.cancel()
+    except BaseExceptionGroup as failed:
+        if isinstance(failed.exceptions[0], ConnectionError):  # the client's
+            raise asyncio.CancelledError from None
+        raise failed.exceptions[0] from None
 
 
 async def _in_steps(work: Iterator[None]) -> None:

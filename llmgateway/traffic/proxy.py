@@ -149,6 +149,8 @@ class Proxy:
 
     def _may_go_on(self, story: Story) -> bool:
         """Tell whether a request may be tried once more, elsewhere or for another model."""
+        if not story.call.outgoing.repeatable:
+            return False
         hopeful = self._slots.hopeful(story.order)
         return self._budget.take(self._now()) if hopeful else turns(story, self._slots)
 
@@ -264,6 +266,8 @@ class Proxy:
         """Pass an answer on as it comes. Raises ProviderFailed, and GatewayError if it came too late."""
         call, client, order = story.call, story.client, story.order
         call.outgoing.let_go()
+        if call.outgoing.cargo is not None and not client.body.is_here:
+            client.close_after()  # it has the answer before it has sent its body
         head = exchange.head
         shapes, endings = WORDS_IN[client.dialect.stream]
         meter = Meter(head.framing is not None, head.coding, call.writes, shapes, endings)

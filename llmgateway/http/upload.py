@@ -1,0 +1,240 @@
+"""A large body on its way to a provider: from memory, from a file, or from a client that still sends it.
+
+Rules:
+
+- It is sent piece by piece, and no faster than the provider reads; what waits to be sent is bounded.
+- To one connection at a time. Another one gets it from the beginning, if that is still here.
+- The wait for an answer counts while the provider does not read, or has it all: never while the client sends.
+- Where another name takes the place of the model's, only those bytes are others.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from llmgateway.api.endpoints import Body, Buffer
+from llmgateway.api.multipart import Span
+from llmgateway.http.body import RequestBody
+
+PIECE_BYTES: Final = 256 * 1024
+KEPT_BYTES: Final = 1 << 20
+"""How much of what a client sends is kept to be sent again elsewhere."""
+
+
+class Edit(msgspec.Struct, frozen=True):
+    """Other bytes for those at a place."""
+
+    at: Span
+    value: bytes
+
+    @property
+    def more_bytes(self) -> int:
+        """How much longer it makes a body."""
+        return len(self.value) - (self.at[1] - self.at[0])
+
+    def of(self, piece: Buffer, offset: int) -> Buffer:
+        """Give a piece, which begins at `offset` of the whole, as it is with this."""
+        start, stop = self.at
+        end = offset + len(piece)
+        if end <= start or (offset >= stop and offset > start):
+            return piece
+        before, behind = piece[: max(0, start - offset)], piece[max(0, stop - offset) :]
+        return b"".join((before, self.value if offset <= start < end else b"", behind))
+
+
+class Sending:
+    """A body on its way by one connection, which tells it when to wait and when to end."""
+
+    def __init__(self, transport: asyncio.Transport, edit: Edit | None, *, chunked: bool) -> None:
+        self._transport = transport
+        self._chunked = chunked
+        self.edit = edit
+        self.over = False
+        """True once nothing more of it can be sent by this connection, be it all or not."""
+        self.complete = False
+        """True once all of it has been sent."""
+        self._paused = False
+        self._wake: asyncio.Future[None] | None = None
+        self._begin_wait: Callable[[], None] | None = None
+        self._end_wait: Callable[[], None] | None = None
+        self._is_timed = False
+
+    def send(self, piece: Buffer) -> None:
+        """Write a piece; not an empty one, which would be the end."""
+        if self._chunked:
+            self._transport.writelines((b"%x\r\n" % len(piece), piece, b"\r\n"))
+        else:
+            self._transport.write(piece)
+
+    def end(self) -> None:
+        """Say that this was all."""
+        if self._chunked:
+            self._transport.write(b"0\r\n\r\n")
+        self.complete = self.over = True
+        self._time()
+
+    async def ready(self) -> None:
+        """Wait until the provider reads, or does not want any more."""
+        while self._paused and not self.over:
+            self._wake = asyncio.get_running_loop().create_future()
+            await self._wake
+
+    # -- for the connection
+
+    def pause(self) -> None:
+        """Learn that the provider does not read as fast as it is written to."""
+        self._paused = True
+        self._time()
+
+    def resume(self) -> None:
+        """Learn that it reads on."""
+        self._paused = False
+        self._time()
+        self._rouse()
+
+    def stop(self) -> None:
+        """Learn that the connection takes no more."""
+        self.over = True
+        self._rouse()
+
+    def _rouse(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    def time_by(self, begin: Callable[[], None], end: Callable[[], None]) -> None:
+        """Have each wait for the provider timed, from now on."""
+        self._begin_wait, self._end_wait = begin, end
+        self._time()
+
+    def time_no_more(self) -> None:
+        """Have no more waits timed."""
+        if self._is_timed and self._end_wait is not None:
+            self._end_wait()
+        self._begin_wait = self._end_wait = None
+
+    def _time(self) -> None:
+        waits = self._paused or self.complete
+        if waits == self._is_timed or self._begin_wait is None or self._end_wait is None:
+            return
+        self._is_timed = waits
+        (self._begin_wait if waits else self._end_wait)()
+
+
+class Upload:
+    """A large body, and whoever is sent it. `run` is a task's, for as long as the request lasts."""
+
+    def __init__(self, size: int | None) -> None:
+        self.size = size
+        """How many bytes it has, if that is known."""
+        self._sending: Sending | None = None
+        self._news = asyncio.Event()
+
+    @property
+    def repeatable(self) -> bool:
+        """True while it can be sent from its beginning."""
+        return True
+
+    def let_go(self) -> bool:
+        """Hold nothing for another provider any more; tells whether no memory is held at all."""
+        return True
+
+    def begin(self, transport: asyncio.Transport, edit: Edit | None) -> Sending:
+        """Send it by a connection from now on, and by no other."""
+        self._sending = Sending(transport, edit, chunked=self.size is None)
+        self._news.set()
+        return self._sending
+
+    async def run(self) -> None:
+        """Send it to whoever it is to be sent to. Raises GatewayError if its client fails."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            if self._sending is not None:
+                await self._send(self._sending)
+
+    async def _send(self, sending: Sending) -> None:
+        offset = 0
+        while True:
+            await sending.ready()
+            piece = b"" if sending.over else await self.read(offset)
+            if sending.over:
+                return
+            if not piece:
+                sending.end()
+                return
+            written = piece if sending.edit is None else sending.edit.of(piece, offset)
+            if written:
+                sending.send(written)
+            offset += len(piece)
+            self.sent(offset)
+
+    async def read(self, offset: int) -> Buffer:
+        """Give the piece that begins at an offset; nothing at the end. Raises GatewayError."""
+        raise NotImplementedError
+
+    def sent(self, offset: int) -> None:
+        """Learn how far it was sent."""
+
+
+class Stored(Upload):
+    """A body that is here, in memory."""
+
+    def __init__(self, body: Body) -> None:
+        super().__init__(len(body))
+        self._body = body
+
+    def let_go(self) -> bool:
+        """Hold it no more, once it is sent."""
+        if self._sending is not None and self._sending.over:
+            self._body = b""
+        return not self._body
+
+    async def read(self, offset: int) -> Buffer:
+        """Give a part of it."""
+        return memoryview(self._body)[offset : offset + PIECE_BYTES]
+
+
+class Live(Upload):
+    """A body that its client is still sending: what came last is kept, and at first all of it."""
+
+    def __init__(self, body: RequestBody, beginning: Body, limit_bytes: int) -> None:
+        super().__init__(body.length)
+        self._source = body
+        self._limit_bytes = limit_bytes
+        self._kept = bytearray(beginning)
+        self._base = 0
+
+    @property
+    def repeatable(self) -> bool:
+        """True until more of it was sent than is kept."""
+        return self._base == 0
+
+    async def read(self, offset: int) -> Buffer:
+        """Give what is kept, or what the client sends next."""
+        while not self._source.ended and offset - self._base >= len(self._kept):
+            self._kept += await self._source.next_piece(self._limit_bytes)
+        at = offset - self._base
+        return bytes(self._kept[at : at + PIECE_BYTES])
+
+    def sent(self, offset: int) -> None:
+        """Forget what was sent once it is too much."""
+        if offset > KEPT_BYTES:
+            del self._kept[: offset - self._base]
+            self._base = offset
+
+
+class Cargo(msgspec.Struct, frozen=True):
+    """An upload as one provider gets it."""
+
+    upload: Upload
+    edit: Edit | None = None
+
+    @property
+    def framing(self) -> str:
+        """Tell its length in a request's head, or that it is told by the way it comes."""
+        size = self.upload.size
+        if size is None:
+            return "Transfer-Encoding: chunked\r\n"
+        return f"Content-Length: {size if self.edit is None else size + self.edit.more_bytes}\r\n"

@@ -201,11 +201,12 @@ def _unreadable(root: Pairs | None, folder: Path) -> Iterator[Finding]:
 def _why_not(name: str, folder: Path, check: Callable[[Path], None]) -> str:
     """Say what keeps a file from being read; "" if nothing does."""
     try:
-        path = folder / (values.folder_path(name) or "/")
+        named = values.folder_path(name) if check == files.check_folder else values.file_path(name)
     except ValueError:
         return ""  # no path at all, as `fields` tells
     try:
-        check(path)
+        if named is not None:
+            check(folder / named)
     except files.Unreadable as exc:
         return str(exc)
     return ""

@@ -1290,6 +1290,28 @@ def test_a_certificate_that_cannot_be_read_is_a_problem_beside_all_others(
     assert name not in unreadable.message
 
 
+@pytest.mark.parametrize(
+    ("spool", "words"), [("gone", "no such folder"), ("file", "no such folder"), ("'\\a'", "not the name")]
+)
+def test_a_spool_that_is_no_folder_is_a_problem(tmp_path: Path, spool: str, words: str) -> None:
+    (tmp_path / "file").touch()
+    path = tmp_path / "config.yaml"
+    path.write_text(f"server: {{spool: {spool}}}\n".replace("'\\a'", '"\\a"'))
+    with pytest.raises(ConfigError) as caught:
+        load(path, {})
+    (problem,) = caught.value.problems
+    assert (problem.path, problem.line, problem.column) == ("server.spool", 1, 17)
+    assert words in problem.message
+
+
+def test_a_spool_is_seen_from_the_folder_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "spool").mkdir()
+    path = tmp_path / "config.yaml"
+    for written, seen in (("spool", str(tmp_path / "spool")), ("none", None)):
+        path.write_text(f"server: {{spool: {written}}}\n")
+        assert load(path, {}).config.server.spool == seen
+
+
 @pytest.mark.parametrize("name", ["''", '"a\\0"', "certs/", "[a]", "", "${NOPE}"])
 def test_the_name_of_a_certificate_that_is_none_is_one_problem(tmp_path: Path, name: str) -> None:
     (tmp_path / "cert.pem").touch()

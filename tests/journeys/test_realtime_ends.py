@@ -11,6 +11,7 @@ import pytest
 from websockets.frames import Close, Frame, Opcode
 
 from llmgateway.http.body import Patience
+from llmgateway.http.tunnel import CLOSING_S
 from tests.conftest import GatewayFor, ProgramFor, ProviderFor
 from tests.fake_provider import FakeProvider
 from tests.journey import KEY, eventually, settings
@@ -250,6 +251,36 @@ async def test_a_provider_that_closes_properly_has_ended_it_well(
     assert (await booked(gateway))["outcome"] == "ok"
 
 
+async def test_a_provider_that_hangs_up_on_a_close_has_ended_it_well(
+    provider: FakeProvider, gateway_for: GatewayFor
+) -> None:
+    gateway = await gateway_for(provider)
+    async with RawSocket(gateway.port) as client:
+        there = await opened(provider, gateway.port, client=client)
+        await client.send(close(1000))
+        assert (await heard(there)).code == 1000
+        there.exchange.cut()
+        with pytest.raises(EOFError):
+            await told(client)
+    assert (await booked(gateway))["outcome"] == "ok"
+
+
+async def test_where_a_frame_can_have_no_end_any_more_nobody_waits_for_it(
+    provider: FakeProvider, gateway_for: GatewayFor
+) -> None:
+    gateway = await gateway_for(provider)
+    async with RawSocket(gateway.port) as client:
+        there = await opened(provider, gateway.port, client=client)
+        await there.send(LONG[:500])
+        assert await client.exactly(500)
+        draining = asyncio.ensure_future(gateway.drain())
+        await eventually(lambda: gateway.condition.draining)
+        there.exchange.cut()
+        async with asyncio.timeout(CLOSING_S / 2):
+            assert await draining
+            assert await client.closed() is Ending.CUT
+
+
 async def test_a_provider_that_stays_behind_both_closes_is_left(
     provider: FakeProvider, gateway_for: GatewayFor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -412,8 +443,9 @@ async def test_a_provider_that_never_reads_again_is_given_up(
         talking.cancel()
         client.leave()
         flooding.cancel()
-        there.exchange.read_on()
-    assert (await booked(gateway))["outcome"] == "truncated"
+    async with asyncio.timeout(CLOSING_S / 2):  # it is heard that the client has left
+        assert (await booked(gateway))["outcome"] == "truncated"
+    there.exchange.read_on()
 
 
 # --- silence ------------------------------------------------------------------------------------------------

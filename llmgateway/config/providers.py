@@ -45,7 +45,9 @@ class TimeoutsConfig(Section):
     first_byte: PositiveDuration = Field(
         900.0, description="For the first byte of the answer: model loading and prompt processing."
     )
-    idle: PositiveDuration = Field(300.0, description="Between two pieces of an answer.")
+    idle: PositiveDuration = Field(
+        300.0, description="Between two pieces of an answer, or signs of life of a WebSocket."
+    )
 
 
 class TrustConfig(Section):

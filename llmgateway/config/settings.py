@@ -134,7 +134,8 @@ class StreamsConfig(Section):
 
     keepalive: Duration = Field(
         15.0,
-        description="Silence after which a stream gets an SSE comment, so that no proxy cuts it; 0: never.",
+        description="Silence after which a stream gets an SSE comment, so that no proxy cuts it; 0: never. "
+        "A WebSocket gets a ping.",
     )
 
 

@@ -78,6 +78,8 @@ class Kind:
     lacks: frozenset[str] = frozenset()
     """The endpoints of those APIs that no version of it has, by their names; what a version may have it is
     asked for, and a 404 tells."""
+    disowns: bytes = b""
+    """How an error begins by which a 200 says that it has not the path; b"" if it says so with a 404."""
     proof: Proof | None = None
     """What tells a server of this kind where a listing leaves it open."""
     full_name: Callable[[str], str] = as_it_is

@@ -66,7 +66,7 @@ KIND: Final = Kind(
     title="LM Studio",
     wrote=lambda listing: "organization_owner" in listing.owners,
     speaks=frozenset({"openai", "responses", "anthropic"}),
-    # It answers 200 for what it does not have, which tells nobody.
+    disowns=b'"Unexpected endpoint or method. (',
     lacks=frozenset(
         {
             "rerank",

@@ -27,7 +27,10 @@ UNSUPPORTED: Final = 501  # says nothing bad about the provider's health
 _TRY_ELSEWHERE: Final = (NOT_FOUND, 429, UNSUPPORTED)
 _FORBIDDEN: Final = 403
 _NO_METHOD: Final = 405  # where no model says who should have the path, another may have it
+_NO_ANSWER: Final = 300
+_OK: Final = 200
 _LOOK_S: Final = 2.0
+_BEGINNING_BYTES: Final = 64
 
 
 def is_refusal(status: int, call: Call) -> bool:
@@ -52,11 +55,25 @@ class Worth(IntEnum):
 async def worth_of(exchange: Exchange, provider: Provider, call: Call, order: Order, now: float) -> Worth:
     """Tell what an answer is worth, and let its provider know what it says of it."""
     status = exchange.status
-    if status == _FORBIDDEN or await _says_it_has_not(provider, call.outgoing.path, exchange, order, now):
+    if status < _NO_ANSWER or status == _FORBIDDEN:
+        return Worth.LITTLE
+    if await _says_it_has_not(provider, call.outgoing.path, exchange, order, now):
         return Worth.LITTLE
     if status not in _TRY_ELSEWHERE and (status != _NO_METHOD or call.model):
         return Worth.FINAL
     return Worth.LITTLE if status == UNSUPPORTED else Worth.SOME
+
+
+async def is_disguised(exchange: Exchange, provider: Provider, order: Order, now: float) -> bool:
+    """Tell whether an answer only looks as if an endpoint had worked for the first time, and note whether."""
+    repertoire, disowns = provider.repertoire, provider.kind.disowns
+    if disowns and order.endpoint and exchange.status == _OK and exchange.head.framing is None:
+        body, _ = await exchange.read(_BEGINNING_BYTES, _LOOK_S)
+        if disowns in readable(exchange.head, body)[:_BEGINNING_BYTES]:
+            provider.said_it_lacks(order.endpoint, order.model, every=True, now=now)
+            return True
+    repertoire.worked.add(order.endpoint)
+    return False
 
 
 async def _says_it_has_not(

@@ -36,7 +36,7 @@ from llmgateway.traffic.call import Call
 from llmgateway.traffic.estimate import OutputSize, PromptSize, Speed
 from llmgateway.traffic.fairness import cost
 from llmgateway.traffic.late import Unpacked, fit
-from llmgateway.traffic.lessons import UNSUPPORTED, failure_told, is_refusal, worth_of
+from llmgateway.traffic.lessons import UNSUPPORTED, failure_told, is_disguised, is_refusal, worth_of
 from llmgateway.traffic.line import NoCandidate, Order, Overloaded
 from llmgateway.traffic.listener import Listener
 from llmgateway.traffic.naming import as_asked, asking, name_for, own_lines_of, turns
@@ -207,16 +207,16 @@ class Proxy:
         try:
             with await self._upstream.open(provider, asking(provider, story)) as exchange:
                 status = exchange.status
-                if status >= _NO_ANSWER:
+                refused = status >= _NO_ANSWER
+                if refused:
                     self._take_nothing_for(story)
                     await self._check(provider, exchange, call)
-                else:
-                    if order.endpoint not in (worked := provider.repertoire.worked):
-                        worked.add(order.endpoint)
-                    if order.doubts:
-                        self._slots.blame(order)
+                elif order.endpoint not in provider.repertoire.worked:
+                    refused = await is_disguised(exchange, provider, order, self._now())
+                if order.doubts and not refused:
+                    self._slots.blame(order)
                 self._slots.answered(order, provider)
-                if status >= _NO_ANSWER and await self._holds(provider, exchange, story):
+                if refused and await self._holds(provider, exchange, story):
                     self._give_up_on(provider, f"status_{status}", story)
                     return False
                 if status == SWITCHING:

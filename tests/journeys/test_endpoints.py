@@ -205,6 +205,34 @@ async def test_a_404_that_something_in_front_of_a_server_says_for_a_moment_costs
     assert by(await ask(gateway.port, post("/v1/completions"))) == (200, "rig")
 
 
+NOT_THAT = {"error": "Unexpected endpoint or method. (POST /v1/messages)"}
+
+
+async def test_lm_studio_says_with_a_200_that_it_has_not_the_path(
+    provider_for: ProviderFor, gateway_for: GatewayFor
+) -> None:
+    rig = await provider_for("rig", owner="alice", models=LMSTUDIO)
+    other = await provider_for("other")
+    rig.script = without(MESSAGES, answer(200, NOT_THAT))
+    gateway = await gateway_for(rig, other, users=ALICE_FIRST)
+    for _ in range(2):
+        assert by(await ask(gateway.port, post(MESSAGES))) == (200, "other")
+    assert asked(rig, MESSAGES) == 1
+    for stream in (False, True, True):
+        assert by(await ask(gateway.port, post("/v1/chat/completions", stream=stream))) == (200, "rig")
+
+
+async def test_what_lm_studio_says_so_is_the_clients_where_nobody_else_is_asked(
+    provider_for: ProviderFor, gateway_for: GatewayFor
+) -> None:
+    rig = await provider_for("rig", models=LMSTUDIO)
+    rig.script = without(MESSAGES, answer(200, NOT_THAT))
+    gateway = await gateway_for(rig)
+    first = await ask(gateway.port, post(MESSAGES))
+    assert (first.status, first.json) == (200, NOT_THAT)
+    assert (await ask(gateway.port, post(MESSAGES))).status == 404
+
+
 # What its kind is known for, and what the config says.
 
 

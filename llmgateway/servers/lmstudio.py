@@ -36,6 +36,8 @@ def _told(entry: Mapping[str, Any]) -> dict[str, Any]:
     older["quantization"] = quantization.get("name") if isinstance(quantization, dict) else None
     if isinstance(capabilities, dict) and capabilities.get("trained_for_tool_use") is True:
         older["capabilities"] = ["tool_use"]
+    if isinstance(capabilities, dict) and capabilities.get("vision") is True and older["type"] == "llm":
+        older["type"] = "vlm"
     return told_besides(older, (*_TOLD, "capabilities"))
 
 

@@ -44,6 +44,14 @@ class Model:
         """The name by which its server knows it."""
         return self.told_as or self.id
 
+    @property
+    def takes_images(self) -> bool | None:
+        """Whether it takes images, if its server tells: Ollama by capabilities, LM Studio by a type."""
+        kind, able = self.more.get("type"), self.more.get("capabilities")
+        if kind is not None:
+            return kind == "vlm" or (isinstance(able, list) and "vision" in able)
+        return "vision" in able if isinstance(able, list) else None
+
 
 @dataclass(frozen=True, slots=True)
 class Listing:

@@ -52,31 +52,34 @@ def turns(story: Story, slots: Slots, *, in_vain: bool = False) -> bool:
 
 
 def asking(provider: Provider, story: Story) -> Outgoing:
-    """Give a request as it goes to a provider: with the name by which that knows the model."""
-    call = story.call
-    if not (provider.renames or call.asked):
-        return call.outgoing
+    """Give a request as it goes to a provider: with the name by which that knows the model.
+
+    A short name that the client has used itself, and its server takes, stays.
+    """
+    call, told = story.call, _told_name(provider, story)
     found = provider.find(story.order.model)
-    told = call.model if found is None else found.listed_as
-    if told == (call.asked or call.model) or not (call.asked or (found is not None and found.told_as)):
-        return call.outgoing
-    return call.outgoing.asking_for(told)
+    stays = not call.asked and (found is None or not found.told_as)
+    return call.outgoing if stays or told == _clients_name(call) else call.outgoing.asking_for(told)
 
 
 def own_lines_of(provider: Provider, story: Story) -> bytes:
-    """Write our fields of an answer, with the name by which its provider was asked for the model."""
-    order = story.order
-    return own_lines(provider.name, _other_name(provider, story), order.affinity, order.waited_s)
+    """Write our fields of an answer, with the name that its provider was told if that is not the client's."""
+    order, call = story.order, story.call
+    told = ""
+    if call.asked or provider.renames or call.model not in provider.models:
+        told = _told_name(provider, story)
+        told = "" if told == _clients_name(call) else told
+    return own_lines(provider.name, told, order.affinity, order.waited_s)
 
 
-def _other_name(provider: Provider, story: Story) -> str:
-    """Give the name by which a provider was asked for a model; "" if that is the client's own."""
-    call = story.call
-    if call.model in provider.models and not (provider.renames or call.asked):
-        return ""
+def _told_name(provider: Provider, story: Story) -> str:
+    """Give the name by which a provider knows the model of a request."""
     found = provider.find(story.order.model)
-    told = call.model if found is None else found.listed_as
-    return told if told != (call.asked or call.model) else ""
+    return story.call.model if found is None else found.listed_as
+
+
+def _clients_name(call: Call) -> str:
+    return call.asked or call.model
 
 
 def as_asked(error: GatewayError, call: Call) -> GatewayError:

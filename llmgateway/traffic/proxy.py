@@ -205,7 +205,9 @@ class Proxy:
         call.entry.sent(provider.name, monotonic())
         order.tried.add(provider.name)
         try:
-            with await self._upstream.open(provider, asking(provider, story)) as exchange:
+            with await self._upstream.open(
+                provider, asking(provider, story) if provider.renames or call.asked else call.outgoing
+            ) as exchange:
                 status = exchange.status
                 refused = status >= _NO_ANSWER
                 if refused:

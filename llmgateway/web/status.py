@@ -189,7 +189,9 @@ def _sees(viewer: Caller, user: str | None) -> bool:
 
 
 def _model(model: Model) -> dict[str, Any]:
-    told = {"told_as": model.told_as} if model.told_as else {}
+    told: dict[str, Any] = {"told_as": model.told_as} if model.told_as else {}
+    if model.takes_images is not None:
+        told["sees"] = model.takes_images
     return {"id": model.id, "loaded": model.loaded, "context_length": model.context_length, **told}
 
 

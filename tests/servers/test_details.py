@@ -20,6 +20,29 @@ def told(kind: Kind, models: dict[str, Model], answer: Any) -> Facts:
     return facts
 
 
+# --- what it takes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "sees"),
+    [
+        (ollama.KIND, {"models": [{"model": "m", "capabilities": ["completion", "vision"]}]}, True),
+        (ollama.KIND, {"models": [{"model": "m", "capabilities": ["completion"]}]}, False),
+        (ollama.KIND, {"models": [{"model": "m", "capabilities": "vision"}]}, None),
+        (ollama.KIND, {"models": [{"model": "m"}]}, None),
+        (lmstudio.KIND, {"data": [{"id": "m", "type": "vlm"}]}, True),
+        (lmstudio.KIND, {"data": [{"id": "m", "type": "llm"}]}, False),
+        (lmstudio.KIND, {"models": [{"key": "m", "type": "llm", "capabilities": {"vision": True}}]}, True),
+        (lmstudio.KIND, {"models": [{"key": "m", "type": "llm", "capabilities": {"vision": 1}}]}, False),
+        (llamacpp.KIND, {}, None),
+    ],
+)
+def test_whether_a_model_takes_images_is_known_where_its_server_tells(
+    kind: Kind, answer: Any, sees: bool | None
+) -> None:
+    assert told(kind, {"m": Model("m")}, answer).models["m"].takes_images is sees
+
+
 # --- the context, and the slots ---------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ import { ApiError } from "./api.js";
 import { complete } from "./completion.js";
 import { KeyedChildren, byId, setAttribute, show } from "./dom.js";
 import { Frames } from "./frames.js";
+import { Images, content } from "./images.js";
 import { conversation, forget, keep, keepModel, lastModel } from "./memory.js";
 import { choice, modelOption, modelsOf } from "./models.js";
 import { Turn } from "./turn.js";
@@ -28,6 +29,14 @@ export class Chat {
   /** @type {AbortController | null} */
   #running = null;
   #following = true;
+  #images = new Images({
+    button: byId("try-attach"),
+    picker: byId("try-file"),
+    input: this.#input,
+    list: byId("try-images"),
+    error: byId("try-image-error"),
+  });
+  #blind = new Set(); // models that are known to take no images
   #frames = new Frames(() => this.#paint());
   #user = "";
   #wanted = ""; // the model that was used last
@@ -41,7 +50,10 @@ export class Chat {
       this.#send();
     });
     this.#input.addEventListener("keydown", (event) => this.#key(event));
-    this.#model.addEventListener("change", () => keepModel(this.#user, this.#model.value));
+    this.#model.addEventListener("change", () => {
+      keepModel(this.#user, this.#model.value);
+      this.#controls();
+    });
     byId("try-stop").addEventListener("click", () => this.#running?.abort());
     byId("try-new").addEventListener("click", () => this.#restart());
     this.#log.addEventListener("scroll", () => this.#scrolled(), { passive: true });
@@ -54,6 +66,7 @@ export class Chat {
     if (!this.#user) this.#recall(viewer.user);
     const chosen = this.#model.value;
     const options = modelsOf(providers, aliases);
+    this.#blind = new Set(options.filter(({ sees }) => sees === false).map(({ id }) => id));
     // A model that went away stays chosen: a message must not go to another one unnoticed.
     const gone = chosen && !options.some(({ id }) => id === chosen);
     this.#options.render(gone ? [...options, { id: chosen, note: "not available" }] : options);
@@ -64,6 +77,7 @@ export class Chat {
   /** Forget what was said, also in the browser's storage. */
   forget() {
     this.#user = "";
+    this.#images.put([]);
     forget();
   }
 
@@ -106,24 +120,27 @@ export class Chat {
 
   #send() {
     const question = this.#input.value.trim();
-    if (!question || !this.#model.value || this.#running) return;
+    if (!(question || this.#images.some) || !this.#model.value || this.#running) return;
     this.#input.value = "";
-    this.#ask(question);
+    this.#ask(question, this.#images.take());
   }
 
   #regenerate(turn) {
     if (this.#running || !this.#model.value) return;
     this.#turns = this.#turns.filter((each) => each !== turn);
     turn.node.remove();
-    if (this.#input.value === turn.question) this.#input.value = ""; // it was given back, unanswered
-    this.#ask(turn.question);
+    if (this.#input.value === turn.question) {
+      this.#input.value = ""; // it was given back, unanswered
+      if (turn.images.length) this.#images.take();
+    }
+    this.#ask(turn.question, turn.images);
   }
 
-  async #ask(question) {
+  async #ask(question, images) {
     const model = this.#model.value;
     keepModel(this.#user, model);
-    const request = { model, messages: this.#messages(question), ...this.#settings() };
-    const turn = this.#begin(model, question);
+    const request = { model, messages: this.#messages(question, images), ...this.#settings() };
+    const turn = this.#begin(model, question, images);
     try {
       for await (const piece of complete(request, this.#running.signal)) {
         turn.add(piece);
@@ -134,12 +151,12 @@ export class Chat {
     } catch (error) {
       this.#failed(turn, error);
     }
-    this.#finish(turn, question);
+    this.#finish(turn);
   }
 
-  #begin(model, question) {
+  #begin(model, question, images) {
     this.#running = new AbortController();
-    const turn = new Turn(model, question, (which) => this.#regenerate(which));
+    const turn = new Turn(model, question, images, (which) => this.#regenerate(which));
     this.#add(turn);
     this.#following = true;
     this.#frames.request();
@@ -170,13 +187,13 @@ export class Chat {
     return Number.isFinite(temperature) ? { temperature } : {};
   }
 
-  #messages(question) {
+  #messages(question, images) {
     const system = this.#system.value.trim();
     const before = this.#turns.flatMap((turn) => [
-      { role: "user", content: turn.question },
+      { role: "user", content: content(turn.question, turn.images) },
       { role: "assistant", content: turn.content },
     ]);
-    return [...(system ? [{ role: "system", content: system }] : []), ...before, { role: "user", content: question }];
+    return [...(system ? [{ role: "system", content: system }] : []), ...before, { role: "user", content: content(question, images) }];
   }
 
   #failed(turn, error) {
@@ -191,10 +208,13 @@ export class Chat {
   }
 
   // What was not answered at all is not part of the conversation; the question goes back to be sent again.
-  #finish(turn, question) {
+  #finish(turn) {
     this.#running = null;
     if (turn.content && turn.node.isConnected) this.#turns = [...this.#turns, turn].slice(-MOST_TURNS);
-    else if (!turn.content && !this.#input.value) this.#input.value = question;
+    else if (!turn.content && !this.#input.value && !this.#images.some) {
+      this.#input.value = turn.question;
+      this.#images.put(turn.images);
+    }
     this.#frames.flush();
     this.#controls();
     this.#keep();
@@ -202,6 +222,7 @@ export class Chat {
 
   #restart() {
     this.#running?.abort();
+    this.#images.put([]);
     this.#turns = [];
     this.#latest = null;
     this.#log.replaceChildren(this.#empty);
@@ -216,6 +237,7 @@ export class Chat {
     const talking = this.#log.querySelector(".turn") !== null;
     const focused = document.activeElement;
     show(stop, running);
+    show(byId("try-attach"), !this.#blind.has(this.#model.value));
     setAttribute(send, "disabled", running || !this.#model.value ? "" : null);
     show(byId("try-new"), talking);
     setAttribute(byId("gateway"), "data-talking", talking ? "true" : null);

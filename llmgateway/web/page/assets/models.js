@@ -5,14 +5,19 @@ import { el, setAttribute, setText } from "./dom.js";
 // No list of models says what they are for; their names mostly do.
 const NO_CHAT = /embed|rerank|retriev|\b(bge|gte|e5|minilm|colbert|clip|siglip)\b|whisper|\b(tts|asr|stt)\b|kokoro|piper|speech|diffusion|sdxl|\bflux|moderation/i;
 
-/** @returns {{id: string, note: string, real?: boolean}[]} those that can answer now, and other names for them */
+/** @returns {{id: string, note: string, real?: boolean, sees: boolean}[]} those that can answer now, and other names for them */
 export function modelsOf(providers, aliases = []) {
   const able = providers.filter(({ state }) => state === "online" || state === "warming");
-  const loaded = new Map();
-  for (const { id, loaded: now } of able.flatMap(({ models }) => models)) loaded.set(id, loaded.get(id) || now === true);
-  const options = [...loaded].map(([id, now]) => ({ id, note: now ? "loaded" : "", real: true }));
-  const others = aliases.filter(({ alias_of: id }) => loaded.has(id)).map(({ id, alias_of: of }) => ({ id, note: `stands for ${of}` }));
-  options.push(...others);
+  const models = new Map();
+  for (const { id, loaded, sees } of able.flatMap((provider) => provider.models)) {
+    const before = models.get(id);
+    const note = before?.note || (loaded === true ? "loaded" : "");
+    // Where one provider of it takes images, or does not tell, they may be sent.
+    models.set(id, { id, note, real: true, sees: before ? before.sees !== false || sees !== false : sees !== false });
+  }
+  const known = aliases.filter(({ alias_of: of }) => models.has(of));
+  const others = known.map(({ id, alias_of: of }) => ({ id, note: `stands for ${of}`, sees: models.get(of).sees }));
+  const options = [...models.values(), ...others];
   return options.sort((a, b) => a.id.localeCompare(b.id));
 }
 

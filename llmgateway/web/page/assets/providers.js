@@ -12,12 +12,19 @@ const IDLE_STATES = new Set(["offline", "misconfigured", "unknown"]);
 /** @returns {(snapshot: any) => void} */
 export function providerCards() {
   const cards = new KeyedChildren(byId("provider-list"), (provider) => provider.name, card);
-  return ({ providers }) => {
+  return ({ providers, aliases = [] }) => {
     const places = new Map(providers.map((provider, index) => [provider.name, index]));
-    cards.render(providers, places);
+    cards.render(providers, places, byMeaning(aliases));
     show(byId("providers-empty"), providers.length === 0);
     setText(byId("providers-summary"), summary(providers));
   };
+}
+
+/** @returns {Map<string, string[]>} the other names of each model */
+function byMeaning(aliases) {
+  const names = new Map();
+  for (const { id, alias_of: of } of aliases) names.set(of, [...(names.get(of) ?? []), id]);
+  return names;
 }
 
 function summary(providers) {
@@ -44,7 +51,7 @@ function card() {
     load.node,
     models.node,
   );
-  const update = (provider, places) => {
+  const update = (provider, places, names) => {
     const [words, tone] = say(PROVIDER_STATES, provider.state);
     setAttribute(node, "data-name", provider.name);
     setAttribute(node, "data-state", provider.state);
@@ -57,7 +64,7 @@ function card() {
     show(reason, Boolean(provider.reason));
     load.update(provider);
     show(load.node, !IDLE_STATES.has(provider.state) || provider.in_flight > 0);
-    models.update(provider.models);
+    models.update(provider.models, names);
   };
   return { node, update };
 }
@@ -97,10 +104,10 @@ function modelList() {
   const none = el("p", { class: "empty" }, "No models known.");
   const shown = new KeyedChildren(first, (model) => model.id, modelLine);
   const hidden = new KeyedChildren(rest, (model) => model.id, modelLine);
-  const update = (models) => {
+  const update = (models, names) => {
     const sorted = loadedFirst(models);
-    shown.render(sorted.slice(0, MODELS_AT_FIRST));
-    hidden.render(sorted.slice(MODELS_AT_FIRST));
+    shown.render(sorted.slice(0, MODELS_AT_FIRST), names);
+    hidden.render(sorted.slice(MODELS_AT_FIRST), names);
     show(none, models.length === 0);
     show(details, models.length > MODELS_AT_FIRST);
     setText(more, `${count(Math.max(0, models.length - MODELS_AT_FIRST))} more`);
@@ -116,16 +123,18 @@ function modelLine() {
   const id = el("span", { class: "id" });
   const loaded = el("span", { class: "tag" }, "loaded");
   const size = el("span", { class: "context" });
-  const told = el("span", { class: "context told" });
-  const update = (model) => {
+  const told = el("p", { class: "told" });
+  const update = (model, names) => {
+    const others = names.get(model.id)?.join(", ") ?? "";
+    const known = model.told_as ? `, which the server knows as ${model.told_as}` : "";
     setText(id, model.id);
-    setAttribute(id, "title", model.told_as ? `${model.id}, which the server knows as ${model.told_as}` : model.id);
-    show(told, Boolean(model.told_as));
-    setText(told, model.told_as ?? "");
+    setAttribute(id, "title", `${model.id}${known}${others ? `; also asked for as ${others}` : ""}`);
+    setText(told, [model.told_as, others && `also ${others}`].filter(Boolean).join("; "));
+    show(told, Boolean(told.textContent));
     show(loaded, model.loaded === true);
     show(size, Boolean(model.context_length));
     setText(size, model.context_length ? context(model.context_length) : "");
     setAttribute(size, "title", model.context_length ? `context of ${count(model.context_length)} tokens` : null);
   };
-  return { node: el("li", {}, id, told, loaded, size), update };
+  return { node: el("li", {}, el("div", { class: "line" }, id, loaded, size), told), update };
 }

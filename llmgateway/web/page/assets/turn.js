@@ -3,16 +3,21 @@
 import { copy } from "./clipboard.js";
 import { el, setText, show } from "./dom.js";
 import { milliseconds, plural, rate } from "./format.js";
+import { pictures } from "./images.js";
 import { Markdown } from "./markdown.js";
 
 const COPIED_MS = 1500;
 
-/** @typedef {{model: string, question: string, content: string, reasoning: string, note: string, error: string}} Told */
+/** @typedef {{model: string, question: string, content: string, reasoning: string, note: string, error: string, pictures?: number}} Told */
 
 export class Turn {
   content = "";
   #model;
   #asked;
+  #said;
+  /** @type {import("./images.js").Image[]} */
+  images;
+  #lost = 0; // images that were not kept over a reload
   #reasoning = "";
   #thinking = el("pre", { class: "said" });
   #details = el("details", { class: "thinking", hidden: "" }, el("summary", {}, "Thinking"), this.#thinking);
@@ -30,11 +35,18 @@ export class Turn {
   /** @type {number | null} */
   #tokens = null;
 
-  /** @param {string} model @param {string} question @param {(turn: Turn) => void} again */
-  constructor(model, question, again) {
+  /**
+   * @param {string} model
+   * @param {string} question
+   * @param {import("./images.js").Image[]} images
+   * @param {(turn: Turn) => void} again
+   */
+  constructor(model, question, images, again) {
     this.#model = model;
     this.#asked = question;
-    const you = el("div", { class: "message you" }, el("h3", {}, "You"), el("div", { class: "said" }, question));
+    this.images = images;
+    this.#said = el("div", { class: "said" }, ...pictures(images), question);
+    const you = el("div", { class: "message you" }, el("h3", {}, "You"), this.#said);
     const it = el("div", { class: "message it" }, el("h3", {}, model), this.#details, this.#answer, this.#error, this.#note, this.#actions);
     this.node = el("article", { class: "turn" }, you, it);
     this.#details.open = true;
@@ -48,7 +60,9 @@ export class Turn {
 
   /** A turn as it was told before a reload. @param {Told} told */
   static from(told, again) {
-    const turn = new Turn(told.model, told.question, again);
+    const turn = new Turn(told.model, told.question, [], again);
+    turn.#lost = told.pictures ?? 0;
+    if (turn.#lost) turn.#said.append(el("p", { class: "note" }, `${plural(turn.#lost, "image")}, not kept over the reload`));
     turn.content = told.content;
     turn.#reasoning = told.reasoning;
     turn.#finish(told.error, told.note);
@@ -58,7 +72,9 @@ export class Turn {
   /** @returns {Told} */
   tell() {
     const [error, note] = [this.#error.textContent, this.#note.textContent];
-    return { model: this.#model, question: this.#asked, content: this.content, reasoning: this.#reasoning, note, error };
+    const pictured = this.images.length + this.#lost;
+    const told = { model: this.#model, question: this.#asked, content: this.content, reasoning: this.#reasoning, note, error };
+    return pictured ? { ...told, pictures: pictured } : told;
   }
 
   /** Take a piece; `paint` shows it. @param {import("./completion.js").Piece} piece */

@@ -35,7 +35,7 @@ _PLAIN_WORDS: Final = frozenset(
         " unexpected unknown unrecognized unsupported uri url was with you your"
     ).split()
 )
-_FILLER: Final = r"(?:(?:the|this|any|openai|anthropic|openai's|chat|text|audio|image|images|v1)\W+)*"
+_FILLER: Final = r"(?:(?:the|this|any|openai|anthropic|openai's|chat|text|audio|image|images|v1)\W+)*?"
 
 
 def scope_of(status: int, body: bytes, path: str, models: Iterable[str]) -> Scope | None:
@@ -85,6 +85,8 @@ def _lacking(path: str) -> re.Pattern[str]:
     """Find the sentence that what an endpoint does is not supported, with its name in the endpoint's path."""
     last = re.escape(path.rpartition("/")[2]).replace("_", "[ _]")
     name = rf"{last.removesuffix('s')}\w*"
+    if "/audio/" in path:
+        name = rf"(?:{name}|audio input)"
     return re.compile(
         rf"\bsupport(?:s|ed)?\W+{_FILLER}{name}"
         rf"|^{_FILLER}{name}(?:\W+\w+)?\W+(?:is|are)\W+not\W+(?:supported|implemented|available|enabled)"

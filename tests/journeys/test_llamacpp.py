@@ -154,6 +154,26 @@ async def test_what_llama_cpp_cannot_do_is_said_in_its_words(
     assert "embeddings" in message and "x-gateway-error" not in headers
 
 
+@pytest.mark.parametrize("endpoint", ["embeddings", "rerank", "audio/transcriptions"])
+async def test_what_it_says_that_it_has_not_it_is_asked_once(
+    gateway: Gateway, http: aiohttp.ClientSession, endpoint: str
+) -> None:
+    said = []
+    for _ in range(2):
+        if endpoint == "audio/transcriptions":
+            form = aiohttp.FormData({"model": "tiny"})
+            form.add_field("file", b"RIFF" + bytes(40), filename="a.wav", content_type="audio/wav")
+            async with http.post(f"{gateway.url}/v1/{endpoint}", data=form) as answer:
+                said.append((answer.status, answer.headers.get("x-gateway-error"), await answer.text()))
+        else:
+            body = {"model": "tiny", "input": "a", "query": "a", "documents": ["b"]}
+            status, headers, text = await post(http, f"{gateway.url}/v1/{endpoint}", body)
+            said.append((status, headers.get("x-gateway-error"), text.decode()))
+    assert said[0][1] is None and said[1][1] == "no_provider"
+    status, _, _ = await post(http, f"{gateway.url}/v1/chat/completions", HELLO)
+    assert status == 200
+
+
 async def test_its_admin_endpoints_stay_out_of_reach(gateway: Gateway) -> None:
     for path in (
         "/v1/../slots",

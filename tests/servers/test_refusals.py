@@ -111,6 +111,7 @@ def test_what_may_be_about_the_model_or_the_request_says_nothing_of_the_path(sta
         ("chat", "The model does not support Chat Completions API"),
         ("completions", "This server does not support completions. Start it without `--embeddings`"),
         ("transcriptions", "The model does not support Transcriptions API"),
+        ("transcriptions", "The current model does not support audio input."),
         ("images", "qwen3:8b does not support image generation"),
         ("responses", "The model does not support Responses API"),
     ],
@@ -122,6 +123,7 @@ def test_a_501_names_what_the_endpoint_does(endpoint: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("endpoint", "said"),
     [
+        ("chat", "The current model does not support audio input."),
         ("chat", "The chat template does not support a system role"),
         ("chat", "This server does not support multimodal. Start it with `--mmproj`"),
         ("chat", "This server does not support embeddings. Start it with `--embeddings`"),

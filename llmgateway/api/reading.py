@@ -176,7 +176,7 @@ class Reading:
         if (at := part.rfind(TIMINGS, since, until + len(TIMINGS) - 1)) >= 0:
             self._timings = usage.last_word(part, TIMINGS, at, self._timings, since)
         if usage.is_flat:
-            self._usage |= usage.told_flatly(part, since, until)
+            self._usage |= usage.told_flatly(part, since, until, MOST_BYTES)
 
     def _beginnings(self, part: bytearray) -> bytearray:
         """Leave of long lines what they begin with; what else they have is text if they begin with text."""

@@ -140,7 +140,7 @@ class Usage:
             if each.whole and each.total is not None
         )
         flat = [name for each in told if each.flat for name in (each.prompt, each.completion)]
-        self._flat = _flat_counts(flat)
+        self._flat, self._flat_names = _flat_counts(flat), frozenset(flat)
         self.is_flat = bool(flat)
         """Whether there are counts that stand in an answer itself."""
         self._openings = tuple(
@@ -173,34 +173,22 @@ class Usage:
         """Give how much of the completion was thought."""
         return _first(told, self._reasoning) or 0
 
-    def told_flatly(self, part: bytearray, since: int, until: int) -> dict[str, int]:
-        """Give the counts that stand in an answer itself, and begin between two places; the last count."""
+    def told_flatly(self, part: bytearray, since: int, until: int, longest: int) -> dict[str, int]:
+        """Give the counts that stand in an answer itself, and begin between two places; the last ones count.
+
+        Up to `longest` bytes of a line are surely there if `until` is the end.
+        """
         told: dict[str, int] = {}
         at = since
-        while self._flat is not None and (found := self._flat.search(part, at, until + OBJECT_BYTES)):
-            if found.start() >= until:
-                break
-            end = part.find(b"\n", found.end())
+        while self._flat is not None and (found := self._flat.search(part, at)) and found.start() < until:
+            start, end = part.rfind(b"\n", 0, found.start()) + 1, part.find(b"\n", found.end())
             at = end if end >= 0 else len(part)
-            start = part.rfind(b"\n", 0, found.start()) + 1
-            told |= self._told_in_line(part[start:at], max(since - start, 0))
+            line = part[start:at]
+            if start >= since and until == len(part) and len(line) <= longest and (own := _object(line)):
+                told |= {name: own[name] for name in self._flat_names & own.keys() if _is_count(own[name])}
+            else:
+                told |= {name.decode(): int(count) for name, count in self._flat.findall(line, since - start)}
         return told
-
-    def _told_in_line(self, line: bytearray, since: int) -> dict[str, int]:
-        """Read a line as it is; one that is not there whole, by what it looks like.
-
-        The arguments of a tool are a model's words, and may be called what they like.
-        """
-        try:
-            value = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            return {name.decode(): int(count) for name, count in self._flat_counts(line, since)}
-        if not isinstance(value, dict):
-            return {}
-        return {name: value[name] for name in self._names & value.keys() if _is_count(value[name])}
-
-    def _flat_counts(self, line: bytearray, since: int) -> list[tuple[bytes, bytes]]:
-        return [] if self._flat is None else self._flat.findall(line, since)
 
     def last_word(
         self, part: bytearray, mark: bytes, at: int, told: dict[str, int], since: int = 0
@@ -252,7 +240,16 @@ def _plain_usage(prompt: str, completion: str, total: str) -> re.Pattern[bytes]:
 
 def _flat_counts(names: Sequence[str]) -> re.Pattern[bytes] | None:
     inside = b"|".join(name.encode() for name in names)
-    return re.compile(rb'"(%b)" *+: *+(%b)(?![\d.eE])' % (inside, _NUMBER)) if names else None
+    return re.compile(rb'"(%b)" {0,8}: {0,8}(%b)(?![\d.eE])' % (inside, _NUMBER)) if names else None
+
+
+def _object(line: bytearray) -> dict[str, Any]:
+    """Read a line as it is: what has the same names inside it, as a tool's arguments may, tells nothing."""
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _type(name: str) -> re.Pattern[bytes]:

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from llmgateway.api.dialect import LINES, SSE, Framing
 from llmgateway.api.inflate import LOOK_BYTES, MOST_INFLATED_BYTES
 from llmgateway.api.reading import FIRST_BYTES, LAST_BYTES
-from llmgateway.api.usage import Meter, Tokens
+from llmgateway.api.usage import WORDS_IN, Meter, Tokens
 from tests.api.test_usage import (
     ANSWERS,
     CHAT,
@@ -49,8 +50,22 @@ PARTS = [
 ]
 
 
-def metered(body: bytes, *cuts: int, sse: bool, coding: bytes = b"") -> Tokens:
-    meter = Meter(stream=sse, coding=coding)
+LINE_PARTS = [
+    *(b'"message" "content" "response" "eval_count" "prompt_eval_count" "done" true'.split()),
+    *(b': { } [ ] , " \\ 7 \n \r\n'.split(b" ")),
+    *(b'"eval_count":7 "prompt_eval_count":3 "message":{"content":"x"} "response":"x"'.split()),
+    b'{"message":{"content":"x"},"arguments":{"eval_count":5}}\n',
+    b'{"done":true,"prompt_eval_count":3,"eval_count":9}\n',
+    b"x" * KEPT_BYTES,
+    b" " * 3 * KEPT_BYTES,
+    b"1," * KEPT_BYTES,
+]
+
+
+def metered(
+    body: bytes, *cuts: int, sse: bool, coding: bytes = b"", framing: Framing = SSE, writes: bool = False
+) -> Tokens:
+    meter = Meter(sse, coding, writes, *WORDS_IN[framing])
     ends = sorted(min(cut, len(body)) for cut in cuts)
     for start, end in zip([0, *ends], [*ends, len(body)], strict=True):
         meter.feed(body[start:end])
@@ -102,6 +117,25 @@ def test_any_bytes_cost_the_same_in_any_pieces(parts: list[bytes], cuts: list[in
     assert metered(body, *cuts, sse=sse) == whole
     assert 0 <= whole.cached <= whole.prompt
     assert 0 <= whole.reasoning <= whole.completion
+
+
+@settings(deadline=None, max_examples=500)
+@given(
+    st.lists(st.sampled_from(LINE_PARTS) | st.binary(max_size=20), max_size=60),
+    st.lists(st.integers(0, 200_000), max_size=12),
+    st.booleans(),
+    st.booleans(),
+)
+@example([b'{"a":{"eval_count":7},"b":"', b"x" * 3 * KEPT_BYTES, b'"}\n'], [5 * KEPT_BYTES // 2], True, False)
+@example([b'{"a":{"eval_count":7},"b":"', b"x" * 3 * KEPT_BYTES, b'"}'], [5 * KEPT_BYTES // 2], False, False)
+@example([b'{"b":"', b"x" * 3 * KEPT_BYTES, b'","a":{"eval_count":7}}\n'], [5 * KEPT_BYTES // 2], True, False)
+@example([b'{"eval_count"', b" " * 3 * KEPT_BYTES, b":7}\n"], [5 * KEPT_BYTES // 2], True, True)
+def test_any_lines_cost_the_same_in_any_pieces(
+    parts: list[bytes], cuts: list[int], stream: bool, writes: bool
+) -> None:
+    body = b"".join(parts)
+    whole = metered(body, sse=stream, framing=LINES, writes=writes)
+    assert metered(body, *cuts, sse=stream, framing=LINES, writes=writes) == whole
 
 
 @settings(deadline=None, max_examples=200)

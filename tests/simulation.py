@@ -24,7 +24,7 @@ from llmgateway.fleet.fleet import Fleet
 from llmgateway.fleet.provider import Probe, Provider, State
 from llmgateway.servers.models import Model
 from llmgateway.traffic.affinity import Affinity, Thread
-from llmgateway.traffic.estimate import OutputSize
+from llmgateway.traffic.estimate import Usual
 from llmgateway.traffic.fairness import cost
 from llmgateway.traffic.line import NoCandidate, Order
 from llmgateway.traffic.slots import Slots
@@ -127,7 +127,7 @@ class House:
             clock=now,
             wake=self._wake,
         )
-        self.outputs = OutputSize()
+        self.usual = Usual()
         self.served: list[str] = []
         """Who was granted a slot, as `user`, or as `name` where a request has one."""
         self.places: dict[str, str] = {}
@@ -181,7 +181,7 @@ class House:
         if tokens is not None:
             self.slots.correct(order, tokens)
             if not tokens.estimated:
-                self.outputs.learn(order.model, tokens.completion)
+                self.usual.learn(order.model, completion_tokens=tokens.completion)
             user = order.caller.user
             self.tokens[user] = self.tokens.get(user, 0.0) + cost(tokens.prompt, tokens.completion)
 

@@ -12,7 +12,7 @@ import hmac
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final, Literal, TypeAlias
 
@@ -84,11 +84,11 @@ class Caller:
     """The field, in lower case, by which this user's clients may name a person; empty if they may not."""
     person: str = ""
     """Who of several behind the user's keys; empty for the user as such."""
+    party: str = field(init=False)
+    """Whom requests are counted for: the person, else the user. No name of a user has a slash."""
 
-    @property
-    def party(self) -> str:
-        """Name whom requests are counted for: the person, else the user. No name of a user has a slash."""
-        return f"{self.user}/{self.person}" if self.person else self.user
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "party", f"{self.user}/{self.person}" if self.person else self.user)
 
     def has_expired(self, now: float) -> bool:
         """Tell whether the key is in force no more; `now` is in epoch seconds."""

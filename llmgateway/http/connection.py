@@ -25,6 +25,8 @@ MAX_HEAD_BYTES: Final = 64 * 1024
 _SMALL_HEAD_BYTES: Final = 4 * 1024  # of one that is remembered: larger ones are rare, and would fill memory
 IS_TLS: Final = "it is TLS"
 _TLS_RECORDS: Final = (b"\x15\x03", b"\x16\x03")  # an alert and a handshake, of whatever version
+_LENGTH: Final = b"content-length"
+_LENGTH_CHARACTERS: Final = len(_LENGTH)
 MAX_INTERIM_ANSWERS: Final = 16
 DEFAULT_IDLE_S: Final = 4.0  # uvicorn (vLLM) and llama.cpp close after 5 s; most do not say so
 MAX_IDLE_S: Final = 60.0
@@ -53,7 +55,7 @@ def _judge(
     status: int, reason: bytes, version: str, fields: tuple[Field, ...]
 ) -> tuple[bytes, AnswerHead, str]:
     """Judge a head: its reason phrase, if that may be repeated, what its fields say, and what is wrong."""
-    head = answer_head(fields)
+    head = answer_head([(name, value.rstrip(b" \t")) for name, value in fields])
     fault = ""
     if version not in ("1.1", "1.0"):
         fault = "not HTTP/1.1"
@@ -319,12 +321,12 @@ class Connection(asyncio.Protocol):
         self._head_bytes += len(name) + len(value) + 4
         if self._head_bytes > MAX_HEAD_BYTES:
             self._fault = "the head is too large"
-        elif name.lower() == b"content-length":
+        elif len(name) == _LENGTH_CHARACTERS and name.lower() == _LENGTH:
             if self._length is not None:
                 self._fault = "two lengths"
             self._length = value
         else:
-            self._fields.append((name, value.rstrip(b" \t")))
+            self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
         """Judge the head: status and version must be known ones, the framing must be one we can follow."""

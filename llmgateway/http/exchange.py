@@ -127,7 +127,8 @@ class Exchange:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.cut()
+        if self._connection is not None:
+            self.cut()
         self._on_end()
 
     # -- for the task that wants the answer

@@ -184,8 +184,9 @@ class ClientConnection(RequestHandler):
     def data_received(self, data: bytes) -> None:
         """Parse what came; a head that has begun must be complete in time."""
         super().data_received(data)
-        self.check_framing()
-        self._watch_deafness()
+        if self.serving is not None:
+            self.check_framing()
+            self._watch_deafness()
         waits_for_head = not self._request_count or (self._waiter is not None and not self._waiter.done())
         if not waits_for_head and self._head_timer is not None:
             self._head_timer.cancel()

@@ -33,7 +33,7 @@ from llmgateway.log import Events
 from llmgateway.servers.kind import quote
 from llmgateway.traffic.answers import none_left, too_late
 from llmgateway.traffic.call import Call
-from llmgateway.traffic.estimate import OutputSize, PromptSize, Speed
+from llmgateway.traffic.estimate import Usual
 from llmgateway.traffic.fairness import cost
 from llmgateway.traffic.late import Unpacked, fit
 from llmgateway.traffic.lessons import UNSUPPORTED, failure_told, is_disguised, is_refusal, worth_of
@@ -74,9 +74,7 @@ class Proxy:
         self._metrics = metrics
         self._keepers = slots.keepers
         self._now = clock
-        self._prompts = PromptSize()
-        self._outputs = OutputSize()
-        self._speeds = Speed()
+        self._usual = Usual()
 
     async def forward(self, call: Call, caller: Caller, client: Client) -> None:
         """Carry one call to a provider and its answer back, byte for byte. Raises GatewayError.
@@ -134,9 +132,9 @@ class Proxy:
         model = call.model
         if caller.models or model in self._slots.aliases:
             model = name_for(call, caller, self._slots)
-        prompt = self._prompts.estimate(call.model, call.prompt_bytes) if call.prompt_bytes else 0
+        prompt = self._usual.prompt(call.model, call.prompt_bytes) if call.prompt_bytes else 0
         call.entry.prompt_estimate = prompt
-        expected = cost(prompt, self._outputs.estimate(call.model, call.output_limit))
+        expected = cost(prompt, self._usual.output(call.model, call.output_limit))
         only = self._keepers.keeper(call.follows, caller, now=self._now())[0].name if call.follows else ""
         admission = self._admit(call, caller, client) if caller.limited else None
         self._budget.deposit(self._now())
@@ -177,18 +175,17 @@ class Proxy:
             return
         self._slots.correct(order, tokens)
         if not tokens.estimated:
-            self._outputs.learn(call.model, tokens.completion)
-            if not entry.streams and entry.sent_at is not None:
-                self._speeds.learn(entry.provider, call.model, tokens.completion, monotonic() - entry.sent_at)
-            if call.prompt_bytes:
-                self._prompts.learn(call.model, call.prompt_bytes, tokens.prompt)
+            began = None if entry.streams else entry.sent_at
+            seconds = 0.0 if began is None else monotonic() - began
+            prompt, completion = tokens.prompt, tokens.completion
+            self._usual.learn(call.model, call.prompt_bytes, prompt, completion, entry.provider, seconds)
 
     def _guess_output(self, provider: Provider, call: Call) -> None:
         """Say what an answer has cost that nobody waits for any more: to leave is no way round limits."""
         entry = call.entry
         if call.prompt_bytes and entry.sent_at is not None:
             for_s = monotonic() - entry.sent_at
-            guess = self._speeds.estimate(provider.name, call.model, for_s, call.output_limit)
+            guess = self._usual.written(provider.name, call.model, for_s, call.output_limit)
             entry.output_estimate = guess
 
     def _take_nothing_for(self, story: Story) -> None:

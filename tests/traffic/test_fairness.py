@@ -228,7 +228,7 @@ async def keep_asking(
         while now() < until:
             tokens = sizes()
             seconds = cost(tokens.prompt, tokens.completion) / TOKENS_PER_SECOND
-            guess = cost(tokens.prompt, house.outputs.estimate("m", None)) if estimate < 0 else estimate
+            guess = cost(tokens.prompt, house.usual.output("m", None)) if estimate < 0 else estimate
             await house.ask(caller, tokens=tokens, seconds=seconds, estimate=guess)
 
     async with asyncio.TaskGroup() as group:

@@ -9,7 +9,7 @@ import pytest
 from llmgateway.access.keys import Caller
 from llmgateway.api.usage import Tokens
 from llmgateway.traffic.affinity import Thread
-from llmgateway.traffic.estimate import OutputSize
+from llmgateway.traffic.estimate import Usual
 from llmgateway.traffic.line import _REMEMBERED_MODELS
 from tests.simulation import House, now, online, run, steps, taking_part
 
@@ -158,17 +158,17 @@ def test_what_is_remembered_of_models_is_bounded() -> None:
 
 
 def test_the_usual_length_of_an_answer_is_learnt_for_each_model() -> None:
-    outputs = OutputSize()
-    unknown = outputs.estimate("m", None)
+    usual = Usual()
+    unknown = usual.output("m", None)
     for _ in range(30):
-        outputs.learn("m", 2_000)
-    assert outputs.estimate("m", None) == pytest.approx(2_000, rel=0.01)
-    assert outputs.estimate("m", 50) == 50
-    assert outputs.estimate("n", None) == unknown
+        usual.learn("m", completion_tokens=2_000)
+    assert usual.output("m", None) == pytest.approx(2_000, rel=0.01)
+    assert usual.output("m", 50) == 50
+    assert usual.output("n", None) == unknown
 
 
 def test_of_how_many_models_an_answer_is_remembered_is_bounded() -> None:
-    outputs = OutputSize()
+    usual = Usual()
     for number in range(_REMEMBERED_MODELS + 200):
-        outputs.learn(f"m{number}", 1)
-    assert len(outputs._usual) <= _REMEMBERED_MODELS
+        usual.learn(f"m{number}", completion_tokens=1)
+    assert len(usual._models) <= _REMEMBERED_MODELS

@@ -84,9 +84,10 @@ class Tunnel:
         self._held = False
         """Whether the client is held back."""
         self._over: asyncio.Future[None] = self._loop.create_future()
-        self._parting: GatewayError | None = None
+        self.parting: GatewayError | None = None
+        """What both are told, if the gateway ends it."""
         self.failure: ProviderFailed | None = None
-        """What the provider has done, if that is why it ends."""
+        """The provider's, if that is why."""
         self._last_up = self._last_down = b""
         """The Close that waits for the end of a frame."""
         self._timer: asyncio.TimerHandle | None = None
@@ -119,8 +120,8 @@ class Tunnel:
                     timer.cancel()
         if self.failure is not None:
             raise self.failure
-        if self._parting is not None:
-            raise self._parting
+        if self.parting is not None:
+            raise self.parting
 
     # -- what comes
 
@@ -129,7 +130,7 @@ class Tunnel:
         if self._over.done():
             return
         self._down_at = self._loop.time()
-        if self._parting is None:
+        if self.parting is None:
             self._client.feed(data, final=False)
             for piece in self._down.follow(data):
                 self._listen(piece)
@@ -145,7 +146,7 @@ class Tunnel:
             return
         self._up_at = self._loop.time()
         self.bytes_in += len(data)
-        if self._parting is None:
+        if self.parting is None:
             self._line.write(data)
         elif self._last_up:
             rest = self._up.rest_of_frame(data)
@@ -163,8 +164,12 @@ class Tunnel:
             return
         if self._up.closed or self._last_down:
             self._end()
-        elif self._parting is None and not self._down.closed:
-            self._fail(ProviderBroke(self._provider, "closed the connection without a WebSocket's Close."))
+        elif self.parting is None and not self._down.closed:
+            failure = ProviderBroke(self._provider, "closed the connection without a WebSocket's Close.")
+            if self._down.between:  # there are servers that end every session so, and mean no harm
+                self.part(_told_of(failure))
+            else:
+                self._fail(failure)
 
     # -- flow
 
@@ -195,9 +200,9 @@ class Tunnel:
 
     def part(self, error: GatewayError) -> None:
         """Say Close to both, as soon as a frame may stand there; and why, to the client."""
-        if self._parting is not None:
+        if self.parting is not None:
             return
-        self._parting = error
+        self.parting = error
         if not self._down.closed:
             self._last_down = close_frame(_CODES.get(error.kind, INTERNAL_ERROR), error.message)
         if not self._up.closed:
@@ -211,7 +216,7 @@ class Tunnel:
     def _fail(self, failure: ProviderFailed) -> None:
         """End it as the provider has failed; a client in the middle of a frame can be told nothing."""
         self.failure = failure
-        self.part(GatewayError(UPSTREAM_ERROR, failure.message, brief=failure.noted))
+        self.part(_told_of(failure))
         if self._last_down:
             self._end()
 
@@ -225,7 +230,7 @@ class Tunnel:
 
     def _closes(self) -> None:
         """Give what is left of a session its time, once either end has said Close."""
-        if self._up.closed and (self._left or self._parting is not None):
+        if self._up.closed and (self._left or self.parting is not None):
             self._end()
         elif self._limit is None:
             self._limit = self._loop.call_later(CLOSING_S, self._end)
@@ -257,3 +262,7 @@ class Tunnel:
             self._client.feed(ping_frame(), final=False)
         if self._up.between and not self._up.closed and not self._held:
             self._line.write(ping_frame(secrets.token_bytes(4)))
+
+
+def _told_of(failure: ProviderFailed) -> GatewayError:
+    return GatewayError(UPSTREAM_ERROR, failure.message, brief=failure.noted)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
-from llmgateway.errors import GatewayError, ProviderFailed
+from llmgateway.errors import UPSTREAM_ERROR, GatewayError, ProviderFailed
 from llmgateway.fleet.provider import Provider
 from llmgateway.http.exchange import Exchange
 from llmgateway.http.handshake import SWITCH, SWITCHING
@@ -53,12 +53,13 @@ async def converse(
     try:
         await tunnel.run()
     except GatewayError as error:
-        entry.outcome = error.kind.type
+        entry.outcome = _outcome_of(error)
         raise
     except asyncio.CancelledError:
         if tunnel.failure is not None:
-            entry.outcome, entry.why = "truncated", tunnel.failure.noted
             learn(provider, tunnel.failure, story)
+        if (told := tunnel.parting) is not None:
+            entry.outcome, entry.why = _outcome_of(told), told.brief
         elif tunnel.closed:
             entry.outcome = "ok"
         raise
@@ -66,3 +67,7 @@ async def converse(
         entry.bytes_in, entry.tokens = tunnel.bytes_in, ear.tokens
         if (tokens := entry.reckon()) is not None:
             slots.correct(story.order, tokens)
+
+
+def _outcome_of(error: GatewayError) -> str:
+    return "truncated" if error.kind is UPSTREAM_ERROR else error.kind.type

@@ -6,7 +6,7 @@ import asyncio
 import json
 import ssl
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from tests.http.test_tls import Pair, trusting
 from tests.journey import KEY, eventually
 from tests.journeys.test_accounting import booked, cost
 from tests.journeys.test_errors import refusal
-from tests.raw_client import RawClient, Response, request
+from tests.raw_client import RawClient, Response, chat, request
 from tests.script import answer, cut, error, head, play
 from tests.script import raw as bytes_of
 from tests.web.visit import HOUSE, cookie_of, snapshot
@@ -554,6 +554,41 @@ async def test_sessions_count_against_the_limits_of_their_user(
     response = await asked(gateway, handshake())
     refusal(response, 429, "rate_limited", PATH)
     assert "day" in response.json["error"]["message"]
+
+
+async def test_a_session_weighs_in_the_queue_what_it_has_cost_and_no_more(
+    provider_for: ProviderFor, gateway_for: GatewayFor
+) -> None:
+    """Bob has had ten tokens each way, alice one: she goes first, though he has waited for longer."""
+    cheap = {"type": "response.done", "response": {"usage": {"input_tokens": 1, "output_tokens": 0}}}
+    provider = await provider_for(slots=2)
+    provider.on[PATH] = session(say(json.dumps(cheap)), echo())
+    provider.script = answer(200, {"choices": [], "usage": {"prompt_tokens": 10, "completion_tokens": 10}})
+    keys = {name: f"sk-{name}-{'k' * 40}" for name in ("alice", "bob", "carol")}
+    gateway = await gateway_for(provider, users={name: {"keys": [key]} for name, key in keys.items()})
+
+    def opening(name: str) -> bytes:
+        return handshake(f"Authorization: Bearer {keys[name]}", key=None)
+
+    async with AsyncExitStack() as stack:
+        sockets = [await stack.enter_async_context(RawSocket(gateway.port)) for _ in range(5)]
+        holds, alice, also_holds, bob_waits, alice_waits = sockets
+        for socket, name in ((holds, "carol"), (alice, "alice")):
+            await socket.send(opening(name))
+            assert (await socket.head(to="GET")).status == 101
+        await alice.listen()
+        await alice.send(close(1000))
+        await booked(gateway)
+        assert (await asked(gateway, chat(key=keys["bob"]))).status == 200
+        await also_holds.send(opening("carol"))
+        assert (await also_holds.head(to="GET")).status == 101
+        await bob_waits.send(opening("bob"))
+        await eventually(lambda: gateway.slots.line.depth("m") == 1)
+        await alice_waits.send(opening("alice"))
+        await eventually(lambda: gateway.slots.line.depth("m") == 2)
+        also_holds.leave()
+        assert (await alice_waits.head(to="GET")).status == 101
+        assert gateway.slots.line.depth("m") == 1
 
 
 async def test_while_it_is_open_it_is_in_flight_and_at_its_end_in_the_books(

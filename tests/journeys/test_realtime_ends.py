@@ -223,6 +223,20 @@ async def test_of_a_provider_that_vanishes_the_client_is_told(
     assert gateway.fleet.providers["rig"].in_flight == 0
 
 
+async def test_a_provider_that_never_says_close_is_not_taken_for_a_broken_one(
+    provider: FakeProvider, gateway_for: GatewayFor
+) -> None:
+    provider.on[PATH] = session(say("hello"))
+    gateway = await gateway_for(provider)
+    for _ in range(8):
+        async with RawSocket(gateway.port) as client:
+            assert (await client.open()).status == 101
+            assert (await told(client)).data == b"hello"
+            assert (await told(client)).code == 1011
+    assert (await booked(gateway, 8))["outcome"] == "truncated"
+    assert gateway.fleet.providers["rig"].conduct.spotless
+
+
 async def test_in_the_middle_of_a_frame_nothing_can_be_told_and_it_is_cut(
     provider: FakeProvider, gateway_for: GatewayFor
 ) -> None:
@@ -512,6 +526,7 @@ async def test_a_provider_that_answers_nothing_has_failed(
         assert b"idle timeout" in said.data
         client.leave()
     assert (await booked(gateway))["outcome"] == "truncated"
+    assert not gateway.fleet.providers["rig"].conduct.spotless
 
 
 # --- another config -----------------------------------------------------------------------------------------

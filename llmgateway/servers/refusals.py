@@ -20,8 +20,9 @@ Scope = Literal["server", "model"]
 
 REFUSALS: Final = (404, 405, 501)
 NOT_FOUND, _NO_METHOD, _UNSUPPORTED = REFUSALS
-_MOST_CHARACTERS: Final = 2_000
-_TAGS: Final = re.compile(r"<(style|script)\b.*?</\1>|<[^>]*>", re.DOTALL | re.IGNORECASE)
+_MOST_BYTES: Final = 4096
+_NO_TEXT: Final = "\ufffd"  # what decoding makes of bytes that are none; the last may be half a character
+_TAG: Final = re.compile(r"<[^<>]*>")
 _MODEL: Final = re.compile(r"\bmodels?\b")
 _NUMBER: Final = re.compile(r"[\d.]+")
 # What web servers and frameworks say of any path that they do not have is made of these words alone.
@@ -60,14 +61,15 @@ def scope_of(status: int, body: bytes, path: str, models: Iterable[str]) -> Scop
 
 
 def _text_of(body: bytes) -> str | None:
-    """Give what an answer says, in lower case; None if it is JSON and says nothing."""
+    """Give what an answer says, in lower case; None if it is JSON and says nothing, or no text at all."""
     try:
         orjson.loads(body)
     except orjson.JSONDecodeError:
-        text: str | None = _TAGS.sub(" ", body.decode("utf-8", "replace"))
+        page = _TAG.sub(" ", body[:_MOST_BYTES].decode("utf-8", "replace"))
+        text = None if _NO_TEXT in page[:-1] else page
     else:
         text = message_in(body)
-    return None if text is None else " ".join(text.lower()[:_MOST_CHARACTERS].split())
+    return None if text is None else " ".join(text[:_MOST_BYTES].lower().split())
 
 
 def _names(text: str, model: str) -> bool:

@@ -85,11 +85,12 @@ async def _says_it_has_not(
     if order.only and status == NOT_FOUND:
         return False  # it may be what it was to go on from that is not found
     body, whole = await exchange.read(QUOTED_BYTES, _LOOK_S)
-    if not whole:
+    said = readable(exchange.head, body)
+    if not whole or len(body) > QUOTED_BYTES or (body and not said):
         return False
     found = provider.find(order.model)
     names = {order.model} if found is None else {order.model, found.id, found.told_as}
-    scope = scope_of(status, readable(exchange.head, body), path, filter(None, names))
+    scope = scope_of(status, said, path, filter(None, names))
     if scope is None:
         return False
     provider.said_it_lacks(order.endpoint, order.model, every=scope == "server", now=now)

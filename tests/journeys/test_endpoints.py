@@ -133,11 +133,13 @@ async def test_a_501_counts_for_the_model_that_was_asked_for(
     [
         play(head(404, {"Content-Length": "99"}), raw(b"404 page not found"), cut()),
         play(head(404, {"Content-Length": "100000"}), raw(b"404 page not found" + b" " * 99_982)),
-        answer(404, b"\x1f\x8b not gzip", {"Content-Encoding": "gzip", "X": "model"}),
+        answer(404, b"\x1f\x8b not gzip", {"Content-Encoding": "gzip"}),
+        answer(404, b"\x0b\x02\x80\x03", {"Content-Encoding": "br"}),
+        answer(404, b"\xff\xfe\x80\x81"),
     ],
-    ids=["broken off", "endless", "unreadable"],
+    ids=["broken off", "endless", "not gzip", "Brotli", "not text"],
 )
-async def test_an_answer_that_cannot_be_read_is_the_clients_all_the_same(
+async def test_an_answer_that_cannot_be_read_teaches_nothing(
     provider_for: ProviderFor, gateway_for: GatewayFor, refusal: Script
 ) -> None:
     rig = await provider_for("rig", owner="alice")
@@ -145,6 +147,7 @@ async def test_an_answer_that_cannot_be_read_is_the_clients_all_the_same(
     rig.script = refusal
     gateway = await gateway_for(rig, other, users=ALICE_FIRST)
     assert by(await ask(gateway.port, post(RERANK))) == (200, "other")
+    assert not gateway.fleet.providers["rig"].repertoire.learnt
 
 
 async def test_the_words_of_a_model_go_before_the_words_of_a_path(

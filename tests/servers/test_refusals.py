@@ -144,6 +144,12 @@ def test_no_model_is_missed_for_being_called_like_a_part_of_a_word() -> None:
     assert scope_of(404, b"m is not found", "/v1/rerank", ("m",)) is None
 
 
+@pytest.mark.parametrize("word", ["<", "<style", "support the ", "<a ", "v1 ", "not found "])
+def test_no_page_is_so_odd_that_it_takes_long_to_read(word: str) -> None:
+    for status in REFUSALS:  # a square of 64 KiB would be minutes
+        assert about(status, word.encode() * (65_536 // len(word))) in ("server", "model", None)
+
+
 @given(
     st.sampled_from(REFUSALS),
     st.binary() | st.text().map(str.encode) | st.recursive(

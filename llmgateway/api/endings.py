@@ -93,7 +93,7 @@ class EventEndings:
                 return True
             case {"object": "error"} | {"type": "error"}:
                 return True
-            case {"type": kind}:
+            case {"type": str() as kind}:
                 return kind in self._failures
         return False
 

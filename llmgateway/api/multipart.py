@@ -173,7 +173,10 @@ def _boundary(content_type: bytes) -> bytes:
     """Give what stands between the parts, by the Content-Type. Raises GatewayError (400)."""
     header = Message()
     header["content-type"] = content_type.decode("latin-1")
-    boundary = header.get_boundary()
+    try:
+        boundary = header.get_boundary()
+    except ValueError:  # it may name an encoding of its own, of which not all can be used
+        boundary = None
     if header.get_content_type() != "multipart/form-data" or not boundary:
         raise bad("This endpoint takes multipart/form-data with a boundary.")
     try:

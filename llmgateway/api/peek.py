@@ -117,7 +117,10 @@ _SYSTEM: Final = ("system", "developer")
 _NO_LIMIT: Final = 10**9  # tokens: so many, or more, limit nothing
 _MOST_DIGITS: Final = 20  # of a number that is worth a look
 _MOST_COMMAS: Final = 200_000  # in a body whose turns are told apart: each takes about 400 bytes for a moment
-_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_SURROGATE: Final = re.compile(  # a pair of halves, or one
+    rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(\\u[dD][c-fC-F][0-9a-fA-F]{2})|[89a-fA-F][0-9a-fA-F]{2})"
+)
+_HALF_BYTES: Final = len(rb"\ud83d")
 _MOST_SURROGATES: Final = 100_000
 _PLACE: Final = re.compile(r"\(byte (\d+)\)$")  # of what is wrong, as msgspec tells it
 _ODD_NUMBER: Final = re.compile(rb"[:,\[\s-](NaN|Infinity)\b")
@@ -304,15 +307,28 @@ def _decode_mended(copy: bytearray) -> _Envelope:
 
 
 def _mended(body: Body) -> bytearray:
-    """Put blanks in the place of a BOM, and U+FFFD in that of surrogate escapes, in a copy as long."""
+    """Put blanks in the place of a BOM, and U+FFFD in that of lone surrogates, in a copy as long."""
     copy = bytearray(body)
     if body.startswith(codecs.BOM_UTF8):
         copy[: len(codecs.BOM_UTF8)] = b" " * len(codecs.BOM_UTF8)
     for count, found in enumerate(_SURROGATE.finditer(body)):
         if count == _MOST_SURROGATES:
             raise bad("The request body is not valid JSON: too many halves of surrogate pairs.")
-        copy[found.start() : found.end()] = rb"\ufffd"
+        is_pair = found[1] is not None
+        if is_pair == _is_escaped(body, found.start()):
+            copy[found.end() - _HALF_BYTES : found.end()] = rb"\ufffd"
     return copy
+
+
+def _is_escaped(body: Body, at: int) -> bool:
+    """Tell whether a backslash is itself what one before it escapes."""
+    size = 16
+    while True:
+        before = body[max(0, at - size) : at]
+        run = len(before) - len(before.rstrip(b"\\"))
+        if run < size:
+            return run % 2 == 1
+        size *= 2
 
 
 def as_json(string: bytes) -> bytes:

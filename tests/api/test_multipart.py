@@ -77,6 +77,8 @@ def test_a_form_says_its_model_wherever_it_stands(body: bytes, expected: Peek) -
         (MODEL + END, b"multipart/mixed; boundary=XX", "multipart/form-data"),
         (b'{"model": "m"}', b"application/json", "multipart/form-data"),
         (MODEL + END, b"multipart/form-data; boundary=\xff", "not valid multipart"),
+        (MODEL + END, b"multipart/form-data; boundary*=undefined''XX", "with a boundary"),
+        (MODEL + END, b"multipart/form-data; boundary*=a\0b''XX", "with a boundary"),
         (b"", FORM, "before its last boundary"),
         (MODEL, FORM, "before its last boundary"),
         ((MODEL + END)[:-4], FORM, "before its last boundary"),

@@ -171,6 +171,23 @@ def test_half_an_emoji_is_json_all_the_same() -> None:
     assert peek_json(rb'{"model": "m", "x": "cut \uD83D here"}').model == "m"
 
 
+@pytest.mark.parametrize(
+    ("written", "model"),
+    [
+        (rb"\ud83d", "\ufffd"),
+        (rb"\ud83d\ude00", "\N{GRINNING FACE}"),
+        (rb"\ud83d\ude00\ude00", "\N{GRINNING FACE}\ufffd"),
+        (rb"\\ud83d", r"\ud83d"),
+        (rb"\\\ud83d", "\\\ufffd"),
+        (rb"\\ud83d\ude00", "\\ud83d\ufffd"),
+        (rb"\\" * 20 + rb"\ud83d", "\\" * 20 + "\ufffd"),
+        (rb"\\" * 20 + rb"ud83d", "\\" * 20 + "ud83d"),
+    ],
+)
+def test_only_half_an_emoji_is_read_as_another_character(written: bytes, model: str) -> None:
+    assert peek_json(b'\xef\xbb\xbf{"model": "' + written + b'"}').model == model
+
+
 def test_halves_of_emojis_without_end_are_refused_and_take_no_memory() -> None:
     body = b'{"model": "m", "x": "' + rb"\ud83d" * 2_000_000 + b'"}'
     tracemalloc.start()

@@ -1,0 +1,1 @@
+"""What is fuzzed (`scripts/fuzz`), and its corpus without a fuzzer."""

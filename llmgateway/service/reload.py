@@ -71,8 +71,8 @@ _Difference = tuple[Literal["added", "removed", "changed"], str]
 
 def _differences(before: object, after: object, path: tuple[str, ...]) -> Iterator[_Difference]:
     if isinstance(before, BaseModel) and isinstance(after, BaseModel):
-        for name in type(before).model_fields:
-            yield from _differences(getattr(before, name), getattr(after, name), (*path, name))
+        for name, field in type(before).model_fields.items():
+            yield from _differences(getattr(before, name), getattr(after, name), (*path, field.alias or name))
     elif isinstance(before, Mapping) and isinstance(after, Mapping):
         yield from _between_mappings(before, after, path)
     elif before != after:

@@ -53,6 +53,10 @@ DIFFERENCES: Mapping[str, tuple[dict[str, Any], Changes]] = {
         Changes(added=("users.carol",), removed=("users.bob",)),
     ),
     "a key": ({"users": {"alice": {"keys": [KEY, BOB]}, "bob": {}}}, Changes(changed=("users.alice.keys",))),
+    "a setting that the file calls by another name": (
+        {"users": {"alice": {"keys": [KEY], "from": ["10.0.0.1"]}, "bob": {}}},
+        Changes(changed=("users.alice.from",)),
+    ),
     "a group": ({"groups": {"family": ["bob"]}}, Changes(added=("groups.family",))),
     "a provider's settings": (
         {"providers": {"rig": {**RIG, "slots": 2, "timeouts": {"idle": "1s"}}, "box": RIG}},

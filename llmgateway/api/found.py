@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from typing import Final, overload
 
+import msgspec
 from msgspec.structs import replace
 
 from llmgateway.api.endpoints import DIALECTS, Body, Buffer
@@ -108,8 +109,8 @@ class Findings:
         self.body = body
         self.found: dict[str, Value] = {}
 
-    def peek(self) -> Peek:
-        """Tell what it says. Raises GatewayError (400)."""
+    def peek(self, default: str) -> Peek:
+        """Tell what it says, with a default model where there is one. Raises GatewayError (400)."""
         turns, opening = self._turns()
         system, said = _Words(self.body, turns, 0, opening), _Words(self.body, turns, opening)
         text = self._text()
@@ -118,7 +119,7 @@ class Findings:
         model = self.found.get("model")
         short = sum(map(len, system)) <= _SHORT_BYTES
         return replace(
-            self._peek_small(),
+            self._peek_small(default),
             system=[*map(unmarked, system)] if short else system,
             said=said,
             text=b"" if text is None else memoryview(self.body)[text.start + 1 : text.stop - 1],
@@ -129,7 +130,7 @@ class Findings:
             model_at=None if model is None else (model.start, model.stop),
         )
 
-    def _peek_small(self) -> Peek:
+    def _peek_small(self, default: str) -> Peek:
         """Read all values but what was said, as a body that has nothing else."""
         members = []
         for name, value in self.found.items():
@@ -142,6 +143,8 @@ class Findings:
                     if is_string
                     else "'model' must be a string."
                 )
+        if default:
+            members.append(b'"model":%b' % msgspec.json.encode(default))
         return peek_json(b"{%b}" % b",".join(members))
 
     def _some(self, names: Iterable[str]) -> list[Value]:

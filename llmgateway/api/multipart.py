@@ -204,7 +204,8 @@ def model_in_form(body: Body, content_type: bytes) -> Span:
 def form_with_model(body: Body, content_type: bytes, model: str) -> bytes:
     """Put a part with a model in front of a form that names none; every byte that was there stays."""
     start = first_part(body, content_type)
-    return b"".join((body[:start], model_part(content_type, model), body[start:]))
+    before, behind = around_model(content_type)
+    return b"".join((body[:start], before, model.encode(), behind, body[start:]))
 
 
 def first_part(beginning: Body, content_type: bytes) -> int:
@@ -212,7 +213,7 @@ def first_part(beginning: Body, content_type: bytes) -> int:
     return beginning.index(b"--" + _boundary(content_type))
 
 
-def model_part(content_type: bytes, model: str) -> bytes:
-    """Write the part that a form lacks."""
+def around_model(content_type: bytes) -> tuple[bytes, bytes]:
+    """Give what stands around a model in a part of its own."""
     named = b'\r\nContent-Disposition: form-data; name="model"\r\n\r\n'
-    return b"".join((b"--", _boundary(content_type), named, model.encode(), b"\r\n"))
+    return b"--" + _boundary(content_type) + named, b"\r\n"

@@ -84,14 +84,14 @@ class Skim:
                 self._value.hear(self.body, self._start, self._at)
             yield
 
-    def peek(self) -> Peek:
-        """Tell what the whole body says. Raises GatewayError (400)."""
+    def peek(self, default: str = "") -> Peek:
+        """Tell what the whole body says, with a model for one that has none. Raises GatewayError (400)."""
         self._check_utf8(len(self.body), final=True)
         if not self.body:
             raise bad("The request body is empty; a JSON object with a 'model' is needed.")
         if self._closed_at < 0:
             raise bad("The request body is not valid JSON: input data was truncated.")
-        return self._findings.peek()
+        return self._findings.peek(default)
 
     @property
     def closed_at(self) -> int:

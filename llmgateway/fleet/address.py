@@ -12,12 +12,12 @@ from msgspec.structs import replace
 
 from llmgateway.api.dialect import BodyKind
 from llmgateway.api.endpoints import Body
-from llmgateway.api.multipart import Span, model_part
+from llmgateway.api.multipart import Span
 from llmgateway.api.rename import form_with, json_with, query_with
 from llmgateway.config.providers import ProviderConfig
 from llmgateway.http.headers import Field, request_head
 from llmgateway.http.room import Hold
-from llmgateway.http.upload import Cargo, Edit
+from llmgateway.http.upload import Cargo, Edit, Packed
 
 _MOST_OPENINGS: Final = 64
 
@@ -46,6 +46,8 @@ class Outgoing(msgspec.Struct, gc=False):
     """Where the model stands in the body, if that is known."""
     accept: bytes = b""
     """What grants the change to another protocol, where one is asked for."""
+    around: tuple[bytes, bytes] = (b"", b"")
+    """What has to stand around the model there, if the body has none."""
     cargo: Cargo | None = None
     """A body that is too large to be written at once, in the place of `body`."""
 
@@ -63,7 +65,7 @@ class Outgoing(msgspec.Struct, gc=False):
     def asking_for(self, model: str) -> "Outgoing":
         """Give the same request for another model: nothing but the bytes of its name are others."""
         if self.cargo is not None and self.model_at is not None:
-            return replace(self, cargo=Cargo(self.cargo.upload, Edit(self.model_at, self._written(model))))
+            return self._edited(Edit(self.model_at, self._written(model)))
         match self.names_model_in:
             case "json":
                 return replace(self, body=json_with(self.body, model, self.model_at))
@@ -75,13 +77,21 @@ class Outgoing(msgspec.Struct, gc=False):
                 return self
         assert_never(self.names_model_in)
 
+    def _edited(self, edit: Edit) -> "Outgoing":
+        """Give the same request with other bytes in its cargo, which then is not compressed any more."""
+        assert self.cargo is not None
+        edited = replace(self, cargo=Cargo(self.cargo.upload, edit))
+        if isinstance(self.cargo.upload, Packed):
+            edited.fields = tuple(each for each in self.fields if each[0].lower() != b"content-encoding")
+            head = request_head(edited.fields)
+            edited.lines = head.plain_lines if self.plain else head.lines
+        return edited
+
     def _written(self, model: str) -> bytes:
-        """Write a model as it stands in the body; a form may have had no part for it."""
-        if self.names_model_in == "json":
-            return msgspec.json.encode(model)
-        assert self.model_at is not None
-        is_missing = self.model_at[0] == self.model_at[1]
-        return model_part(self._content_type, model) if is_missing else model.encode()
+        """Write a model as it stands in the body."""
+        before, behind = self.around
+        name = msgspec.json.encode(model) if self.names_model_in == "json" else model.encode()
+        return b"".join((before, name, behind))
 
     @property
     def _content_type(self) -> bytes:

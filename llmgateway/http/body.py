@@ -105,7 +105,7 @@ class RequestBody(msgspec.Struct, eq=False):
         """Refuse a body that is declared too large, before its client sends it. Raises GatewayError."""
         length = self.length
         if length is not None and length > limit_bytes:
-            raise _too_large(limit_bytes)
+            raise too_large(limit_bytes)
         if length is not None and hold is not None:
             hold.grow_to(length)
 
@@ -150,7 +150,7 @@ class RequestBody(msgspec.Struct, eq=False):
             ) from None
         self.read_bytes += len(piece)
         if self.read_bytes > limit_bytes:
-            raise _too_large(limit_bytes)
+            raise too_large(limit_bytes)
         return piece
 
     def _ask(self) -> None:
@@ -191,5 +191,6 @@ class RequestBody(msgspec.Struct, eq=False):
     """What aiohttp calls it, of the request that a connection is about when it is lost."""
 
 
-def _too_large(limit_bytes: int) -> GatewayError:
+def too_large(limit_bytes: int) -> GatewayError:
+    """Say that a body is over the limit."""
     return GatewayError(REQUEST_TOO_LARGE, f"The request's body is over the limit of {limit_bytes} bytes.")

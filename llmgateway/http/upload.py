@@ -126,10 +126,13 @@ class Upload:
     """A large body, and whoever is sent it. `run` is a task's, for as long as the request lasts."""
 
     def __init__(self, size: int | None) -> None:
-        self.size = size
-        """How many bytes it has, if that is known."""
+        self._size = size
         self._sending: Sending | None = None
         self._news = asyncio.Event()
+
+    def size(self, edit: Edit | None = None) -> int | None:
+        """Tell how many bytes it has when it is sent, if that is known."""
+        return self._size if self._size is None or edit is None else self._size + edit.more_bytes
 
     @property
     def repeatable(self) -> bool:
@@ -142,7 +145,7 @@ class Upload:
 
     def begin(self, transport: asyncio.Transport, edit: Edit | None) -> Sending:
         """Send it by a connection from now on, and by no other."""
-        self._sending = Sending(transport, edit, chunked=self.size is None)
+        self._sending = Sending(transport, edit, chunked=self._size is None)
         self._news.set()
         return self._sending
 
@@ -196,6 +199,29 @@ class Stored(Upload):
         return memoryview(self._body)[offset : offset + PIECE_BYTES]
 
 
+class Packed(Stored):
+    """A body that came compressed, and goes on so; if it has to be edited, as what it stands for."""
+
+    def __init__(self, packed: Body, plain: Body) -> None:
+        super().__init__(packed)
+        self._packed, self._plain = packed, plain
+
+    def size(self, edit: Edit | None = None) -> int | None:
+        """Tell how many bytes are sent."""
+        return len(self._packed) if edit is None else len(self._plain) + edit.more_bytes
+
+    def let_go(self) -> bool:
+        """Hold it no more, once it is sent."""
+        if super().let_go():
+            self._packed = self._plain = b""
+        return not self._packed
+
+    def begin(self, transport: asyncio.Transport, edit: Edit | None) -> Sending:
+        """Send it by a connection from now on, in the form that it wants."""
+        self._body = self._packed if edit is None else self._plain
+        return super().begin(transport, edit)
+
+
 class Live(Upload):
     """A body that its client is still sending: what came last is kept, and at first all of it."""
 
@@ -234,7 +260,5 @@ class Cargo(msgspec.Struct, frozen=True):
     @property
     def framing(self) -> str:
         """Tell its length in a request's head, or that it is told by the way it comes."""
-        size = self.upload.size
-        if size is None:
-            return "Transfer-Encoding: chunked\r\n"
-        return f"Content-Length: {size if self.edit is None else size + self.edit.more_bytes}\r\n"
+        size = self.upload.size(self.edit)
+        return "Transfer-Encoding: chunked\r\n" if size is None else f"Content-Length: {size}\r\n"

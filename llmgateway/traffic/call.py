@@ -2,7 +2,7 @@
 
 Rules:
 
-- The body is looked at, and goes on as it came; what is compressed cannot be looked at, and is refused.
+- The body is looked at, and goes on as it came.
 - A body that names no model gets the default one, if the config has any, and no byte of it is lost.
 - The path that a provider is asked for comes from the endpoint table, never from the client.
 - What a browser adds for the gateway's own page goes no further.
@@ -11,7 +11,6 @@ Rules:
 
 import re
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import parse_qsl, quote
@@ -22,7 +21,6 @@ from llmgateway.access.keys import Caller, key_protocols, without_keys
 from llmgateway.api.endpoints import Body, Endpoint
 from llmgateway.api.multipart import form_with_model, peek_multipart
 from llmgateway.api.peek import NoModel, Peek, bad, check_model, name_in, peek_json, with_model
-from llmgateway.api.skim import Skim
 from llmgateway.books.entry import Entry
 from llmgateway.config.settings import Config
 from llmgateway.errors import INVALID_REQUEST, GatewayError
@@ -236,15 +234,6 @@ def _named(model: str, endpoint: Endpoint, body: Body, content_type: bytes) -> t
     return peek_multipart(body, content_type), body
 
 
-def with_default(model: str, body: Body, skim: Skim) -> Body:
-    """Put a model into a large JSON body that names none; one that can grow does, and is not copied."""
-    if isinstance(body, bytes):
-        return with_model(body, model)
-    at = skim.closed_at
-    body[at:at] = (b"" if skim.is_empty else b",") + b'"model":' + msgspec.json.encode(model)
-    return body
-
-
 def _model_in(query: str) -> str:
     """Give the model that a query names; none if it names none. Raises GatewayError (400)."""
     named = {value for name, value in parse_qsl(query) if name == "model"}
@@ -254,13 +243,6 @@ def _model_in(query: str) -> str:
         check_model(model)
         return model
     return NO_MODEL
-
-
-def refuse_compressed(named: Mapping[bytes, bytes]) -> None:
-    """Refuse a request, by its header fields, whose body cannot be looked at. Raises GatewayError (400)."""
-    if named.get(b"content-encoding", b"").lower() not in (b"", b"identity"):
-        words = "A compressed request body is not understood; send it as it is."
-        raise GatewayError(INVALID_REQUEST, words)
 
 
 def _uuid(request_id: str) -> str:

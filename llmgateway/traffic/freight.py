@@ -7,6 +7,8 @@ Rules:
   being relayed, or the request has ended.
 - A form that names its model before its file goes on while it comes. One that names it behind goes to a file
   on disk first, if it is long.
+- What is compressed goes on as it came. It is looked at as what it stands for, and that is what the limit of
+  a body's size is for; where its model has to be another, it goes on as that, too.
 """
 
 import asyncio
@@ -18,16 +20,19 @@ import msgspec
 
 from llmgateway.access.keys import Caller
 from llmgateway.api.endpoints import Body
-from llmgateway.api.multipart import FormLook, Span, first_part, model_part
+from llmgateway.api.multipart import FormLook, Span, around_model, first_part
 from llmgateway.api.peek import STEP_BYTES, NoModel, Peek, Unreadable
 from llmgateway.api.skim import Skim
+from llmgateway.api.unpack import Unpacker
 from llmgateway.books.entry import Entry
 from llmgateway.config.settings import Config
+from llmgateway.errors import INVALID_REQUEST, GatewayError
+from llmgateway.http.body import too_large
 from llmgateway.http.client import Client
 from llmgateway.http.room import Hold, Room
 from llmgateway.http.spool import BATCH_BYTES, Spool, Spooled
-from llmgateway.http.upload import KEPT_BYTES, Cargo, Edit, Live, Stored, Upload
-from llmgateway.traffic.call import Call, CallReader, Forward, refuse_compressed, with_default
+from llmgateway.http.upload import KEPT_BYTES, Cargo, Live, Packed, Stored, Upload
+from llmgateway.traffic.call import Call, CallReader, Forward
 from llmgateway.traffic.proxy import Proxy
 
 AT_ONCE_BYTES: Final = 32 * 1024
@@ -50,6 +55,8 @@ class Load(msgspec.Struct):
     seen: Peek | None = None
     model_at: Span | None = None
     cargo: Cargo | None = None
+    around: tuple[bytes, bytes] = (b"", b"")
+    """What stands around the model where the body has none, and the default one is put in."""
 
 
 class Freight:
@@ -69,13 +76,12 @@ class Freight:
         """Have a request answered; `body` is what was at hand. Raises GatewayError."""
         with self._room.hold() as hold, Spool(self._spool_folder) as spool:
             asked_at = time.monotonic()
-            refuse_compressed(client.head.named)
             taking = self._take_in(client, route, body, hold, spool)
             body = None  # nobody holds it but the call, which lets go of it
             load = await taking
             entry.body_s = time.monotonic() - asked_at
             call = self._call(client, route, caller, entry, load)
-            call.outgoing.hold, call.outgoing.cargo, call.outgoing.model_at = hold, load.cargo, load.model_at
+            call.outgoing.hold = hold
             del load
             answering = self._answer(call, route, caller, client)
             cargo = call.outgoing.cargo
@@ -87,8 +93,12 @@ class Freight:
             call = self._calls.recall(client, route, entry, load.body)
         else:
             call = self._calls.read(client, route, caller, entry, load.body, load.seen)
+        outgoing = call.outgoing
+        outgoing.model_at, outgoing.around, outgoing.cargo = load.model_at, load.around, load.cargo
         if load.cargo is not None:
-            entry.bytes_in = load.cargo.upload.size or 0
+            entry.bytes_in = load.cargo.upload.size() or 0
+        if load.around[0]:
+            call.outgoing = outgoing.asking_for(call.model)
         return call
 
     async def _answer(self, call: Call, route: Forward, caller: Caller, client: Client) -> None:
@@ -103,18 +113,19 @@ class Freight:
         self, client: Client, route: Forward, body: Body | None, hold: Hold, spool: Spool
     ) -> Load:
         kind = route.endpoint.body
+        if (coding := _coding_of(client)) and kind in ("json", "multipart"):
+            return await self._take_packed(client, coding, kind, hold)
         if kind == "multipart" and body is None:
             return await self._take_form(client, hold, spool)
         if body is None:
             body = await client.body.read(self._max_bytes, hold, _WHOLE_BYTES)
         hold.grow_to(len(body))
-        seen: Peek | None = None
         if kind == "json" and not (client.body.ended and _is_light(body)):
-            body, seen = await self._skim(client, body, hold)
+            return await self._skim(client, body, hold)
         while not client.body.ended:
             assert isinstance(body, bytearray)
             await self._add_to(body, client, hold)
-        return _load_of(body, seen, None if seen is None else seen.model_at)
+        return Load(body)
 
     async def _add_to(self, body: bytearray, client: Client, hold: Hold) -> None:
         """Wait for more of a body."""
@@ -122,7 +133,7 @@ class Freight:
         hold.grow_to(len(body) + len(piece))
         body += piece
 
-    async def _skim(self, client: Client, body: Body, hold: Hold) -> tuple[Body, Peek]:
+    async def _skim(self, client: Client, body: Body, hold: Hold) -> Load:
         """Look at a body while it comes."""
         skim = Skim(body)
         try:
@@ -137,16 +148,10 @@ class Freight:
             while not client.body.ended:  # so that the connection serves on
                 await client.body.next_piece(self._max_bytes)
             raise
-        try:
-            return body, skim.peek()
-        except NoModel:
-            if self._default_model is None:
-                raise
-        body = with_default(self._default_model, body, skim)
-        hold.grow_to(len(body))
-        skim = Skim(body)
-        await _in_steps(skim.look())
-        return body, skim.peek()
+        load = self._load_of_json(skim, Stored(body))
+        if len(body) <= _WRITTEN_BYTES and not load.around[0]:
+            load.body, load.cargo = body, None
+        return load
 
     # -- forms
 
@@ -175,18 +180,56 @@ class Freight:
         look.check_end()
         if not spool.size:
             return _load_of(body, _peek_if_told(look), look.model_at)
-        return self._load_of_file(look, content_type, beginning, spool)
+        return self._load_of_form(look, content_type, beginning, Spooled(spool))
 
-    def _load_of_file(self, look: FormLook, content_type: bytes, beginning: bytes, spool: Spool) -> Load:
+    def _load_of_form(self, look: FormLook, content_type: bytes, beginning: Body, upload: Upload) -> Load:
         try:
-            return Load(b"", look.peek(), look.model_at, Cargo(Spooled(spool)))
+            return Load(b"", look.peek(), look.model_at, Cargo(upload))
         except NoModel:
             if self._default_model is None:
                 raise
-        model = self._default_model
         start = first_part(beginning, content_type)
-        edit = Edit((start, start), model_part(content_type, model))
-        return Load(b"", look.peek(model), edit.at, Cargo(Spooled(spool), edit))
+        load = Load(b"", look.peek(self._default_model), (start, start), Cargo(upload))
+        load.around = around_model(content_type)
+        return load
+
+    def _load_of_json(self, skim: Skim, upload: Upload) -> Load:
+        try:
+            seen = skim.peek()
+            return Load(b"", seen, seen.model_at, Cargo(upload))
+        except NoModel:
+            if self._default_model is None:
+                raise
+        end = skim.closed_at
+        load = Load(b"", skim.peek(self._default_model), (end, end), Cargo(upload))
+        load.around = (b'"model":' if skim.is_empty else b',"model":', b"")
+        return load
+
+    # -- what is compressed
+
+    async def _take_packed(self, client: Client, coding: bytes, kind: str, hold: Hold) -> Load:
+        """Take in a body that goes on as it comes, and look at what it stands for."""
+        client.body.check_length(self._max_bytes, hold)
+        content_type = client.head.named.get(b"content-type", b"")
+        packed, plain = bytearray(), bytearray()
+        skim, unpacker = Skim(plain), Unpacker(coding)
+        look = FormLook(content_type) if kind == "multipart" else None
+        while not client.body.ended:
+            piece = await client.body.next_piece(self._max_bytes)
+            packed += piece
+            for step in unpacker.steps(piece):
+                plain += step
+                if len(plain) > self._max_bytes:
+                    raise too_large(self._max_bytes)
+                hold.grow_to(len(packed) + len(plain))
+                await _in_steps(skim.look() if look is None else _looks(look, step))
+                await asyncio.sleep(0)
+        unpacker.check_end()
+        upload = Packed(packed, plain)
+        if look is not None:
+            look.check_end()
+            return self._load_of_form(look, content_type, plain[:_BEGINNING_BYTES], upload)
+        return self._load_of_json(skim, upload)
 
 
 def _load_of(body: Body, seen: Peek | None, model_at: Span | None) -> Load:
@@ -201,6 +244,18 @@ def _peek_if_told(look: FormLook) -> Peek | None:
         return look.peek()
     except NoModel:
         return None
+
+
+def _coding_of(client: Client) -> bytes:
+    """Give the coding of a body; none if it is not compressed. Raises GatewayError (400)."""
+    named = client.head.named.get(b"content-encoding", b"").lower()
+    codings = [coding for each in named.split(b",") if (coding := each.strip()) not in (b"", b"identity")]
+    if not codings:
+        return b""
+    if len(codings) > 1 or codings[0] not in Unpacker.CODINGS:
+        words = "A request body that is compressed otherwise than by gzip, deflate or zstd is not understood."
+        raise GatewayError(INVALID_REQUEST, words)
+    return codings[0]
 
 
 def _looks(look: FormLook, piece: bytes) -> Iterator[None]:

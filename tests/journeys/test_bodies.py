@@ -105,8 +105,8 @@ async def test_no_body_at_all_is_400_and_says_so(gateway_for: GatewayFor, provid
         assert "empty" in refusal(await ask(gateway.port, message), 400, "invalid_request")
 
 
-@pytest.mark.parametrize("coding", ["gzip", "GZIP", "br", "deflate", "zstd", "gzip, identity"])
-async def test_a_compressed_body_is_refused(
+@pytest.mark.parametrize("coding", ["br", "BR", "compress", "gzip, br", "gzip, gzip"])
+async def test_a_body_that_is_compressed_otherwise_than_we_know_is_refused(
     gateway_for: GatewayFor, provider: FakeProvider, coding: str
 ) -> None:
     gateway = await gateway_for(provider)

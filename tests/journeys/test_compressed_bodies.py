@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 import zlib
 from collections.abc import Callable
 
 import pytest
-from backports import zstd
 
 from tests.conftest import GatewayFor, ProgramFor, ProviderFor
 from tests.fake_provider import FakeProvider
@@ -17,6 +17,11 @@ from tests.journeys.test_bodies import FORM_TYPE, chunked, form, memory
 from tests.journeys.test_errors import ANTHROPIC, OPENAI, ask, asking, refusal
 from tests.raw_client import request
 from tests.script import answer
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 ASK = b'{"messages": [{"role": "user", "content": "%b"}], "model": "m"}'
 PATH = "/v1/audio/transcriptions"

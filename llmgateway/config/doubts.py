@@ -31,6 +31,7 @@ def doubts(config: Config, root: Pairs, *, now: float) -> Iterator[Finding]:
     for name, user in config.users.items():
         yield from _about_keys(name, user, root, now)
         yield from _about_limits(name, user, root)
+        yield from _about_models(name, user, config)
     seen: dict[tuple[object, ...], str] = {}
     for name, provider in config.providers.items():
         yield from _about_provider(name, provider, seen)
@@ -155,6 +156,17 @@ def _about_limits(name: str, user: UserConfig, root: Pairs) -> Iterator[Finding]
             yield path, _SET_NO_LIMIT
         for limit in _larger(key.limits, user.limits):
             yield (*path, limit), _LIMITS_NOTHING
+
+
+def _about_models(name: str, user: UserConfig, config: Config) -> Iterator[Finding]:
+    """Aliases among the models of keys, by which no key goes; unless a provider surely has such a model."""
+    real = {model for provider in config.providers.values() for model in provider.listed or ()}
+    for index, key in enumerate(user.keys):
+        for place, model in enumerate(key.models):
+            if model in config.aliases and model not in real:
+                meant = ", ".join(map(shown, config.aliases[model]))
+                path = ("users", name, "keys", index, "models", place)
+                yield path, f"this is an alias, which opens nothing; write what it stands for: {meant}"
 
 
 _SET_NO_LIMIT: Final = f"no limit is set here; write one of {', '.join(LimitsConfig.model_fields)}"

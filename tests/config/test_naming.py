@@ -163,3 +163,12 @@ def test_no_name_from_the_environment_is_shown() -> None:
 def test_a_long_chain_of_names_takes_no_long_time() -> None:
     chain = ", ".join(f"a{i}: a{i + 1}" for i in range(300))
     assert len(problems(ASKED + f"fallbacks: {{{chain}, a300: a0}}")) == 301
+
+
+def test_a_key_for_an_alias_is_doubtful_as_that_opens_nothing() -> None:
+    user = "users: {bob: {keys: [{hash: 'sha256:%s', models: [gpt, 'q*', qwen-8b]}]}}\n" % ("ab" * 32)
+    aliases = "aliases: {gpt: [qwen-8b, qwen-4b], qwen-8b: qwen-4b}"
+    (only,) = parse(user + LISTED + aliases, file="c.yaml", environ={}).warnings
+    assert str(only).startswith("c.yaml:1:")
+    assert "users.bob.keys[0].models[0]: this is an alias, which opens nothing; write what" in str(only)
+    assert str(only).endswith("stands for: qwen-8b, qwen-4b")

@@ -325,6 +325,25 @@ async def test_of_a_list_that_nobody_serves_the_first_is_told_of(
     assert (await ask(gateway.port, request("GET", "/v1/models/fast"))).status == 404
 
 
+async def test_new_aliases_count_for_the_next_request_and_no_other(
+    provider_for: ProviderFor, gateway_for: GatewayFor
+) -> None:
+    rig = await provider_for("rig", models=["a", "b"], slots=1)
+    rig.once(stall())
+    gateway = await gateway_for(rig, aliases={"gpt": "a"})
+    async with crowd(gateway.port) as send:
+        first = await send(ask_for("gpt"))
+        await rig.next_call()
+        second = await send(ask_for("gpt"))
+        await waiting(gateway, 1, "a")
+        gateway.adopt(build(settings(rig, aliases={"gpt": "b", "new": "a"})))
+        first.leave()
+        assert seen_in(await second.response()) == (200, "rig", "a")
+    assert seen_in(await ask(gateway.port, ask_for("gpt"))) == (200, "rig", "b")
+    gateway.adopt(build(settings(rig)))
+    assert (await ask(gateway.port, ask_for("gpt"))).status == 404
+
+
 async def test_aliases_are_listed_with_what_they_stand_for(
     provider_for: ProviderFor, gateway_for: GatewayFor
 ) -> None:

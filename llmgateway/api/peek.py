@@ -290,6 +290,12 @@ def _decode(body: Body) -> _Envelope:
         return _decode_mended(_mended(body))
 
 
+def raw_model(body: Body) -> bytes:
+    """Give the model that a body names as it stands there; nothing if there is none."""
+    raw = _decode(body).model
+    return b"" if isinstance(raw, msgspec.UnsetType) else bytes(raw)
+
+
 def _decode_mended(copy: bytearray) -> _Envelope:
     """Parse a copy, in which each number that JSON does not have gives way to one, as its place is told."""
     for _ in range(max(_LEAST_LOOKS, min(_MOST_LOOKS, _MOST_LOOKED_AT // len(copy)))):

@@ -4,9 +4,8 @@ Bytes in, bytes out, of whatever `peek` and `multipart` have taken: of a key tha
 counts, a key may be spelled with escapes, and what is no JSON but is taken for it stays as it is.
 """
 
-import json
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Final
 from urllib.parse import quote, unquote_plus
 
@@ -14,13 +13,13 @@ import msgspec
 
 from llmgateway.api.endpoints import Body
 from llmgateway.api.multipart import Span, model_in_form
+from llmgateway.api.peek import raw_model
 
-_KEY: Final = b'"model"'
-_ESCAPED: Final = rb"\u006"  # the beginning of each letter of the key, escaped
-_VALUE: Final = re.compile(rb"\s*:\s*")
-_TOKEN: Final = re.compile(rb'["{}\[\],]')
+_KEY_AND_QUOTE: Final = re.compile(
+    rb'"(?:m|\\u006[dD])(?:o|\\u006[fF])(?:d|\\u0064)(?:e|\\u0065)(?:l|\\u006[cC])"\s*:\s*"'
+)
+"""The key, however it is spelled, and the beginning of a string. Within strings the quotes are escaped."""
 _ESCAPES: Final = re.compile(rb'(?:[^"\\]++|\\.)*+"', re.DOTALL)
-_LONGEST_KEY: Final = len(_KEY) + len("model") * len(r"\u006d")
 
 
 def json_with(body: Body, model: str, at: Span | None = None) -> bytes:
@@ -54,55 +53,25 @@ def _with(body: Body, at: Span, value: bytes) -> bytes:
 def model_in_json(body: Body) -> Span:
     """Find the value of the last `model` of an object, with its quotes.
 
-    Raises ValueError if that is no string.
+    Of several in it, at whatever depth, the parser tells which one it takes, as each is made a number. Raises
+    ValueError if that is no string.
     """
-    only = body.find(_KEY)  # within a string its quotes would be escaped
-    if only >= 0 and body.find(_KEY, only + 1) < 0 and body.find(_ESCAPED) < 0:
-        value = _VALUE.match(body, only + len(_KEY))
-        if value is not None and body.startswith(b'"', value.end()):
-            return value.end(), _end_of_string(body, value.end())
-    found = None
-    for key, span in _strings(body):
-        if _is_model(bytes(body[key[0] : key[1]])):
-            found = span
-    if found is None:
+    begun = (found.end() - 1 for found in _KEY_AND_QUOTE.finditer(body))
+    spans = [(start, _end_of_string(body, start)) for start in begun]
+    taken = raw_model(_numbered(body, spans)) if len(spans) > 1 else b"0"
+    if not spans or not taken.isdigit():
         raise ValueError("the object names no model")
-    return found
+    return spans[int(taken)]
 
 
-def _is_model(key: bytes) -> bool:
-    if key == _KEY or b"\\" not in key or len(key) > _LONGEST_KEY:
-        return key == _KEY
-    return bool(json.loads(key) == "model")
-
-
-def _strings(body: Body) -> Iterator[tuple[Span, Span | None]]:
-    """Give the keys of the outermost object in their order, each with its value if that is a string.
-
-    What stands deeper is passed over, and not checked.
-    """
-    depth, at = 0, 0
-    key: Span | None = None
-    awaits_key = False
-    while (token := _TOKEN.search(body, at)) is not None:
-        at, sign = token.end(), token[0]
-        if sign == b'"':
-            end = _end_of_string(body, token.start())
-            if awaits_key:
-                key, awaits_key = (token.start(), end), False
-            elif depth == 1 and key is not None:
-                yield key, (token.start(), end)
-                key = None
-            at = end
-            continue
-        if depth == 1 and key is not None:
-            yield key, None
-            key = None
-        if sign == b",":
-            awaits_key = depth == 1
-            continue
-        depth += 1 if sign in b"{[" else -1
-        awaits_key = sign == b"{" and depth == 1
+def _numbered(body: Body, spans: Sequence[Span]) -> bytes:
+    """Put its number in the place of each of some values."""
+    pieces: list[bytes | memoryview] = []
+    view, at = memoryview(body), 0
+    for number, (start, end) in enumerate(spans):
+        pieces += view[at:start], b"%d" % number
+        at = end
+    return b"".join((*pieces, view[at:]))
 
 
 def _end_of_string(body: Body, start: int) -> int:

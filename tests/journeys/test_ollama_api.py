@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from llmgateway.config.load import build
 from tests.conftest import GatewayFor, ProviderFor
-from tests.crowd import ask
+from tests.crowd import QUICK, ask, waiting
 from tests.exchange import Script
 from tests.fake_provider import FakeProvider
 from tests.journey import KEY, eventually, settings
@@ -181,6 +182,31 @@ async def test_an_old_client_may_name_the_model_by_name_where_it_is_shown(
     assert (await ask(gateway.port, to("/api/chat", {"name": "mine"}))).status == (200 if default else 400)
 
 
+async def test_a_request_with_a_large_image_is_a_stream_like_any_other(
+    provider: FakeProvider, gateway_for: GatewayFor
+) -> None:
+    as_ollama(provider)
+    gateway = await gateway_for(provider, **ON)
+    message = {"role": "user", "content": "what is it?", "images": ["iVBORw0K" * 400_000]}
+    body = {"model": "m", "messages": [message], "options": {"num_predict": 5}}
+    response = await ask(gateway.port, to("/api/chat", body))
+    assert bytes(response.body) == STREAM
+    assert provider.requests[0].body == json.dumps(body).encode()
+    assert (await line_of(gateway))["stream"]
+
+
+async def test_a_compressed_stream_is_read(provider: FakeProvider, gateway_for: GatewayFor) -> None:
+    packed = gzip.compress(STREAM, mtime=0)
+    as_ollama(provider).script = play(
+        head(200, {**LINES, "Content-Encoding": "gzip"}), chunk(packed[:40]), chunk(packed[40:]), end()
+    )
+    gateway = await gateway_for(provider, **ON)
+    response = await ask(gateway.port, to("/api/chat"))
+    assert bytes(response.body) == packed
+    told = await line_of(gateway)
+    assert (told["completion_tokens"], told["estimated"], told["outcome"]) == (298, False, "ok")
+
+
 # --- how streams end ----------------------------------------------------------------------------------
 
 PARTS = [{"token": "word", "logprob": -0.25}] * 20_000
@@ -344,6 +370,35 @@ async def test_turns_of_a_conversation_stay_with_one_ollama(
     second = await ask(gateway.port, to("/api/chat", {"model": "m", "messages": said}))
     assert second.header("x-gateway-provider") == first.header("x-gateway-provider")
     assert (first.header("x-gateway-affinity"), second.header("x-gateway-affinity")) == ("miss", "hit")
+
+
+async def test_an_ollama_that_sleeps_is_waited_for_if_the_config_says_that_it_is_one(
+    provider: FakeProvider, gateway_for: GatewayFor
+) -> None:
+    wake = {"mac": "02:00:00:00:00:01", "broadcast": "127.0.0.1"}
+    provider.settings.update(kind="ollama", models=["m:latest"], wake=wake)
+    await as_ollama(provider).refuse()
+    gateway = await gateway_for(provider, **ON, health=QUICK)
+    async with RawClient(gateway.port) as client:
+        await client.send(to("/api/chat", {**CHAT, "model": "m"}))
+        await waiting(gateway, 1)
+        await provider.come_back()
+        assert bytes((await client.response()).body) == STREAM
+
+
+async def test_what_is_refused_is_refused_in_a_sentence(
+    provider: FakeProvider, gateway_for: GatewayFor
+) -> None:
+    users = {"alice": {"keys": [KEY], "limits": {"requests_per_minute": 1}}}
+    gateway = await gateway_for(
+        as_ollama(provider), server={"ollama_api": True, "max_body": 1_000}, users=users
+    )
+    large = await ask(gateway.port, to("/api/chat", {**CHAT, "images": ["x" * 2_000]}))
+    assert (large.status, list(large.json)) == (413, ["error"])
+    assert (await ask(gateway.port, to("/api/chat"))).status == 200
+    limited = await ask(gateway.port, to("/api/chat"))
+    assert (limited.status, list(limited.json)) == (429, ["error"])
+    assert limited.header("retry-after")
 
 
 # --- off ----------------------------------------------------------------------------------------------

@@ -174,6 +174,23 @@ async def test_the_program_that_gets_a_signal_says_goodbye_and_ends(
     assert "Traceback" not in finished.err
 
 
+async def test_what_a_gateway_behind_another_says_reaches_the_client(
+    provider: FakeProvider, gateway_for: GatewayFor
+) -> None:
+    inner = await gateway_for(provider)
+    outer = await gateway_for(providers={"inner": {"url": f"{inner.url}/v1", "api_key": KEY}})
+    async with RawSocket(outer.port) as client:
+        there = await opened(provider, outer.port, client=client)
+        await client.send(text("hello"))
+        assert (await heard(there)).data == b"hello"
+        draining = asyncio.ensure_future(inner.drain())
+        assert Close.parse((await told(client)).data) == Close(1001, "The gateway is shutting down.")
+        await client.send(close(1001))
+        assert await draining
+        assert await client.closed() is Ending.CUT
+    assert (await booked(outer))["outcome"] == "ok"
+
+
 async def test_an_admin_ends_a_session_which_is_told_so(
     provider: FakeProvider, gateway_for: GatewayFor
 ) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Final
 
+from llmgateway.api.endpoints import BY_NAME
 from llmgateway.fleet.breaker import Breaker
 from llmgateway.fleet.provider import Provider, State
 
@@ -24,9 +25,14 @@ def having(name: str, providers: Iterable[Provider]) -> list[Provider]:
 
 
 def endpoints_of(name: str, providers: Sequence[Provider], among: tuple[str, ...]) -> tuple[str, ...]:
-    """Name those endpoints at which a request for a model would go to one of these providers."""
-    missing = (p.repertoire.missing(found.id) for p in providers if (found := p.find(name)) is not None)
-    return _had(among, *missing)
+    """Name those endpoints at which a request for a model may find one of these providers able.
+
+    Those that write are left out for a model that writes nothing, as its servers tell.
+    """
+    found = [(p, model) for p in providers if (model := p.find(name)) is not None]
+    if found and all(model.only_embeds for _, model in found):
+        among = tuple(each for each in among if not BY_NAME[each].streams)
+    return _had(among, *(p.repertoire.missing(model.id) for p, model in found))
 
 
 @lru_cache(64)  # lists of models are long, and most have the same

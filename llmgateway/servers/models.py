@@ -52,6 +52,13 @@ class Model:
             return kind == "vlm" or (isinstance(able, list) and "vision" in able)
         return "vision" in able if isinstance(able, list) else None
 
+    @property
+    def only_embeds(self) -> bool:
+        """Whether its server tells that it writes nothing: Ollama by capabilities, LM Studio by a type."""
+        able = self.more.get("capabilities")
+        embeds = isinstance(able, list) and "embedding" in able and "completion" not in able
+        return embeds or self.more.get("type") == "embeddings"
+
 
 @dataclass(frozen=True, slots=True)
 class Listing:

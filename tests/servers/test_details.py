@@ -43,6 +43,24 @@ def test_whether_a_model_takes_images_is_known_where_its_server_tells(
     assert told(kind, {"m": Model("m")}, answer).models["m"].takes_images is sees
 
 
+@pytest.mark.parametrize(
+    ("kind", "answer", "embeds"),
+    [
+        (ollama.KIND, {"models": [{"model": "m", "capabilities": ["embedding"]}]}, True),
+        (ollama.KIND, {"models": [{"model": "m", "capabilities": ["completion", "embedding"]}]}, False),
+        (ollama.KIND, {"models": [{"model": "m", "capabilities": []}]}, False),
+        (ollama.KIND, {"models": [{"model": "m"}]}, False),
+        (lmstudio.KIND, {"models": [{"key": "m", "type": "embeddings"}]}, True),
+        (lmstudio.KIND, {"models": [{"key": "m", "type": "llm"}]}, False),
+    ],
+    ids=str,
+)
+def test_whether_a_model_only_embeds_is_known_where_its_server_tells(
+    kind: Kind, answer: Any, embeds: bool
+) -> None:
+    assert told(kind, {"m": Model("m")}, answer).models["m"].only_embeds is embeds
+
+
 # --- the context, and the slots ---------------------------------------------------------------------------
 
 

@@ -47,6 +47,7 @@ async def test_lm_studios_fields_are_told(provider: FakeProvider, gateway_for: G
         "capabilities": ["tool_use"],
     }
     assert (second["type"], second["state"]) == ("embeddings", "not-loaded")
+    assert second["endpoints"] == ["embeddings"], "it writes nothing"
 
 
 async def test_ollamas_fields_are_told(provider: FakeProvider, gateway_for: GatewayFor) -> None:

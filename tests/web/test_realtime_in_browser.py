@@ -1,4 +1,4 @@
-"""A WebSocket as a page in a real browser opens it: its key among the subprotocols, and the browser's rules."""
+"""A WebSocket as a page in a real browser opens it: its key among the subprotocols, by the browser's rules."""
 
 from __future__ import annotations
 

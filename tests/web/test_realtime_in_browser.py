@@ -1,4 +1,4 @@
-"""A WebSocket as a page in a real browser opens it: its key among the subprotocols, by the browser's rules."""
+"""A WebSocket as a page in a real browser opens it, with its key as a subprotocol."""
 
 from __future__ import annotations
 

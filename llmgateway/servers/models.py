@@ -121,7 +121,7 @@ def read_listing(body: bytes) -> Listing:
 
 def _names(value: Any) -> tuple[str, ...]:
     found = value if isinstance(value, list) else []
-    return tuple(name for name in found[:_HOPS_LIMIT] if isinstance(name, str) and name)
+    return tuple(name for name in map(model_name, found[:_HOPS_LIMIT]) if name is not None)
 
 
 def _model(name: str, entry: Mapping[str, Any], sender: tuple[str, ...]) -> Model:

@@ -25,6 +25,13 @@ def test_a_server_without_models_is_an_llm_server_all_the_same(empty: Any) -> No
     assert models_in(empty) == {}
 
 
+@pytest.mark.parametrize(("sender", "way"), [("b", ("b", "c")), ("\\ud800", ()), ("\udcff", ())])
+def test_a_gateway_whose_name_is_no_text_is_left_out_of_the_way(sender: str, way: tuple[str, ...]) -> None:
+    body = '{"via": "%s", "data": [{"id": "m", "via": ["\udcff", "c", "\\ud800"]}]}' % sender  # noqa: UP031
+    listing = read_listing(body.encode("utf-8", "surrogateescape"))
+    assert (listing.via, listing.models["m"].via) == (way[:1], way)
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [

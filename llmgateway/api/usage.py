@@ -131,22 +131,18 @@ class Meter:
         if self._packed is not None and self._packed.inflater is None:
             unread_bytes = self._packed.size
         elif (plain := self._told_plainly()) is not None:
+            self._fresh.clear()  # what has been paid for need not be kept until it is booked
+            if self._reading is not None:
+                self._reading.forget()
             prompt, completion = plain
             return Tokens(prompt, completion, 0, 0, False)
         return Tokens(*self._look().cost(prompt_estimate, unread_bytes))
 
     def _told_plainly(self) -> Sequence[int] | None:
         """Give prompt and completion if the end of the answer tells them in the plainest way."""
-        fresh = self._fresh
-        if self._reading is None and len(fresh) == 1:
-            plain = told_plainly(fresh[0], self.shapes)
-        else:
-            plain = self._gather().told_plainly()
-        if plain is not None:
-            fresh.clear()  # what has been paid for need not be kept until it is booked
-            if self._reading is not None:
-                self._reading.forget()
-        return plain
+        if self._reading is None and len(self._fresh) == 1:
+            return told_plainly(self._fresh[0], self.shapes)
+        return self._gather().told_plainly()
 
     def _look(self) -> Reading:
         reading = self._gather()

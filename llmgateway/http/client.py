@@ -132,11 +132,6 @@ class Client:
         self._keep_alive = not (message.should_close or message.chunked)
 
     @property
-    def head_size(self) -> int:
-        """How many bytes the request's head takes."""
-        return len(self.raw_path) + self.head.size
-
-    @property
     def request(self) -> web.BaseRequest:
         """The request as aiohttp has it, for pages that need more of it; made when it is first asked for.
 
@@ -215,8 +210,9 @@ class Client:
         if self.started:
             return
         lines = head.lines
-        for family in self._families:
-            lines = _FAMILIES[family].sub(b"", lines)
+        if self._families:
+            for family in self._families:
+                lines = _FAMILIES[family].sub(b"", lines)
         self._start(status, reason, head, lines + more)
 
     def _start(self, status: int, reason: bytes, head: AnswerHead, lines: bytes) -> None:
@@ -244,14 +240,14 @@ class Client:
 
         Tell as well whether the connection is kept, where the version does not.
         """
-        framing = b"\r\n"
+        framing, persists = b"\r\n", self.version >= (1, 1)
         if status == SWITCHING:
             return b"\r\n\r\n"
         if status in (204, 304):
             pass
         elif length is not None:
             framing = b"\r\nContent-Length: %d\r\n" % length
-        elif self.version >= (1, 1):
+        elif persists:
             self._chunked = True
             framing = b"\r\nTransfer-Encoding: chunked\r\n"
         else:
@@ -259,7 +255,7 @@ class Client:
             self._keep_alive = False
         if not self._keep_alive:
             return framing + b"Connection: close\r\n\r\n"
-        return framing + (b"\r\n" if self.version >= (1, 1) else b"Connection: keep-alive\r\n\r\n")
+        return framing + (b"\r\n" if persists else b"Connection: keep-alive\r\n\r\n")
 
     def feed(self, data: bytes, *, final: bool) -> None:
         """Write a piece of a provider's answer, at once; whoever watches looks at it afterwards."""
@@ -369,8 +365,6 @@ class Client:
 
     def finish(self) -> bool:
         """End the request; tells whether its connection may be used again."""
-        if not self.body.is_here and self.body.on_invitation and self._transport is not None:
-            self._transport.close()  # it was told not to send the body: nothing will come to wait for
         return self._keep_alive and self.ended
 
 

@@ -155,7 +155,8 @@ class Connection(asyncio.Protocol):
 
     def fresh(self, now: float) -> bool:
         """Tell whether an idle connection can serve again: it is open, and not too old."""
-        return now < self.idle_until and self.usable
+        transport = self._transport
+        return now < self.idle_until and transport is not None and not transport.is_closing()
 
     def send(self, exchange: Exchange, head: bytes, body: Body) -> None:
         """Start an exchange: write the request. The connection must be idle or new."""

@@ -140,6 +140,8 @@ class ClientConnection(RequestHandler):
 
     async def _linger(self, client: Client) -> None:
         """Read the rest of a body for a while: closing at once could cut off the answer (RFC 9112 9.6)."""
+        if client.body.on_invitation and self.transport is not None:
+            self.transport.close()  # it was told not to send the body: nothing will come to wait for
         with suppress(TimeoutError, RequestPayloadError, HttpProcessingError):
             async with asyncio.timeout(self._lingering_time):
                 while not client.body.is_here and not self._force_close:
@@ -316,7 +318,7 @@ def check_head(client: Client) -> None:
         trouble = "HTTP/1.0 has no Transfer-Encoding."
     elif coding is not None and coding.lower() != b"chunked":
         trouble = "No transfer coding but chunked is understood."
-    elif client.head_size > MAX_HEAD_BYTES:
+    elif len(client.raw_path) + client.head.size > MAX_HEAD_BYTES:
         trouble = f"The request's head is over {MAX_HEAD_BYTES} bytes."
     if trouble:
         client.close_after()

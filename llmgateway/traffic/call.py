@@ -113,7 +113,8 @@ class CallReader:
     """Makes calls of requests, as one config wants it."""
 
     def __init__(self, config: Config) -> None:
-        self._session_fields = dict.fromkeys(name.lower().encode() for name in config.affinity.headers)
+        fields = dict.fromkeys(name.lower().encode() for name in config.affinity.headers)
+        self._session_fields, self._any_session_field = tuple(fields), frozenset(fields)
         self._keepalive_s = config.streams.keepalive
         self._default_model = config.server.default_model
 
@@ -156,7 +157,9 @@ class CallReader:
         follows = seen.follows if seen.follows and endpoint.dialect.fields.follows else ""
         if streams is None:
             streams = endpoint.streams_unasked
-        entry.model, entry.streams = model[:_MODEL_CHARACTERS], streams
+        entry.model, entry.streams = model, streams
+        if len(model) > _MODEL_CHARACTERS:
+            entry.model = model[:_MODEL_CHARACTERS]
         fields, head = client.fields, client.head
         if route.from_page:
             fields = tuple(field for field in fields if field[0].lower() not in _OF_THE_PAGE)
@@ -173,7 +176,7 @@ class CallReader:
             limit = seen.output_limit
             return Call(model, wanted, outgoing, Thread(), entry, prompt_bytes, limit, follows=follows)
         session = None
-        if not self._session_fields.keys().isdisjoint(named):
+        if not self._any_session_field.isdisjoint(named):
             session = next(filter(None, map(named.get, self._session_fields)), None)
         thread = thread_of(seen, user=caller.party, session=session)
         limit, keeps = seen.output_limit, endpoint.keeps

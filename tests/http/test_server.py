@@ -519,7 +519,7 @@ async def test_the_size_of_a_head_is_counted() -> None:
     sizes = []
 
     async def work(client: Client, request: web.BaseRequest) -> None:
-        sizes.append(client.head_size)
+        sizes.append(len(client.raw_path) + client.head.size)
         await greet(client, request)
 
     await talk(work, b"GET /abc HTTP/1.1\r\nHost: x\r\nA: 1\r\n\r\n")

@@ -69,10 +69,6 @@ class _Chat(msgspec.Struct):
     max_completion_tokens: int | None = None
 
 
-class _Named(msgspec.Struct):
-    name: str = ""
-
-
 def _getter(names: Iterable[str]) -> Callable[[_Envelope], tuple[msgspec.Raw, ...]]:
     """Give the function that gives what stands in some fields; `attrgetter` does, of more than one."""
     some = tuple(dict.fromkeys(names))
@@ -110,7 +106,6 @@ _CHAT: Final[msgspec.json.Decoder[_Chat]] = msgspec.json.Decoder(
         bases=(_Chat,),
     )
 )
-_NAMED: Final = msgspec.json.Decoder(_Named)
 _STRING: Final = msgspec.json.Decoder(str)
 _SERIES: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _SYSTEM: Final = ("system", "developer")
@@ -391,21 +386,3 @@ def check_model(model: str) -> None:
         raise NoModel("'model' must not be empty.")
     if len(model) > _NAME_CHARACTERS:
         raise bad("'model' is too long to be the name of a model.")
-
-
-def name_in(body: Body) -> str:
-    """Give what stands behind `name` in a small JSON object; empty if nothing does."""
-    try:
-        return _NAMED.decode(body).name if len(body) <= STEP_BYTES else ""
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return ""
-
-
-def with_model(body: Body, model: str) -> bytes:
-    """Put a model behind all else in a JSON object that names none; every byte that was there stays.
-
-    Of a key that stands twice the last one counts, as it does where `model` is null or empty.
-    """
-    end = body.rindex(b"}")
-    comma = b"" if body[:end].rstrip().endswith(b"{") else b","
-    return b"".join((body[:end], comma, b'"model":', msgspec.json.encode(model), body[end:]))

@@ -19,7 +19,33 @@ _KEY_AND_QUOTE: Final = re.compile(
     rb'"(?:m|\\u006[dD])(?:o|\\u006[fF])(?:d|\\u0064)(?:e|\\u0065)(?:l|\\u006[cC])"\s*:\s*"'
 )
 """The key, however it is spelled, and the beginning of a string. Within strings the quotes are escaped."""
+_SMALL_BYTES: Final = 1 << 16
 _ESCAPES: Final = re.compile(rb'(?:[^"\\]++|\\.)*+"', re.DOTALL)
+
+
+class _Named(msgspec.Struct):
+    name: str = ""
+
+
+_NAMED: Final = msgspec.json.Decoder(_Named)
+
+
+def name_in(body: Body) -> str:
+    """Give what stands behind `name` in a small JSON object; empty if nothing does."""
+    try:
+        return _NAMED.decode(body).name if len(body) <= _SMALL_BYTES else ""
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
+
+
+def with_model(body: Body, model: str) -> bytes:
+    """Put a model behind all else in a JSON object that names none; every byte that was there stays.
+
+    Of a key that stands twice the last one counts, as it does where `model` is null or empty.
+    """
+    end = body.rindex(b"}")
+    comma = b"" if body[:end].rstrip().endswith(b"{") else b","
+    return b"".join((body[:end], comma, b'"model":', msgspec.json.encode(model), body[end:]))
 
 
 def json_with(body: Body, model: str, at: Span | None = None) -> bytes:

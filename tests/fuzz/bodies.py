@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from llmgateway.api.multipart import form_with_model, peek_multipart
-from llmgateway.api.peek import NoModel, Peek, peek_json, with_model
+from llmgateway.api.peek import NoModel, Peek, peek_json
+from llmgateway.api.rename import with_model
 from llmgateway.api.skim import Skim
 from llmgateway.errors import GatewayError
 from tests.fuzz.target import Choices, Target, behind, lengthened, pieces, words

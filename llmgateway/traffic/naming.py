@@ -36,7 +36,7 @@ def turns(story: Story, slots: Slots, *, in_vain: bool = False) -> bool:
     `in_vain` says that it has waited long enough for somebody who is about to.
     """
     call, order = story.call, story.order
-    if story.held is not None or order.only or not call.model:
+    if story.held is not None or order.only or not call.model or not call.outgoing.repeatable:
         return False
     if not all(failure.away or isinstance(failure, ProviderWarming) for failure in story.failures):
         return False

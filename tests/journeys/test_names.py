@@ -118,6 +118,26 @@ async def test_each_candidate_is_told_the_name_that_it_knows(
     assert rig.requests[0].body == message.partition(b"\r\n\r\n")[2]
 
 
+@pytest.mark.parametrize("size", [40_000, 3_000_000])
+async def test_a_large_body_is_another_only_in_its_name_for_each_candidate(
+    provider_for: ProviderFor, gateway_for: GatewayFor, size: int
+) -> None:
+    desk = await with_list(provider_for, "desk", SHORT)
+    rig = await provider_for("rig", models=["qwen"])
+    desk.script = rig.script = error(500)
+    gateway = await gateway_for(desk, rig, aliases={"gpt": "qwen"})
+    said = json.dumps({"role": "user", "content": '\\model": é' + "x" * size + ' "model":"a"'})
+    before, behind = '{"model":"a","messages":[', ',{"role":"user","model":"b"}], "model" : "gpt" , "n":1}'
+    body = before + said + behind
+    assert (await ask(gateway.port, chat(body.encode()))).status == 502
+    for provider, name in ((desk, LONG), (rig, "qwen")):
+        (asked,) = provider.requests
+        assert asked.body == body.replace('"gpt"', f'"{name}"').encode()
+        assert asked.header("content-length") == str(len(asked.body))
+    desk.script = error(400)
+    assert seen_in(await ask(gateway.port, ask_for("gpt"))) == (400, "desk", LONG)
+
+
 async def test_an_answer_that_was_held_back_tells_the_name_that_its_server_was_told(
     provider_for: ProviderFor, gateway_for: GatewayFor
 ) -> None:

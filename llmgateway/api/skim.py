@@ -55,14 +55,15 @@ class Skim:
         self._seen = 0
         self._checked = 0
         self._utf8 = codecs.getincrementaldecoder("utf-8")()
-        self._state: Callable[[int], bool] = self._opening
-        self._then: Callable[[], None] = self._key_done
+        # Of the class and not of this object, which would hold itself, and the body, until it is found.
+        self._state: Callable[[Skim, int], bool] = Skim._opening
+        self._then: Callable[[Skim], None] = Skim._key_done
         self._key = ""
         self._value = Value(0)
         self._findings = Findings(body)
         self._start = 0
         self._depth = self._floor = 0
-        self._outer = self._then
+        self._outer: Callable[[Skim], None] = Skim._key_done
         self._closed_at = -1
         self.is_empty = True
         """True if the object has no member."""
@@ -73,11 +74,11 @@ class Skim:
         """Look at what has come since the last time, a step at a time. Raises GatewayError (400)."""
         size = len(self.body)
         while self._seen < size:
-            dense = self._state != self._string
+            dense = self._state != Skim._string
             end = min(self._seen + (_DENSE_STEP_BYTES if dense else STEP_BYTES), size)
             self._check_utf8(end)
-            while self._at < end and self._state(end):
-                if not dense and self._state != self._string:
+            while self._at < end and self._state(self, end):
+                if not dense and self._state != Skim._string:
                     dense, end = True, min(end, self._at + _DENSE_STEP_BYTES)
             self._seen = end
             if self._listens:
@@ -128,7 +129,7 @@ class Skim:
                 raise bad("The request body must be a JSON object.")
             raise self._malformed()
         self._at += 1
-        self._state = self._key_or_end
+        self._state = Skim._key_or_end
         return True
 
     def _key_or_end(self, end: int) -> bool:
@@ -151,13 +152,13 @@ class Skim:
         self.is_empty = False
         self._value = Value(self._at)
         self._key = ""
-        self._begin_string(self._key_done)
+        self._begin_string(Skim._key_done)
         return True
 
-    def _begin_string(self, then: Callable[[], None]) -> None:
+    def _begin_string(self, then: Callable[["Skim"], None]) -> None:
         self._start = self._at
         self._at += 1
-        self._state, self._then = self._string, then
+        self._state, self._then = Skim._string, then
 
     def _string(self, end: int) -> bool:
         found = _IN_STRING.match(self.body, self._at, end)
@@ -168,7 +169,7 @@ class Skim:
         if self._at >= end or self.body[self._at] != ord('"'):
             return False  # a backslash waits for what it escapes
         self._at += 1
-        self._then()
+        self._then(self)
         return True
 
     def _key_done(self) -> None:
@@ -181,7 +182,7 @@ class Skim:
                     raise self._malformed() from None
             else:
                 self._key = written[1:-1].decode("utf-8", "replace")
-        self._state = self._colon
+        self._state = Skim._colon
 
     def _colon(self, end: int) -> bool:
         byte = self._next(_BLANK, end)
@@ -190,7 +191,7 @@ class Skim:
         if byte != ord(":"):
             raise self._malformed()
         self._at += 1
-        self._state = self._value_begins
+        self._state = Skim._value_begins
         return True
 
     def _value_begins(self, end: int) -> bool:
@@ -200,16 +201,16 @@ class Skim:
         value = self._value = Value(self._at)
         self._start = self._at
         if byte == ord('"'):
-            self._begin_string(self._value_done)
+            self._begin_string(Skim._value_done)
         elif byte == ord("[") and self._key in SERIES:
             value.listed = True
             self._at += 1
             self._depth = 1
-            self._state = self._between
+            self._state = Skim._between
         elif byte in b"[{":
-            self._begin_inside(self._value_done)
+            self._begin_inside(Skim._value_done)
         else:
-            self._state, self._then = self._scalar, self._value_done
+            self._state, self._then = Skim._scalar, Skim._value_done
         return True
 
     def _scalar(self, end: int) -> bool:
@@ -220,14 +221,14 @@ class Skim:
             return False
         if self._at == self._start:
             raise self._malformed()
-        self._then()
+        self._then(self)
         return True
 
-    def _begin_inside(self, then: Callable[[], None]) -> None:
+    def _begin_inside(self, then: Callable[["Skim"], None]) -> None:
         self._start = self._at
         self._at += 1
         self._depth += 1
-        self._state = self._inside
+        self._state = Skim._inside
         self._floor, self._outer = self._depth - 1, then
 
     def _inside(self, end: int) -> bool:
@@ -245,23 +246,23 @@ class Skim:
                 depth -= 1
                 if depth == floor:
                     self._at, self._depth = at, depth
-                    self._outer()
+                    self._outer(self)
                     return True
             elif what == 3:
-                self._state, self._then = self._string, self._go_on_inside
+                self._state, self._then = Skim._string, Skim._go_on_inside
                 break
         self._at, self._depth = at, depth
         if depth > _MOST_DEPTH:
             raise bad("The request body is nested too deeply.")
-        return self._state == self._string
+        return self._state == Skim._string
 
     def _go_on_inside(self) -> None:
-        self._state = self._inside
+        self._state = Skim._inside
 
     def _between(self, end: int) -> bool:
         """Go through the elements of a list of turns."""
         if self._value.too_many:
-            self._state, self._floor, self._outer = self._inside, 0, self._value_done
+            self._state, self._floor, self._outer = Skim._inside, 0, Skim._value_done
             return True
         byte = self._next(_COMMAS, end)
         if byte < 0:
@@ -275,16 +276,16 @@ class Skim:
             self._at = found.end()
             self._take(start, self._at)
         elif byte == ord('"'):
-            self._begin_string(self._element_done)
+            self._begin_string(Skim._element_done)
         elif byte in b"[{":
-            self._begin_inside(self._element_done)
+            self._begin_inside(Skim._element_done)
         else:
             self._start = start
-            self._state, self._then = self._scalar, self._element_done
+            self._state, self._then = Skim._scalar, Skim._element_done
         return True
 
     def _element_done(self) -> None:
-        self._state = self._between
+        self._state = Skim._between
         self._take(self._start, self._at)
 
     def _value_done(self) -> None:
@@ -295,7 +296,7 @@ class Skim:
         if self._key in KNOWN:
             self._findings.found[self._key] = value
         self._key = ""
-        self._state = self._comma
+        self._state = Skim._comma
 
     def _is_turn(self, value: Value) -> bool:
         return self._key in SYSTEMS or self.body[value.start] == ord('"')
@@ -306,7 +307,7 @@ class Skim:
             return False
         if byte == ord(","):
             self._at += 1
-            self._state = self._next_key
+            self._state = Skim._next_key
         elif byte == ord("}"):
             self._close()
         else:
@@ -316,7 +317,7 @@ class Skim:
     def _close(self) -> None:
         self._closed_at = self._at
         self._at += 1
-        self._state = self._behind
+        self._state = Skim._behind
 
     def _behind(self, end: int) -> bool:
         if self._next(_BLANK, end) >= 0:
@@ -329,7 +330,7 @@ class Skim:
     @property
     def _listens(self) -> bool:
         """True while one thing that was said is being read."""
-        return self._key in SAID and not self._value.too_many and self._state != self._between
+        return self._key in SAID and not self._value.too_many and self._state != Skim._between
 
     def _take(self, start: int, stop: int) -> None:
         self._value.take(self.body, start, stop)

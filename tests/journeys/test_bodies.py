@@ -281,6 +281,18 @@ async def test_the_largest_body_arrives_identical_in_about_twice_its_size_of_mem
     assert memory(program.pid, "VmHWM") - before < 2.2 * MAX_BODY
 
 
+async def test_large_bodies_leave_nothing_behind(provider: FakeProvider, program_for: ProgramFor) -> None:
+    program = await program_for(provider)
+    provider.script = answer(200, {})
+    body = big_body(20_000_000)
+    await ask(program.port, chat(body))
+    before = memory(program.pid, "VmRSS")
+    for _ in range(5):
+        assert (await ask(program.port, chat(body))).status == 200
+        del provider.calls[:]
+    assert memory(program.pid, "VmHWM") - before < 2 * len(body)
+
+
 async def test_a_declared_body_of_one_byte_more_is_413_before_it_is_sent(
     gateway_for: GatewayFor, provider: FakeProvider
 ) -> None:

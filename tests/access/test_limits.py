@@ -208,6 +208,26 @@ def test_a_place_among_the_parallel_requests_is_given_back_exactly_once() -> Non
     desk.refusal()
 
 
+def test_what_most_likely_costs_nothing_is_counted_and_needs_neither_tokens_nor_a_place() -> None:
+    user = LimitsConfig(requests_per_minute=3, tokens_per_day=10, parallel=1)
+    desk = Desk(user)
+    held = desk.admit()
+    held.charge(10)
+    desk.refusal()
+    free = desk.limits.admit("alice", desk.user, "k1", desk.key, costs=False)
+    assert [row[:2] for row in desk.used()] == [
+        *(("parallel", 1), ("requests_per_minute", 2), ("tokens_per_day", 10))
+    ]
+    free.charge(5)
+    free.release()
+    assert [row[:2] for row in desk.used()] == [
+        *(("parallel", 1), ("requests_per_minute", 2), ("tokens_per_day", 15))
+    ]
+    desk.limits.admit("alice", desk.user, "k1", desk.key, costs=False)
+    with pytest.raises(GatewayError, match="3 requests per minute"):
+        desk.limits.admit("alice", desk.user, "k1", desk.key, costs=False)
+
+
 def test_leaving_the_with_gives_the_place_back_whatever_happened() -> None:
     desk = Desk(LimitsConfig(parallel=1), LimitsConfig(parallel=1))
     with pytest.raises(ZeroDivisionError), desk.admit():

@@ -12,6 +12,7 @@ import pytest
 
 from llmgateway.access.keys import Caller
 from llmgateway.config.load import build
+from llmgateway.traffic.fairness import cost
 from tests.conftest import GatewayFor, ProviderFor
 from tests.crowd import BOB
 from tests.fake_provider import FakeProvider
@@ -229,6 +230,24 @@ async def test_a_base_path_stands_before_it(gateway_for: GatewayFor, provider: F
     refusal(await about(gateway, made.json["id"]), 404, "not_found")
 
 
+async def test_it_is_found_behind_a_gateway_behind_this_one(
+    gateway_for: GatewayFor, gateway: Gateway, rigs: list[Shelf]
+) -> None:
+    inner = {"url": f"{gateway.url}/v1", "api_key": BOB}
+    outer = await gateway_for(providers={"inner": inner}, users=HOUSE)
+    for number in range(5):
+        wanted = await make(outer, {"input": f"hi {number}"})
+        keeper = next(shelf for shelf in rigs if wanted in shelf.made)
+        assert (
+            (await about(outer, wanted))
+            .json["output"][0]["content"][0]["text"]
+            .endswith(keeper.provider.name)
+        )
+        assert await make(outer, {"previous_response_id": wanted}) == keeper.made[-1]
+        refusal(await about(gateway, wanted), 404, "not_found")
+        assert (await about(gateway, wanted, key=BOB)).status == 200
+
+
 # How the id is learnt.
 
 
@@ -342,6 +361,8 @@ async def test_nobody_goes_on_from_what_is_anothers(gateway: Gateway, rigs: list
     assert sum(len(shelf.made) for shelf in rigs) == calls
     for nothing in (None, "", 7):
         assert (await ask(gateway.port, made_from({"previous_response_id": nothing}, BOB))).status == 200
+    other = {"model": "m", "messages": [], "previous_response_id": wanted}
+    assert (await ask(gateway.port, asking("/v1/chat/completions", other, BOB))).status == 200
 
 
 async def test_persons_behind_a_key_have_their_own(gateway_for: GatewayFor, provider: FakeProvider) -> None:
@@ -579,6 +600,7 @@ async def test_what_was_made_in_the_background_is_charged_once_when_its_cost_is_
     status = gateway.status.snapshot(Caller("", admin=True), wall=time.time())
     (used,) = [row["used"] for row in status["limits"] if row["name"] == "tokens_per_day"]
     assert used == 12 + 1_000
+    assert gateway.slots._fair.enter("alice").served == cost(5 + 900, 7 + 100)
 
 
 async def test_a_stream_taken_up_again_is_charged_for_what_was_not_charged_before(

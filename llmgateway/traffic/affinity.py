@@ -144,18 +144,19 @@ class Affinity:
 
     def match(self, thread: Thread, *, now: float) -> Match:
         """Give the conversation that this request goes on, and where it leaves it."""
-        before_eve = False
+        chains, eve, before_eve = self._chains, thread.eve, False
         for link in reversed(thread.links):
-            conversation = self._chains.get(link)
+            conversation = chains.get(link)
             if conversation is None and before_eve:
-                conversation = self._chains.get((_EVE, link))
+                conversation = chains.get((_EVE, link))
             if (
                 conversation is not None
                 and conversation.home is not None
                 and self._is_fresh(conversation, now)
             ):
                 return link, conversation
-            before_eve = before_eve or link == thread.eve
+            if link == eve:
+                before_eve = True
         return NO_MATCH
 
     def _is_fresh(self, conversation: Conversation, now: float) -> bool:
@@ -182,7 +183,8 @@ class Affinity:
                 self._house(conversation.home).live.pop(id(conversation), None)
                 conversation.home = home
             conversation.last_turn, conversation.tip = now, tip
-        chains, house, key = self._chains, self._house(home), id(conversation)
+        chains, key = self._chains, id(conversation)
+        house = self._houses.get(home) or self._house(home)
         live = house.live
         chains[tip] = live[key] = conversation
         chains.move_to_end(tip)

@@ -201,10 +201,10 @@ class Proxy:
         call.entry.queue_s = order.waited_s
         call.entry.sent(provider.name, monotonic())
         order.tried.add(provider.name)
+        outgoing = asking(provider, story) if provider.renames or call.asked else call.outgoing
         try:
-            with await self._upstream.open(
-                provider, asking(provider, story) if provider.renames or call.asked else call.outgoing
-            ) as exchange:
+            exchange = await self._upstream.open(provider, outgoing)
+            try:
                 status = exchange.status
                 refused = status >= _NO_ANSWER
                 if refused:
@@ -222,6 +222,8 @@ class Proxy:
                     await converse(provider, exchange, story, slots=self._slots, learn=self._learn)
                 else:
                     await self._relay(provider, exchange, story)
+            finally:
+                exchange.leave()
         except asyncio.CancelledError:
             if not call.entry.streams and call.entry.meter is None:
                 self._guess_output(provider, call)

@@ -52,7 +52,8 @@ def scope_of(status: int, body: bytes, path: str, models: Iterable[str]) -> Scop
     text = text.replace(tail, " ")
     about_model = bool(_MODEL.search(text)) or any(_names(text, model) for model in models)
     if status == NOT_FOUND:
-        return "server" if (names_path or _is_plain(text)) and not about_model else None
+        of_path = names_path or (text and _is_plain(text))  # one without a word may be of anything
+        return "server" if of_path and not about_model else None
     if status == _NO_METHOD:
         return "model" if about_model else "server"
     if names_path and not about_model:

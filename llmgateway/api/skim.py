@@ -29,6 +29,9 @@ _COMMAS: Final = re.compile(rb"[ \t\r\n,]*+")
 _IN_STRING: Final = re.compile(rb'(?s:[^"\\]++|\\.)*+')
 _SCALAR: Final = re.compile(rb'[^ \t\r\n,:"\[\]{}]*+')
 _STRING: Final = rb'"(?s:[^"\\]++|\\.)*+"'
+_WHOLE_STRING: Final = re.compile(_STRING)
+_NO_BRACKETS: Final = bytes(byte for byte in range(256) if byte not in b"[]{}")
+_MOST_ROUNDS: Final = 64  # of pairs that are taken out of a step: what is nested deeper takes longer
 _FLAT: Final = rb'[^"\[\]{}]*+(?:%b[^"\[\]{}]*+)*+' % _STRING
 _PLAIN_TURN: Final = re.compile(rb"%b|\{%b\}" % (_STRING, _FLAT))
 # Up to the next bracket that counts: it opens (1) or closes (2) something, or a string begins that is not at
@@ -233,6 +236,8 @@ class Skim:
 
     def _inside(self, end: int) -> bool:
         """Go to the bracket that closes a value."""
+        if self._at == self._seen and self._passes_over(end):
+            return False
         body, at, depth, floor = self.body, self._at, self._depth, self._floor
         match = _BRACKET.match
         while at < end:
@@ -252,9 +257,29 @@ class Skim:
                 self._state, self._then = Skim._string, Skim._go_on_inside
                 break
         self._at, self._depth = at, depth
-        if depth > _MOST_DEPTH:
-            raise bad("The request body is nested too deeply.")
+        self._check_depth()
         return self._state == Skim._string
+
+    def _passes_over(self, end: int) -> bool:
+        """Go over a step in one go, if the value surely does not end there and no string is cut off."""
+        rest = _WHOLE_STRING.sub(b"", self.body[self._at : end])
+        if b'"' in rest:
+            return False
+        brackets = rest.translate(None, _NO_BRACKETS)
+        for _ in range(_MOST_ROUNDS):
+            before, brackets = brackets, brackets.replace(b"[]", b"").replace(b"{}", b"")
+            if len(before) == len(brackets):
+                break
+        closing = brackets.count(b"]") + brackets.count(b"}")
+        if closing >= self._depth - self._floor:
+            return False
+        self._at, self._depth = end, self._depth + len(brackets) - 2 * closing
+        self._check_depth()
+        return True
+
+    def _check_depth(self) -> None:
+        if self._depth > _MOST_DEPTH:
+            raise bad("The request body is nested too deeply.")
 
     def _go_on_inside(self) -> None:
         self._state = Skim._inside

@@ -52,8 +52,7 @@ class Outgoing(msgspec.Struct, gc=False):
     """A body that is too large to be written at once, in the place of `body`."""
 
     def let_go(self) -> None:
-        """Hold the body no more: nobody else will be sent it."""
-        self.body = b""
+        """Hold a large body no more: nobody else will be sent it."""
         if self.hold is not None and (self.cargo is None or self.cargo.upload.let_go()):
             self.hold.release()
 

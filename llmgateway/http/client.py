@@ -324,6 +324,11 @@ class Client:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._transport.abort()
 
+    def close_unless_heard(self) -> None:
+        """Do not use the connection again if its client has an answer before it has sent its body."""
+        if not self.body.is_here:
+            self._keep_alive = False
+
     def close_after(self) -> None:
         """Do not use the connection again after this answer."""
         self._keep_alive = False

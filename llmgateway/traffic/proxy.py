@@ -266,9 +266,12 @@ class Proxy:
     async def _relay(self, provider: Provider, exchange: Exchange, story: Story) -> None:
         """Pass an answer on as it comes. Raises ProviderFailed, and GatewayError if it came too late."""
         call, client, order = story.call, story.client, story.order
-        call.outgoing.let_go()
-        if call.outgoing.cargo is not None and not client.body.is_here:
-            client.close_after()  # it has the answer before it has sent its body
+        outgoing = call.outgoing
+        outgoing.body = b""
+        if outgoing.hold is not None:
+            outgoing.let_go()
+        if outgoing.cargo is not None:
+            client.close_unless_heard()
         head = exchange.head
         shapes, endings = WORDS_IN[client.dialect.stream]
         meter = Meter(head.framing is not None, head.coding, call.writes, shapes, endings)
@@ -371,6 +374,7 @@ class Proxy:
         call.entry.first_byte_at = monotonic()
         if client.started:
             raise too_late(held.provider, held.status, held.head, held.body)
+        client.close_unless_heard()
         client.begin(held.status, held.reason, held.head, held.own_lines)
         client.feed(held.body, final=True)
 

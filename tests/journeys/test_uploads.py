@@ -121,6 +121,40 @@ async def test_a_provider_that_answers_in_the_middle_of_an_upload_is_heard(
         await client.send(rest[:-1])  # it is listened to for a while, so that the answer is not lost
 
 
+async def test_a_404_in_the_middle_of_an_upload_that_nobody_else_can_take_is_heard(
+    gateway_for: GatewayFor, provider_for: ProviderFor
+) -> None:
+    providers = [await provider_for(name) for name in ("one", "other")]
+    gateway = await gateway_for(*providers)
+
+    async def refuses(exchange: Exchange) -> None:
+        await eventually(lambda: len(exchange._wire.received) > 1_500_000)
+        await exchange.answer(404, b'{"error": "no such model"}')
+
+    for provider in providers:
+        provider.before_body = refuses
+    async with RawClient(gateway.port) as client:
+        await client.send(cut_in_two(EARLY, "length", 2_000_000)[0])
+        response = await client.response()
+    assert (response.status, response.json) == (404, {"error": "no such model"})
+    assert response.header("connection") == "close"
+    assert len(providers[0].calls) + len(providers[1].calls) == 1
+
+
+async def test_an_upload_is_asked_for_where_its_client_waits_for_that(
+    gateway_for: GatewayFor, provider: FakeProvider
+) -> None:
+    gateway = await gateway_for(provider)
+    provider.script = OK
+    first, rest = cut_in_two(EARLY, "length", 0)
+    async with RawClient(gateway.port) as client:
+        await client.send(first.replace(b"Host:", b"Expect: 100-continue\r\nHost:"), rest)
+        response = await client.response()
+        assert (response.interim, response.status) == ([100], 200)
+    assert provider.requests[0].body == EARLY
+    assert provider.requests[0].header("expect") is None
+
+
 async def test_a_client_that_stops_sending_is_told_so_and_its_provider_is_cut_off(
     gateway_for: GatewayFor, provider: FakeProvider
 ) -> None:

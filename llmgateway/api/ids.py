@@ -75,7 +75,7 @@ class IdFinder:
             return self._look(data)
         try:
             for piece in self._inflater.inflate(data):
-                if found := self._look(piece):
+                if (found := self._look(piece)) or self.over:
                     return found
         except (zlib.error, TooMuch):
             self.over = True

@@ -4,7 +4,8 @@ Rules:
 
 - The body is looked at, and goes on as it came.
 - A body that names no model gets the default one, if the config has any, and no byte of it is lost.
-- The path that a provider is asked for comes from the endpoint table, never from the client.
+- The path that a provider is asked for comes from the endpoint table, never from the client; an id in it is
+  one that somebody was told.
 - What a browser adds for the gateway's own page goes no further.
 - A client's own id of its request goes on if it is a UUID; some servers refuse whatever else they get as one.
 """

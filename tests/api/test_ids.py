@@ -13,6 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from llmgateway.api.ids import MOST_BYTES, IdFinder, is_id
+from llmgateway.api.inflate import MOST_INFLATED_BYTES
 
 ID = "resp_68af4030baa48193b0b43b4c2a176a1a0e6967589f080e78"
 KEYS = st.sampled_from(["id", "response", "object", "x", 'say "id":', "\\", "größe"])
@@ -140,6 +141,13 @@ def test_what_was_looked_at_is_not_kept() -> None:
     for _ in range(100):
         finder.feed(b'{"a":"' if not finder._left < MOST_BYTES else b"x" * 600)
         assert len(finder._text) < 2 * 600
+
+
+def test_no_more_is_decompressed_than_is_looked_at() -> None:
+    finder = IdFinder(b"gzip")
+    assert not finder.feed(gzip.compress(b" " * (8 << 20))) and finder.over
+    assert finder._inflater is not None
+    assert finder._inflater._left > MOST_INFLATED_BYTES - 2 * MOST_BYTES
 
 
 @pytest.mark.parametrize("text", ["resp_1", "resp-1", "a" * 512, "resp_bGl0ZWxsbTpj==", "chatcmpl:7", "a.b"])

@@ -344,6 +344,29 @@ async def test_a_model_that_no_ollama_has_is_not_found_in_words_that_say_so(
     assert response.json == {"error": "No online provider serving model 'nobody's' for this user."}
 
 
+@pytest.mark.parametrize(
+    ("missing", "asked_again"),
+    [
+        (answer(404, b"404 page not found", {"Content-Type": "text/plain"}), False),
+        (answer(404, {"error": "model 'm:latest' not found"}), True),
+        (answer(404, {"error": "model 'm:latest' not found, try pulling it first"}), True),
+        (answer(400, {"error": "this model does not support embeddings"}), True),
+    ],
+    ids=["the path", "the model", "the model, as of old", "the ability"],
+)
+async def test_an_old_ollama_is_not_asked_again_for_a_path_that_it_has_not(
+    provider: FakeProvider, gateway_for: GatewayFor, missing: Script, asked_again: bool
+) -> None:
+    as_ollama(provider).script = missing
+    gateway = await gateway_for(provider, **ON)
+    for _ in range(2):
+        response = await ask(gateway.port, to("/api/embed", {"model": "m", "input": "a"}))
+        assert response.status in (400, 404)
+    assert len(provider.calls) == 1 + asked_again
+    provider.script = spoken(STREAM)
+    assert (await ask(gateway.port, to("/api/chat"))).status == 200
+
+
 async def test_another_ollama_takes_over_before_the_first_line(
     provider_for: ProviderFor, gateway_for: GatewayFor
 ) -> None:

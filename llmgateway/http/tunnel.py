@@ -8,6 +8,7 @@ closes, text that is none. Their frames are followed (see `frames`) for three th
   answer, so that none gets lost behind a connection that is reset. Where a frame never ends it is cut.
 - Silence is asked about: both get a Ping of ours, whose Pong means nothing to the other one (5.5.3), so no
   proxy in between cuts a session that only has nothing to say. Who is silent for all that is gone.
+- Whose key is good no more is told so at the next look, and gone.
 - What a provider's messages say can be heard on the side, after it was written.
 """
 
@@ -19,6 +20,7 @@ from typing import Final
 from llmgateway.errors import (
     CANCELLED,
     DRAINING,
+    INVALID_API_KEY,
     UPSTREAM_ERROR,
     ErrorKind,
     GatewayError,
@@ -44,11 +46,11 @@ events = Events("tunnel")
 CLOSING_S: Final = 5.0
 """How long the other end may take to answer a Close."""
 PINGS_UNTIL_GONE: Final = 3
-_CODES: Final[Mapping[ErrorKind, int]] = {DRAINING: GOING_AWAY, CANCELLED: POLICY_VIOLATION}
-
-
-def _nobody(piece: Piece) -> None:
-    """Hear nothing."""
+_CODES: Final[Mapping[ErrorKind, int]] = {
+    DRAINING: GOING_AWAY,
+    CANCELLED: POLICY_VIOLATION,
+    INVALID_API_KEY: POLICY_VIOLATION,
+}
 
 
 class Tunnel:
@@ -62,11 +64,13 @@ class Tunnel:
         *,
         idle_s: float,
         ping_s: float,
-        listen: Callable[[Piece], None] = _nobody,
+        listen: Callable[[Piece], None],
+        check: Callable[[], object],
     ) -> None:
         """Join a client and a provider who have shaken hands.
 
-        `idle_s` is how long one of them may be silent, `ping_s` after how long it is asked, 0 for seldom.
+        `idle_s` is how long one of them may be silent, `ping_s` after how long it is asked, 0 for seldom; so
+        often `check` is called, which raises GatewayError to end it.
         """
         self.bytes_in = 0
         self._client = client
@@ -75,6 +79,7 @@ class Tunnel:
         self._idle_s = idle_s
         self._ping_s = min(ping_s or idle_s, idle_s / PINGS_UNTIL_GONE)
         self._listen = listen
+        self._check = check
         self._loop = asyncio.get_running_loop()
         self._up, self._down = Follower(), Follower()
         self._up_at = self._down_at = self._loop.time()
@@ -243,10 +248,15 @@ class Tunnel:
 
     def _look(self) -> None:
         """Ask both for a sign of life if one was silent for long; end it if that did not help."""
-        now = self._loop.time()
-        since_up, since_down = now - self._up_at, now - self._down_at
         if self._limit is not None:
             return  # it has its limit
+        try:
+            self._check()
+        except GatewayError as error:
+            self.part(error)
+            return
+        now = self._loop.time()
+        since_up, since_down = now - self._up_at, now - self._down_at
         deaf = since_up >= self._idle_s and self._held
         if deaf or (since_down >= self._idle_s and not self._line.reading_paused):
             self._fail(ProviderTimedOut(self._provider, "idle", self._idle_s))

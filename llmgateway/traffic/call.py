@@ -12,7 +12,9 @@ Rules:
 
 import re
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 from urllib.parse import parse_qsl, quote
 
@@ -73,6 +75,8 @@ class Call(msgspec.Struct):
     """Silence after which a WebSocket gets a ping; 0: seldom."""
     key_protocol: bytes = b""
     """The subprotocol by which a WebSocket's handshake shows a key, if one does."""
+    check: Callable[[], object] = lambda: None
+    """Raises GatewayError once the key of a WebSocket's handshake is good no more."""
 
     def be_for(self, model: str) -> None:
         """Be for another model than the client has asked for."""
@@ -114,7 +118,9 @@ class Forward:
 class CallReader:
     """Makes calls of requests, as one config wants it."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, recognise: Callable[[Client], object]) -> None:
+        """Read by a config; `recognise` raises GatewayError if nobody may ask as a client does any more."""
+        self._recognise = recognise
         fields = dict.fromkeys(name.lower().encode() for name in config.affinity.headers)
         self._session_fields, self._any_session_field = tuple(fields), frozenset(fields)
         self._keepalive_s = config.streams.keepalive
@@ -226,6 +232,7 @@ class CallReader:
             accept=accept_of(named[b"sec-websocket-key"]),
         )
         call = Call(model, endpoint.name, outgoing, Thread(), entry, ping_s=self._keepalive_s)
+        call.check = partial(self._recognise, client)
         call.key_protocol = next(iter(key_protocols(named)), b"")
         return call
 

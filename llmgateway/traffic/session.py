@@ -43,7 +43,15 @@ async def converse(
     assert isinstance(line, Switching)
     ear = Overheard(exchange.head.lines)
     idle_s = provider.config.timeouts.idle
-    tunnel = Tunnel(client, line, provider.name, idle_s=idle_s, ping_s=call.ping_s, listen=ear.hear)
+    tunnel = Tunnel(
+        client,
+        line,
+        provider.name,
+        idle_s=idle_s,
+        ping_s=call.ping_s,
+        listen=ear.hear,
+        check=call.check,
+    )
     granted = own_lines_of(provider, story) + SWITCH
     if call.key_protocol and not _CHOICE.search(exchange.head.lines):
         granted += b"Sec-WebSocket-Protocol: %b\r\n" % call.key_protocol

@@ -99,7 +99,7 @@ class App:
         """Take in a config: it holds for every request that comes from now on."""
         self._config = config
         self._origins = frozenset(config.server.cors)
-        self._calls = CallReader(config)
+        self._calls = CallReader(config, partial(self._visitors.who, by_protocol=True, by_network=True))
         self._room.limit_bytes = config.server.bodies_memory
         self._freight = Freight(config, self._calls, self._proxy, self._room)
         self._routes: dict[str, Route] = {

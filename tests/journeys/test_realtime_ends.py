@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 from websockets.frames import Close, Frame, Opcode
 
+from llmgateway.config.load import build
 from llmgateway.http.body import Patience
 from llmgateway.http.tunnel import CLOSING_S
 from tests.conftest import GatewayFor, ProgramFor, ProviderFor
@@ -549,11 +550,32 @@ async def test_a_provider_that_answers_nothing_has_failed(
 # --- another config -----------------------------------------------------------------------------------------
 
 
+async def test_a_session_does_not_outlive_its_key(provider: FakeProvider, gateway_for: GatewayFor) -> None:
+    keys = {name: f"sk-{name}-{'k' * 40}" for name in ("alice", "bob")}
+    users = {name: {"keys": [key]} for name, key in keys.items()}
+    gateway = await gateway_for(provider, users=users, streams={"keepalive": "50ms"})
+    provider.on[PATH] = Provider()
+    async with RawSocket(gateway.port) as gone, RawSocket(gateway.port) as stays:
+        shown = f"Sec-WebSocket-Protocol: openai-insecure-api-key.{keys['alice']}"
+        await gone.send(handshake(shown, key=None))
+        await stays.send(handshake(f"Authorization: Bearer {keys['bob']}", key=None))
+        for client in (gone, stays):
+            assert (await client.head(to="GET")).status == 101
+        assert (await told(gone)).opcode is Opcode.PING
+        gateway.adopt(build(settings(provider, users={"bob": users["bob"]}, streams={"keepalive": "50ms"})))
+        async with asyncio.timeout(5):
+            while (said := await told(gone)).opcode is Opcode.PING:
+                pass
+        assert Close.parse(said.data) == Close(1008, "Invalid API key.")
+        gone.leave()
+        assert (await booked(gateway))["outcome"] == "invalid_api_key"
+        for _ in range(10):
+            assert (await told(stays)).opcode is Opcode.PING
+
+
 async def test_a_session_outlives_a_config_that_has_no_place_for_its_provider(
     provider_for: ProviderFor, gateway_for: GatewayFor
 ) -> None:
-    from llmgateway.config.load import build
-
     provider, other = await provider_for(), await provider_for("other")
     gateway = await gateway_for(provider)
     async with RawSocket(gateway.port) as client:

@@ -27,6 +27,7 @@ def doubts(config: Config, root: Pairs, *, now: float) -> Iterator[Finding]:
         )
     if not config.providers:
         yield ("providers",), "no providers, so there is no model to use; write one with its `url`"
+    yield from _about_aliases(config)
     yield from _unread_variables(root)
     for name, user in config.users.items():
         yield from _about_keys(name, user, root, now)
@@ -49,6 +50,16 @@ def _about_default_model(config: Config) -> Iterator[Finding]:
             ("server", "default_model"),
             "no provider serves this model; write one that stands under `models` of a provider",
         )
+
+
+def _about_aliases(config: Config) -> Iterator[Finding]:
+    for alias in config.aliases:
+        if _WILDCARD.search(alias):
+            what = "an alias is no pattern, and stands for this very name only"
+            yield ("aliases", alias), f"{what}; write each name that clients ask for"
+
+
+_WILDCARD: Final = re.compile(r"[*?]")
 
 
 def _about_server(server: ServerConfig) -> Iterator[Finding]:

@@ -235,7 +235,7 @@ class Proxy:
             self._give_up_on(provider, failure.reason, story)
             story.failures.append(failure)
             return False
-        provider.fared_well(call.model)
+        provider.fared_well(order.model)
         return True
 
     async def _check(self, provider: Provider, exchange: Exchange, call: Call) -> None:
@@ -330,7 +330,7 @@ class Proxy:
             else:
                 if meter.has_ended():
                     call.entry.outcome = "ok"
-                    provider.fared_well(call.model)
+                    provider.fared_well(story.order.model)
             raise
 
     def _look_for_an_error(self, provider: Provider, meter: Meter, call: Call) -> None:

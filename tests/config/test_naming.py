@@ -172,3 +172,9 @@ def test_a_key_for_an_alias_is_doubtful_as_that_opens_nothing() -> None:
     assert str(only).startswith("c.yaml:1:")
     assert "users.bob.keys[0].models[0]: this is an alias, which opens nothing; write what" in str(only)
     assert str(only).endswith("stands for: qwen-8b, qwen-4b")
+
+
+def test_an_alias_that_looks_like_a_pattern_is_doubtful() -> None:
+    user = "users: {bob: {keys: ['sha256:%s']}}\n" % ("ab" * 32)
+    (only,) = parse(user + ASKED + "aliases: {'gpt-*': a, b: c}", file="c.yaml", environ={}).warnings
+    assert str(only).startswith("c.yaml:3:20: aliases.gpt-*: an alias is no pattern")

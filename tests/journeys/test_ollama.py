@@ -12,7 +12,7 @@ from tests.exchange import Script
 from tests.fake_provider import FakeProvider
 from tests.journey import KEY, eventually
 from tests.raw_client import request
-from tests.script import answer, cut, error, listing, loading, stall
+from tests.script import answer, cut, error, listing, loading, polite, stall
 
 MODELS, VERSION, RUNNING = "/v1/models", "/api/version", "/api/ps"
 CODER = "hf.co/bartowski/Qwen2.5-Coder-7B-Instruct-GGUF:Q4_K_M"
@@ -240,6 +240,23 @@ async def test_a_key_for_the_full_name_opens_no_other_servers_short_one(
     gateway = await gateway_for(rig, box, users=users)
     for _ in range(4):
         assert (await ask(gateway.port, ask_for("m"))).header("x-gateway-provider") == "box"
+
+
+async def test_what_a_model_did_well_by_its_short_name_is_remembered_of_it(
+    provider_for: ProviderFor, gateway_for: GatewayFor
+) -> None:
+    one, two = [as_ollama(await provider_for(name), "m:latest") for name in ("one", "two")]
+    users = {"alice": {"keys": [{"name": "k", "key": KEY, "models": ["m:latest"]}]}}
+    gateway = await gateway_for(one, two, users=users)
+    one.script = error(500)
+    for word in map(str, range(8)):  # each a conversation of its own, of which every provider gets its share
+        said = [{"role": "user", "content": word}]
+        assert (await ask(gateway.port, ask_for("m", messages=said))).status == 200
+    assert not gateway.fleet.providers["one"].conduct.spotless
+    one.script = polite()
+    await two.refuse()
+    assert (await ask(gateway.port, ask_for("m"))).header("x-gateway-provider") == "one"
+    assert gateway.fleet.providers["one"].conduct.spotless
 
 
 async def test_a_hostile_name_breaks_no_header(provider: FakeProvider, gateway_for: GatewayFor) -> None:

@@ -111,6 +111,9 @@ class Proxy:
     async def recall(self, call: Call, wanted: str, caller: Caller, client: Client) -> None:
         """Ask for a response where it is kept, at once, as that takes no slot. Raises GatewayError."""
         provider, call.kept = self._keepers.keeper(wanted, caller, now=self._now())
+        if not provider.online:
+            await self._watch.settled()  # another config may have it spoken to in another way
+            provider, call.kept = self._keepers.keeper(wanted, caller, now=self._now())
         call.entry.model = call.kept.model
         if not provider.online:
             raise self._slots.keeper_is_away(provider)

@@ -533,6 +533,19 @@ async def test_a_reload_keeps_what_is_known_of_who_stays_and_no_more(
     assert (await about(gateway, wanted)).status == 200
 
 
+async def test_a_keeper_that_is_spoken_to_in_another_way_keeps_what_it_has(
+    gateway_for: GatewayFor, provider: FakeProvider
+) -> None:
+    Shelf(provider)
+    gateway = await gateway_for(provider)
+    wanted = await make(gateway)
+    gateway.adopt(build(settings(provider, providers={"rig": {**provider.entry, "api_key": "sk-new"}})))
+    assert not gateway.fleet.providers["rig"].online
+    assert (await about(gateway, wanted)).status == 200
+    assert provider.probes[-1].header("authorization") == "Bearer sk-new"
+    assert await make(gateway, {"previous_response_id": wanted})
+
+
 async def test_a_stream_that_is_asked_for_again_outlives_its_provider_in_the_config(
     gateway_for: GatewayFor, provider_for: ProviderFor
 ) -> None:

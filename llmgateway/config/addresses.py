@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -27,6 +27,7 @@ _ZONED: Final = re.compile(r"\[[0-9a-fA-F:.]+%(?:25)?(?!25\])[A-Za-z0-9._~-]+\]"
 _ORIGIN: Final = re.compile(
     r"([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[^:/?#@\[\]]+)(?::([0-9]+))?/?", re.IGNORECASE | re.ASCII
 )
+_MAPPED_BITS: Final = 96  # that come before an IPv4 address where IPv6 has one
 _DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
 _MAC: Final = re.compile(
     r"[0-9a-f]{2}(?:[:-][0-9a-f]{2}){5}|[0-9a-f]{12}|[0-9a-f]{4}(?:\.[0-9a-f]{4}){2}", re.IGNORECASE
@@ -124,6 +125,14 @@ def network(text: str) -> Network:
         raise ValueError(
             f"is one address in a network; write the address alone, or the network's first one, {example}"
         )
+    return _plain(found)
+
+
+def _plain(found: Network) -> Network:
+    """Give the IPv4 network that ::ffff:10.0.0.0/104 stands for: callers' addresses are told so as well."""
+    if isinstance(found, IPv6Network) and found.prefixlen >= _MAPPED_BITS:
+        mapped = found.network_address.ipv4_mapped
+        return found if mapped is None else IPv4Network((mapped, found.prefixlen - _MAPPED_BITS))
     return found
 
 

@@ -53,6 +53,7 @@ def test_networks_apart_and_those_of_one_user_are_fine(networks: dict[str, str])
         ({"a": "[192.168.0.0/16]", "b": "[192.168.1.7]"}, "3:14: users.b.from[0]: "),
         ({"a": "[10.0.0.0/8, 10.1.0.0/16]", "b": "[10.1.0.0/24]"}, "3:14: users.b.from[0]: "),
         ({"a": "['fd00::/8']", "b": "['fd00::1']"}, "3:14: users.b.from[0]: "),
+        ({"a": "[10.0.0.0/8]", "b": "['::ffff:10.1.0.0/112']"}, "3:14: users.b.from[0]: "),
     ],
     ids=str,
 )

@@ -32,7 +32,7 @@ class Overheard:
         self.tokens: Tokens | None = None
         """What has been told by now; None if nothing was."""
         self._each_alone = _ALONE.search(answer_lines) is not None
-        self._stream: Any = zlib.decompressobj(-zlib.MAX_WBITS)
+        self._stream: Any = None  # it takes 40 kB, and most sessions never compress
         self._legible = True
         self._compressed = False
         self._inflated = 0
@@ -54,7 +54,7 @@ class Overheard:
         self._keeps = opening & OPCODE == TEXT
         self._compressed = bool(opening & _COMPRESSED)
         self._inflated = 0
-        if self._compressed and self._each_alone:
+        if self._compressed and (self._each_alone or self._stream is None):
             self._stream = zlib.decompressobj(-zlib.MAX_WBITS)
 
     def _take(self, data: bytes) -> None:

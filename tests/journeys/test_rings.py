@@ -77,6 +77,23 @@ async def test_a_mesh_forgets_as_well(provider: FakeProvider, gateway_for: Gatew
     await eventually(lambda: all_list(gateways, []), 10)
 
 
+async def test_an_alias_lives_in_a_ring_as_long_as_what_it_stands_for(
+    provider: FakeProvider, gateway_for: GatewayFor
+) -> None:
+    first, second = [await gateway_for(health=QUICK) for _ in range(2)]
+    for gateway, own, other in ((first, [provider], second), (second, [], first)):
+        providers = {"next": entry(other)}
+        gateway.adopt(build(settings(*own, providers=providers, health=QUICK, aliases={"gpt": "m"})))
+    await eventually(lambda: all_list([first, second], ["gpt", "m"]), 10)
+    for gateway in (first, second):
+        assert (await ask(gateway.port, chat(b'{"model": "gpt", "messages": []}'))).status == 200
+    assert [asked.json["model"] for asked in provider.requests] == ["m", "m"]
+    await provider.refuse()
+    await eventually(lambda: all_list([first, second], []), 10, saying="an alias outlives its model")
+    for gateway in (first, second):
+        assert (await ask(gateway.port, chat(b'{"model": "gpt", "messages": []}'))).status == 404
+
+
 @pytest.mark.parametrize("length", [1, 2, 3])
 async def test_a_request_that_comes_back_is_508(
     provider: FakeProvider, gateway_for: GatewayFor, length: int

@@ -107,7 +107,7 @@ class Reading:
 
     def error(self) -> bytes | None:
         """Give the error that a stream has told in its last lines; None if it told none, as most."""
-        tail = self._tail + self._buffer
+        tail = _last_lines(self._tail + self._buffer)
         return self.endings.error(tail) if b"error" in tail or b"failed" in tail else None
 
     def told_plainly(self) -> Sequence[int] | None:
@@ -225,6 +225,12 @@ def told_plainly(answer: bytes | bytearray, shapes: Shapes, since: int = 0) -> S
         return None
     prompt, completion = plain
     return None if completion == b"0" else (int(prompt), int(completion))
+
+
+def _last_lines(tail: bytes) -> bytes:
+    """Give the last lines whole, and the one before them, which may name the event that they are."""
+    at = tail.rfind(b"\n", 0, max(0, len(tail) - TAIL_BYTES))
+    return tail[tail.rfind(b"\n", 0, max(0, at)) + 1 :]
 
 
 def _is_json(line: bytearray) -> bool:

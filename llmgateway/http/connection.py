@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from llmgateway.api.endpoints import Body
 from llmgateway.http.exchange import BUFFER_BYTES, Exchange
-from llmgateway.http.headers import AnswerHead, Field, answer_head, keep_alive_limits, whole_number
+from llmgateway.http.headers import NO_HEAD, AnswerHead, Field, answer_head, keep_alive_limits, whole_number
 from llmgateway.http.upload import Cargo, Sending
 
 MAX_HEAD_BYTES: Final = 64 * 1024
@@ -71,6 +71,16 @@ def _judge(
 _judge_again: Final = lru_cache(64)(_judge)
 
 
+def _judge_long(
+    status: int, reason: bytes, version: str, fields: tuple[Field, ...]
+) -> tuple[bytes, AnswerHead, str]:
+    """Judge a head that may be large."""
+    size = sum(len(name) + len(value) + 4 for name, value in fields)
+    if size > MAX_HEAD_BYTES:
+        return b"", NO_HEAD, "the head is too large"
+    return (_judge_again if size <= _SMALL_HEAD_BYTES else _judge)(status, reason, version, fields)
+
+
 def _idle_s(keep_alive: bytes, served: int) -> float | None:
     """Give how long a connection may be idle, by what its provider says; None if it has served its last."""
     limit_s, most = keep_alive_limits(keep_alive)
@@ -92,7 +102,6 @@ class Connection(asyncio.Protocol):
         "_complete",
         "_fault",
         "_fields",
-        "_head_bytes",
         "_head_done",
         "_interim",
         "_keep_alive",
@@ -100,6 +109,7 @@ class Connection(asyncio.Protocol):
         "_now",
         "_on_idle",
         "_on_lost",
+        "_packet_bytes",
         "_parser",
         "_pieces",
         "_reason",
@@ -134,7 +144,6 @@ class Connection(asyncio.Protocol):
         self._status = 0
         self._reason = b""
         self._fields: list[Field] = []
-        self._head_bytes = 0
         self._length: bytes | None = None
         self._interim = 0
         self._head_done = False
@@ -144,7 +153,7 @@ class Connection(asyncio.Protocol):
         self._keep_alive = False
         self._chunk_ended = self._between_chunks = False
         self._fault = ""
-        self._barren_bytes = 0
+        self._barren_bytes = self._packet_bytes = 0
 
     # -- for the pool and the exchange
 
@@ -254,6 +263,7 @@ class Connection(asyncio.Protocol):
                 exchange.sink.feed_chunk(data[len(line) : -2], data, now)
                 return
         exchange.untouched = False
+        self._packet_bytes = len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as exc:
@@ -319,10 +329,7 @@ class Connection(asyncio.Protocol):
         """Keep a header field; those behind the body (trailers) end here."""
         if self._head_done:
             return
-        self._head_bytes += len(name) + len(value) + 4
-        if self._head_bytes > MAX_HEAD_BYTES:
-            self._fault = "the head is too large"
-        elif len(name) == _LENGTH_CHARACTERS and name.lower() == _LENGTH:
+        if len(name) == _LENGTH_CHARACTERS and name.lower() == _LENGTH:
             if self._length is not None:
                 self._fault = "two lengths"
             self._length = value
@@ -337,8 +344,9 @@ class Connection(asyncio.Protocol):
         self._status = status = self._parser.get_status_code()
         if 100 <= status < 200:
             return
-        judge = _judge_again if self._head_bytes <= _SMALL_HEAD_BYTES else _judge
         version, fields = self._parser.get_http_version(), tuple(self._fields)
+        most_bytes = self._barren_bytes + self._packet_bytes  # that the head may have
+        judge = _judge_again if most_bytes <= _SMALL_HEAD_BYTES else _judge_long
         reason, head, fault = judge(status, self._reason, version, fields)
         if fault:
             self._fault = fault

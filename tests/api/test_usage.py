@@ -471,3 +471,15 @@ def test_a_schema_that_has_usage_among_its_properties_is_not_counted() -> None:
 def test_what_is_no_count_is_not_counted(count: str) -> None:
     body = b'{"usage": {"prompt_tokens": %b, "completion_tokens": %b}}' % (count.encode(), count.encode())
     assert cost_of(body) == guessed(0)
+
+
+@pytest.mark.parametrize("words", [10, 3_000, 30_000])
+@pytest.mark.parametrize("at_a_time", [100, 5_000, 1_000_000])
+def test_an_error_is_found_however_much_it_says(words: int, at_a_time: int) -> None:
+    told = b"event: error\ndata: " + b"x" * words + b"\n\n"
+    body = stream(*CHUNKS * 100, done=False) + told + b"data: [DONE]\n\n"
+    meter = Meter(stream=True)
+    for start in range(0, len(body), at_a_time):
+        meter.feed(body[start : start + at_a_time])
+    error = meter.error()
+    assert error is not None and set(error) == {ord("x")}

@@ -75,6 +75,20 @@ def test_who_needs_one_provider_has_nobody_when_that_one_goes_or_is_none() -> No
     run(story())
 
 
+def test_a_keeper_that_sleeps_is_woken_for_the_next_try_and_one_that_is_gone_is_not() -> None:
+    async def story() -> None:
+        house = House(a={"wake": WAKE}, b={})
+        for name in ("a", "b"):
+            for _ in range(house[name].health.fall):
+                house[name].observe(GONE, now=now())
+            assert (
+                f"kept by {name}, which is offline since" in house.slots.keeper_is_away(house[name]).message
+            )
+        assert [name for _, name in house.woken] == ["a"]
+
+    run(story())
+
+
 def test_who_waits_for_one_provider_does_not_keep_others_from_the_next() -> None:
     async def story() -> None:
         house = House(a={"slots": 1}, b={"slots": 1})

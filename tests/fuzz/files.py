@@ -108,4 +108,5 @@ CONFIG: Final = Target(
         b": ",
     ),
     most_bytes=1_500,
+    short_runs=4_000,
 )

@@ -159,6 +159,7 @@ ANSWER: Final = Target(
         b"HTTP/1.1 200 OK\r\n",
         b"Content-Type: text/event-stream\r\n",
     ),
+    short_runs=4_000,
 )
 
 # --- header fields ---------------------------------------------------------------------------------

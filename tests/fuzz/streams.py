@@ -143,7 +143,7 @@ def _usage_seeds() -> Iterator[bytes]:
     yield from behind(1, 1, 0, 1, 0, 6)(_answers())
 
 
-USAGE: Final = Target("usage", usage, _usage_seeds, _WORDS)
+USAGE: Final = Target("usage", usage, _usage_seeds, _WORDS, short_runs=1_000)
 
 # --- endings ---------------------------------------------------------------------------------------
 

@@ -30,6 +30,8 @@ class Target:
     """What means something to the code."""
     most_bytes: int = 2_048
     """No find needs more, and what is longer is slower to try."""
+    short_runs: int = 20_000
+    """As many as some seconds are enough for."""
 
 
 class Choices:

@@ -121,7 +121,7 @@ _PLACE: Final = re.compile(r"\(byte (\d+)\)$")  # of what is wrong, as msgspec t
 _ODD_NUMBER: Final = re.compile(rb"[:,\[\s-](NaN|Infinity)\b")
 _LEAST_LOOKS: Final = 4  # at a body with such numbers: each look mends one
 _MOST_LOOKS: Final = 1_000
-_MOST_LOOKED_AT: Final = 64 << 20  # bytes, in all looks together
+_MOST_LOOKED_AT: Final = 24 << 20  # bytes, in all looks together
 _NAME_CHARACTERS: Final = 1_000  # longer than any name a server advertises
 STEP_BYTES: Final = 1 << 16
 """How much of a body is looked at, at a time."""

@@ -39,6 +39,7 @@ AT_ONCE_BYTES: Final = 32 * 1024
 """A body that is at hand and has no more than that is looked at without further ado."""
 _WHOLE_BYTES: Final = 256 * 1024  # of a body that is looked at in one go, if it is no thicket
 _MOST_COMMAS: Final = 8_000
+_MOST_ESCAPES: Final = 4_000
 _WRITTEN_BYTES: Final = 1 << 20  # of a body that is written in one go
 SPOOLED_BYTES: Final = 8_000_000
 """A form of more than that goes to a file, as long as it does not tell where else to go."""
@@ -85,8 +86,10 @@ class Freight:
             del load
             answering = self._answer(call, route, caller, client)
             cargo = call.outgoing.cargo
-            await (answering if cargo is None else _while_sending(cargo.upload, answering))
-            entry.bytes_in = max(entry.bytes_in, client.body.read_bytes)
+            try:
+                await (answering if cargo is None else _while_sending(cargo.upload, answering))
+            finally:
+                entry.bytes_in = client.body.read_bytes or entry.bytes_in
 
     def _call(self, client: Client, route: Forward, caller: Caller, entry: Entry, load: Load) -> Call:
         if route.wanted:
@@ -285,4 +288,8 @@ async def _in_steps(work: Iterator[None]) -> None:
 
 def _is_light(body: Body) -> bool:
     """Tell whether a body that is here can be looked at in one go."""
-    return len(body) <= AT_ONCE_BYTES or (len(body) <= _WHOLE_BYTES and body.count(b",") <= _MOST_COMMAS)
+    if len(body) <= AT_ONCE_BYTES:
+        return True
+    if len(body) > _WHOLE_BYTES or body.count(b",") > _MOST_COMMAS or body.count(rb"\u") > _MOST_ESCAPES:
+        return False
+    return b"NaN" not in body and b"Infinity" not in body  # each of which `peek` mends with another look

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import shutil
 import ssl
 import subprocess
@@ -214,3 +215,31 @@ async def test_a_host_is_no_secret(provider: FakeProvider) -> None:
         await gateway.ready.wait()
         assert "write https://llm.example/v1 as its `url`" in gateway.fleet.providers["rig"].reason
     provider.on["/v1/models"] = listing("m")
+
+
+# --- large bodies ---------------------------------------------------------------------------------
+
+
+async def test_a_large_body_arrives_whole_over_tls(gateway_for: GatewayFor, certificates: Path) -> None:
+    server, received = Server(), []
+
+    async def keeping(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        read_exactly = reader.readexactly
+
+        async def exactly(n: int) -> bytes:
+            received.append(await read_exactly(n))
+            return received[-1]
+
+        reader.readexactly = exactly  # type: ignore[method-assign]
+        await server(reader, writer)
+
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
+    body = b'{"messages": "%b", "model": "m"}' % random.Random(3).randbytes(10_000_000).hex().encode()
+    async with await asyncio.start_server(keeping, "127.0.0.1", 0, ssl=context) as listening:
+        url = f"https://127.0.0.1:{listening.sockets[0].getsockname()[1]}/v1"
+        gateway = await gateway_for(providers={"rig": {"url": url, "tls": {"verify": False}}})
+        async with RawClient(gateway.port) as client:
+            await client.send(chat(body))
+            assert (await client.response()).status == 200
+    assert body in received

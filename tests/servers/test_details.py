@@ -53,7 +53,7 @@ def test_whether_a_model_takes_images_is_known_where_its_server_tells(
         (lmstudio.KIND, {"models": [{"key": "m", "type": "embeddings"}]}, True),
         (lmstudio.KIND, {"models": [{"key": "m", "type": "llm"}]}, False),
     ],
-    ids=str,
+    ids=lambda value: value.name if isinstance(value, Kind) else str(value),
 )
 def test_whether_a_model_only_embeds_is_known_where_its_server_tells(
     kind: Kind, answer: Any, embeds: bool

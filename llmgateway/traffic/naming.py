@@ -56,30 +56,26 @@ def asking(provider: Provider, story: Story) -> Outgoing:
 
     A short name that the client has used itself, and its server takes, stays.
     """
-    call, told = story.call, _told_name(provider, story)
-    found = provider.find(story.order.model)
+    call, found = story.call, provider.find(story.order.model)
+    asked = call.asked or call.model
+    told = call.model if found is None else found.listed_as
+    story.told = provider.name, "" if told == asked else told
     stays = not call.asked and (found is None or not found.told_as)
-    return call.outgoing if stays or told == _clients_name(call) else call.outgoing.asking_for(told)
+    return call.outgoing if stays or told == asked else call.outgoing.asking_for(told)
 
 
 def own_lines_of(provider: Provider, story: Story) -> bytes:
-    """Write our fields of an answer, with the name that its provider was told if that is not the client's."""
-    order, call = story.order, story.call
-    told = ""
-    if call.asked or provider.renames or call.model not in provider.models:
-        told = _told_name(provider, story)
-        told = "" if told == _clients_name(call) else told
+    """Write our fields of an answer, with the name that its provider was told if that is not the client's.
+
+    That is what it was then; by now there may be another config.
+    """
+    order, asked = story.order, story.call.model
+    by, told = story.told
+    if by != provider.name and asked not in provider.models and (found := provider.find(asked)) is not None:
+        told = found.id
+    elif by != provider.name:
+        told = ""
     return own_lines(provider.name, told, order.affinity, order.waited_s)
-
-
-def _told_name(provider: Provider, story: Story) -> str:
-    """Give the name by which a provider knows the model of a request."""
-    found = provider.find(story.order.model)
-    return story.call.model if found is None else found.listed_as
-
-
-def _clients_name(call: Call) -> str:
-    return call.asked or call.model
 
 
 def as_asked(error: GatewayError, call: Call) -> GatewayError:

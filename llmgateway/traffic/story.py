@@ -35,6 +35,8 @@ class Story(msgspec.Struct):
     heartbeat: Heartbeat | None = None
     failures: list[ProviderFailed] = msgspec.field(default_factory=list)
     held: Held | None = None
+    told: tuple[str, str] = ("", "")
+    """Who was asked last by a name that may not be the client's, and that name; "" if it is the same."""
     instead: list[str] | None = None
     """What else it may be for, once nobody serves what it is for."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -16,7 +17,7 @@ from tests.fake_provider import FakeProvider
 from tests.journey import KEY, eventually, settings
 from tests.journeys.test_ollama import as_ollama
 from tests.raw_client import Response, chat, request
-from tests.script import answer, cut, error, loading, play, sse, stall, word
+from tests.script import answer, cut, error, loading, play, polite, sse, stall, wait, word
 from tests.web.visit import snapshot
 
 LONG = "Qwen/Qwen3-8B-GGUF:Q4_K_M"
@@ -246,6 +247,23 @@ async def test_a_name_is_adopted_while_a_request_waits(
         first.leave()
         assert seen_in(await second.response()) == (200, "rig", "b")
     assert told(rig) == ["a", "b"]
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["before", "after"])
+async def test_an_answer_tells_what_its_server_was_asked_for_then(
+    provider_for: ProviderFor, gateway_for: GatewayFor, turned: bool
+) -> None:
+    gate = asyncio.Event()
+    rig = await with_list(provider_for, "rig", *(["qwen"] if turned else [SHORT]))
+    rig.script = play(wait(gate), polite())
+    gateway = await gateway_for(rig)
+    async with crowd(gateway.port) as send:
+        client = await send(ask_for("qwen"))
+        await rig.next_call()
+        rig.settings["models"] = [SHORT] if turned else ["qwen"]
+        gateway.adopt(build(settings(rig)))
+        gate.set()
+        assert seen_in(await client.response()) == (200, "rig", None if turned else LONG)
 
 
 # --- aliases -------------------------------------------------------------------------------------------

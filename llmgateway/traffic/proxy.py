@@ -142,7 +142,8 @@ class Proxy:
         admission = self._admit(call, caller, client) if caller.limited else None
         self._budget.deposit(self._now())
         order = self._slots.order(caller, model, call.thread, expected, call.entry.id, call.endpoint)
-        order.only = only
+        if only:
+            order.only = only
         story = Story(call, client, order, admission)
         if call.keepalive_s:
             story.keep_alive(self._slots.line)

@@ -17,6 +17,7 @@ import msgspec
 from llmgateway.api.endpoints import Body, Buffer
 from llmgateway.api.multipart import Span
 from llmgateway.http.body import RequestBody
+from llmgateway.http.room import Hold
 
 PIECE_BYTES: Final = 256 * 1024
 KEPT_BYTES: Final = 1 << 20
@@ -225,11 +226,12 @@ class Packed(Stored):
 class Live(Upload):
     """A body that its client is still sending: what came last is kept, and at first all of it."""
 
-    def __init__(self, body: RequestBody, beginning: Body, limit_bytes: int) -> None:
+    def __init__(self, body: RequestBody, beginning: Body, limit_bytes: int, hold: Hold) -> None:
         super().__init__(body.length)
         self._source = body
         self._limit_bytes = limit_bytes
         self._kept = bytearray(beginning)
+        self._hold = hold
         self._base = 0
 
     @property
@@ -241,6 +243,7 @@ class Live(Upload):
         """Give what is kept, or what the client sends next."""
         while not self._source.ended and offset - self._base >= len(self._kept):
             self._kept += await self._source.next_piece(self._limit_bytes)
+            self._hold.grow_to(len(self._kept))
         at = offset - self._base
         return bytes(self._kept[at : at + PIECE_BYTES])
 

@@ -31,7 +31,7 @@ from llmgateway.http.body import too_large
 from llmgateway.http.client import Client
 from llmgateway.http.room import Hold, Room
 from llmgateway.http.spool import BATCH_BYTES, Spool, Spooled
-from llmgateway.http.upload import KEPT_BYTES, Cargo, Live, Packed, Stored, Upload
+from llmgateway.http.upload import Cargo, Live, Packed, Stored, Upload
 from llmgateway.traffic.call import Call, CallReader, Forward
 from llmgateway.traffic.proxy import Proxy
 
@@ -176,8 +176,7 @@ class Freight:
                     body = bytearray()
                     hold.release()
             elif look.tells_enough and not client.body.ended:
-                hold.grow_to(KEPT_BYTES)
-                live = Live(client.body, body, self._max_bytes)
+                live = Live(client.body, body, self._max_bytes, hold)
                 return Load(b"", look.peek(), look.model_at, Cargo(live))
             hold.grow_to(len(body))
         look.check_end()

@@ -183,6 +183,22 @@ async def test_a_client_that_leaves_in_the_middle_takes_its_upload_with_it(
     assert "unexpected" not in caplog.text
 
 
+@FRAMINGS
+async def test_a_small_upload_gets_in_where_there_is_no_room(
+    gateway_for: GatewayFor, provider: FakeProvider, framing: str
+) -> None:
+    gateway = await gateway_for(provider, server={"bodies_memory": 1})
+    provider.script = OK
+    for form_, status in (
+        (form(MODEL, (FILE[0], NOISE[:60_000])), 200),
+        (form((FILE[0], NOISE[:60_000]), MODEL), 200),
+        (form((FILE[0], NOISE[:70_000]), MODEL), 503),
+    ):
+        async with RawClient(gateway.port) as client:
+            await client.send(*cut_in_two(form_, framing, 50_000), pause_s=0.01)
+            assert (await client.response()).status == status
+
+
 async def test_an_upload_that_turns_out_too_large_is_413(
     gateway_for: GatewayFor, provider: FakeProvider
 ) -> None:

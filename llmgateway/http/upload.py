@@ -233,25 +233,43 @@ class Live(Upload):
         self._kept = bytearray(beginning)
         self._hold = hold
         self._base = 0
+        self._came = asyncio.Event()
+        self._has_room = asyncio.Event()
 
     @property
     def repeatable(self) -> bool:
         """True until more of it was sent than is kept."""
         return self._base == 0
 
-    async def read(self, offset: int) -> Buffer:
-        """Give what is kept, or what the client sends next."""
-        while not self._source.ended and offset - self._base >= len(self._kept):
+    async def run(self) -> None:
+        """Read it from its client, a little ahead, and send it. Raises GatewayError, in a group."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._fill())
+            await super().run()
+
+    async def _fill(self) -> None:
+        while not self._source.ended:
+            if len(self._kept) >= KEPT_BYTES:
+                self._has_room.clear()
+                await self._has_room.wait()
             self._kept += await self._source.next_piece(self._limit_bytes)
             self._hold.grow_to(len(self._kept))
+            self._came.set()
+
+    async def read(self, offset: int) -> Buffer:
+        """Give what is here, or what comes next."""
+        while offset - self._base >= len(self._kept) and not self._source.ended:
+            self._came.clear()
+            await self._came.wait()
         at = offset - self._base
         return bytes(self._kept[at : at + PIECE_BYTES])
 
     def sent(self, offset: int) -> None:
-        """Forget what was sent once it is too much."""
-        if offset > KEPT_BYTES:
+        """Forget what was sent once it is much."""
+        if offset >= KEPT_BYTES:
             del self._kept[: offset - self._base]
             self._base = offset
+            self._has_room.set()
 
 
 class Cargo(msgspec.Struct, frozen=True):

@@ -274,9 +274,12 @@ async def _while_sending(upload: Upload, answering: Coroutine[Any, Any, None]) -
             await answering
             sending.cancel()
     except BaseExceptionGroup as failed:
-        if isinstance(failed.exceptions[0], ConnectionError):  # the client's
+        failure: BaseException = failed
+        while isinstance(failure, BaseExceptionGroup):
+            failure = failure.exceptions[0]
+        if isinstance(failure, ConnectionError):  # the client's
             raise asyncio.CancelledError from None
-        raise failed.exceptions[0] from None
+        raise failure from None
 
 
 async def _in_steps(work: Iterator[None]) -> None:

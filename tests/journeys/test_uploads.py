@@ -121,6 +121,21 @@ async def test_a_provider_that_answers_in_the_middle_of_an_upload_is_heard(
         await client.send(rest[:-1])  # it is listened to for a while, so that the answer is not lost
 
 
+async def test_a_client_that_leaves_while_its_upload_waits_for_a_slot_waits_no_more(
+    gateway_for: GatewayFor, provider_for: ProviderFor
+) -> None:
+    provider = await provider_for(slots=1)
+    provider.script = stall()
+    gateway = await gateway_for(provider)
+    async with RawClient(gateway.port) as first, RawClient(gateway.port) as second:
+        await first.send(asking(PATH, EARLY, KEY, FORM_TYPE))
+        await provider.next_call()
+        await second.send(cut_in_two(EARLY, "length", 900_000)[0])
+        await eventually(lambda: len(gateway.ledger.in_flight) == 2)
+        second.leave()
+        await eventually(lambda: len(gateway.ledger.in_flight) == 1)
+
+
 async def test_a_404_in_the_middle_of_an_upload_that_nobody_else_can_take_is_heard(
     gateway_for: GatewayFor, provider_for: ProviderFor
 ) -> None:

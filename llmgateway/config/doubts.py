@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Final
 
 from llmgateway.api.endpoints import OPTIONAL
+from llmgateway.config import naming
 from llmgateway.config.addresses import ONCE_EXTRA
 from llmgateway.config.providers import ProviderConfig
 from llmgateway.config.references import Finding, Steps, at, counts, forms, names_in
@@ -28,6 +29,7 @@ def doubts(config: Config, root: Pairs, *, now: float) -> Iterator[Finding]:
     if not config.providers:
         yield ("providers",), "no providers, so there is no model to use; write one with its `url`"
     yield from _about_aliases(config)
+    yield from naming.doubts(root)
     yield from _unread_variables(root)
     for name, user in config.users.items():
         yield from _about_keys(name, user, root, now)

@@ -55,6 +55,14 @@ def complaints(root: Pairs) -> Iterator[Finding]:
     yield from _fallbacks(root, names)
 
 
+def doubts(root: Pairs) -> Iterator[Finding]:
+    """A fallback for what nobody lists: as for a model whose server is gone from the file, or by a slip."""
+    names = _names(root)
+    for model in names_in(root, "fallbacks"):
+        if not names.may_exist(model):
+            yield ("fallbacks", model, KEY), _nobodys(Scalar(model), names)
+
+
 def _names(root: Pairs) -> _Names:
     models: dict[str, None] = {}
     may_be_more = False
@@ -183,13 +191,10 @@ def _way(start: str, end: str, leads_to: Mapping[str, tuple[str, ...]]) -> tuple
 
 
 def _fallbacks(root: Pairs, names: _Names) -> Iterator[Finding]:
-    leads_to = _leads_to(root, "fallbacks")
-    for model in leads_to:
+    for model in names_in(root, "fallbacks"):
         if names.is_alias(model):
             what = f"'{shown(model)}' is an alias, for which this never counts; write what it stands for"
             yield ("fallbacks", model, KEY), what
-        elif not names.may_exist(model):
-            yield ("fallbacks", model, KEY), _nobodys(Scalar(model), names)
         yield from _repeated(root, "fallbacks", model)
         for path, target in _targets(root, "fallbacks", model):
             if target.text == model:
@@ -198,9 +203,6 @@ def _fallbacks(root: Pairs, names: _Names) -> Iterator[Finding]:
                 yield path, f"{quoted(target)} is an alias; write the name of a model"
             elif not names.may_exist(target.text):
                 yield path, _nobodys(target, names)
-            elif way := _way(target.text, model, leads_to):
-                loop = " -> ".join(map(shown, (model, *way)))
-                yield path, f"this leads in a loop, {loop}; leave one of them out"
 
 
 def _repeated(root: Pairs, section: str, name: str) -> Iterator[Finding]:

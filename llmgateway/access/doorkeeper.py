@@ -45,6 +45,7 @@ class Doorkeeper:
         """Take in a config: its keys are those that are known from now on."""
         self.keys = KeyRing(config.users, config.groups)
         self.persons.keep(config.users)
+        self._sessions.keep(self._is_of)
 
     def who(
         self,
@@ -85,15 +86,35 @@ class Doorkeeper:
         address = from_where()
         return None if address is None else self.keys.at(address)
 
-    def sign_in(self, key: str, *, now: float) -> tuple[str, float]:
-        """Begin a session; gives its token, and its life in seconds. Raises GatewayError (401)."""
+    def sign_in(self, key: str, named: Mapping[bytes, bytes], *, now: float) -> tuple[str, float]:
+        """Begin a session, in the place of one that is shown; gives its token, and its life in seconds.
+
+        `named` are the header fields by lower-case name. Raises GatewayError (401).
+        """
         caller = self.keys.recognise([key], now=now)
-        life_s = LIFE_S if caller.expires_at is None else min(LIFE_S, caller.expires_at - now)
-        return self._sessions.open(digest(key)), life_s
+        self.sign_out(named)
+        return self._sessions.open(digest(key), caller.user), _life(LIFE_S, caller, now)
+
+    def renewed(self, named: Mapping[bytes, bytes], *, now: float) -> tuple[str, float] | None:
+        """Give the session that is shown another token, if it is time: that, and its life in seconds."""
+        token = token_in(named)
+        if not self._sessions.is_to_renew(token) or not (key_digest := self._sessions.key_digest(token)):
+            return None
+        caller = self._owner(key_digest, now)
+        another, left_s = self._sessions.renew(token)
+        return another, _life(left_s, caller, now)
+
+    def is_to_renew(self, named: Mapping[bytes, bytes]) -> bool:
+        """Tell whether the session that is shown is to have another token."""
+        return self._sessions.is_to_renew(token_in(named))
 
     def sign_out(self, named: Mapping[bytes, bytes]) -> None:
         """End the session whose cookie a request shows, if there is one."""
         self._sessions.close(token_in(named))
+
+    def _is_of(self, key_digest: bytes, user: str) -> bool:
+        caller = self.keys.find(key_digest)
+        return caller is not None and caller.user == user
 
     def _owner(self, key_digest: bytes, now: float) -> Caller:
         caller = self.keys.find(key_digest)
@@ -108,3 +129,8 @@ class Doorkeeper:
             return False
         shown = digest(credentials)
         return any(digest(key) == shown for key in offered)
+
+
+def _life(longest_s: float, caller: Caller, now: float) -> float:
+    """Give how long a session may last, in seconds: no longer than its key."""
+    return longest_s if caller.expires_at is None else min(longest_s, caller.expires_at - now)

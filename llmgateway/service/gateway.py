@@ -95,7 +95,8 @@ class Gateway:
         proxy = Proxy(
             self.slots, self._upstream, self._watch, RetryBudget(), self.limits, self.metrics, clock
         )
-        self._doorkeeper = Doorkeeper(config, Sessions(time.time))
+        self.sessions = Sessions(time.time)
+        self._doorkeeper = Doorkeeper(config, self.sessions)
         self.status = Status(
             self.condition,
             self._watch,

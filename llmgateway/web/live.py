@@ -58,7 +58,9 @@ class Live:
     async def _snapshot(self, client: Client) -> None:
         viewer = self._visitors.who(client, by_session=True, by_config=True)
         await self._recall()
-        client.respond(200, orjson.dumps(self._status.snapshot(viewer, wall=time.time())), _JSON)
+        cookie = self._visitors.renewed(client)
+        lines = _JSON + f"Set-Cookie: {cookie}\r\n".encode() if cookie else _JSON
+        client.respond(200, orjson.dumps(self._status.snapshot(viewer, wall=time.time())), lines)
 
     async def _log(self, client: Client) -> None:
         if not self._visitors.who(client, by_session=True).admin:
@@ -85,7 +87,9 @@ class Live:
             del self._viewers[client]
 
     async def _stream(self, client: Client) -> None:
-        response = EventSourceResponse(headers={"x-request-id": client.request_id})
+        cookie = self._visitors.renewed(client)
+        renewing = {"Set-Cookie": cookie} if cookie else {}
+        response = EventSourceResponse(headers={"x-request-id": client.request_id, **renewing})
         await response.prepare(client.request)
         client.status = response.status
         client.started = True
@@ -101,6 +105,8 @@ class Live:
                 viewer = self._visitors.who(client, by_session=True)
             except GatewayError:
                 return
+            if self._visitors.is_to_renew(client):
+                return  # it comes again, and is given another cookie
             snapshot = self._status.snapshot(viewer, wall=time.time())
             if (lasting := _lasting(snapshot)) != last:
                 last = lasting

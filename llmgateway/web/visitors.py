@@ -129,20 +129,31 @@ class Visitors:
             token, life_s = "", 0.0
         else:
             token, life_s = self._sign_in(client, _key_in(await client.body.read(_SIGN_IN_BYTES)))
-        client.respond(204, b"", f"{self._cookie(client, token, int(life_s))}{NO_STORE}".encode())
+        client.respond(
+            204, b"", f"Set-Cookie: {self._cookie(client, token, int(life_s))}\r\n{NO_STORE}".encode()
+        )
 
     def _sign_in(self, client: Client, key: str) -> tuple[str, float]:
         try:
-            return self._doorkeeper.sign_in(key, now=time.time())
+            return self._doorkeeper.sign_in(key, client.head.named, now=time.time())
         except GatewayError:
             events.info("sign-in refused", client=self.address(client))
             raise
+
+    def renewed(self, client: Client) -> str:
+        """Give the cookie by which who looks is to be known from now on, as a header; nothing if it stays."""
+        renewed = self._doorkeeper.renewed(client.head.named, now=time.time())
+        return "" if renewed is None else self._cookie(client, renewed[0], int(renewed[1]))
+
+    def is_to_renew(self, client: Client) -> bool:
+        """Tell whether who looks is to come again, and to be given another cookie."""
+        return self._doorkeeper.is_to_renew(client.head.named)
 
     def _cookie(self, client: Client, token: str, life_s: int) -> str:
         path = self._server.base_path + PAGE
         secure = "; Secure" if self.peer(client).secure else ""
         rules = f"Path={path}; Max-Age={life_s}; HttpOnly; SameSite=Strict{secure}"
-        return f"Set-Cookie: {COOKIE}={token}; {rules}\r\n"
+        return f"{COOKIE}={token}; {rules}"
 
 
 def _nowhere() -> None:

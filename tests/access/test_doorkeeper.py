@@ -43,7 +43,7 @@ def refusal(door: Doorkeeper, named: dict[bytes, bytes], *, now: float = NOON, *
 
 
 def signed_in(door: Doorkeeper, key: str) -> dict[bytes, bytes]:
-    return shows(token=door.sign_in(key, now=NOON)[0])
+    return shows(token=door.sign_in(key, {}, now=NOON)[0])
 
 
 def test_a_key_is_good_everywhere(door: Doorkeeper) -> None:
@@ -68,16 +68,37 @@ def test_a_session_ends_with_its_key(door: Doorkeeper) -> None:
     alice, bob = signed_in(door, ALICE), signed_in(door, BOB)
     assert "no longer valid" in refusal(door, bob, now=SOON, by_session=True)
     door.adopt(config(bob=USERS["bob"]))
-    assert "no longer valid" in refusal(door, alice, by_session=True)
+    refusal(door, alice, by_session=True)
     assert door.who(bob, now=NOON, by_session=True).user == "bob"
 
 
+@pytest.mark.parametrize("meanwhile", [{"bob": USERS["bob"]}, {"carol": USERS["alice"]}, {}])
+def test_a_session_whose_key_was_taken_from_its_user_does_not_come_back_with_it(
+    door: Doorkeeper, meanwhile: dict[str, Any]
+) -> None:
+    named = signed_in(door, ALICE)
+    door.adopt(config(**meanwhile))
+    refusal(door, named, by_session=True)
+    door.adopt(config(**USERS))
+    refusal(door, named, by_session=True)
+
+
+def test_signing_in_ends_the_session_that_was_there_and_no_other(door: Doorkeeper) -> None:
+    before, other = signed_in(door, ALICE), signed_in(door, ALICE)
+    with pytest.raises(GatewayError):
+        door.sign_in("sk-wrong", before, now=NOON)
+    assert door.who(before, now=NOON, by_session=True).user == "alice"
+    after = shows(token=door.sign_in(BOB, before, now=NOON)[0])
+    refusal(door, before, by_session=True)
+    assert [door.who(each, now=NOON, by_session=True).user for each in (after, other)] == ["bob", "alice"]
+
+
 def test_a_session_lasts_no_longer_than_its_key(door: Doorkeeper) -> None:
-    assert door.sign_in(ALICE, now=NOON)[1] == LIFE_S
-    assert door.sign_in(BOB, now=NOON)[1] == SOON - NOON
+    assert door.sign_in(ALICE, {}, now=NOON)[1] == LIFE_S
+    assert door.sign_in(BOB, {}, now=NOON)[1] == SOON - NOON
     for key in (BOB, "sk-wrong"):
         with pytest.raises(GatewayError):
-            door.sign_in(key, now=SOON)
+            door.sign_in(key, {}, now=SOON)
 
 
 def test_signing_out_ends_one_session(door: Doorkeeper) -> None:
@@ -108,11 +129,11 @@ def test_where_there_are_no_keys_nobody_has_read_the_config(door: Doorkeeper, ke
     ["llmgateway={}", "a=b; llmgateway={}", "a=b;llmgateway={}; c", "llmgateway=old; llmgateway={}; x"],
 )
 def test_a_cookie_is_found_among_others(door: Doorkeeper, cookie: str) -> None:
-    token, _ = door.sign_in(ALICE, now=NOON)
+    token, _ = door.sign_in(ALICE, {}, now=NOON)
     assert door.who({b"cookie": cookie.format(token).encode()}, now=NOON, by_session=True).user == "alice"
 
 
 @pytest.mark.parametrize("cookie", ["", "{}", "other-llmgateway={}", "llmgateway ={}", 'a="; llmgateway="'])
 def test_what_is_no_cookie_of_ours_opens_nothing(door: Doorkeeper, cookie: str) -> None:
-    token, _ = door.sign_in(ALICE, now=NOON)
+    token, _ = door.sign_in(ALICE, {}, now=NOON)
     assert "No API key" in refusal(door, {b"cookie": cookie.format(token).encode()}, by_session=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from llmgateway.access.keys import digest
-from llmgateway.access.sessions import LIFE_S, MOST, MOST_OF_A_KEY, Sessions
+from llmgateway.access.sessions import GRACE_S, IDLE_S, LIFE_S, MOST, MOST_OF_A_KEY, RENEW_S, Sessions
 
 ALICE, BOB = digest("sk-alice"), digest("sk-bob")
 
@@ -68,13 +68,98 @@ def test_a_session_ends_when_its_time_is_over_however_much_it_was_used(
 ) -> None:
     token = sessions.open(ALICE)
     start = clock.now
-    for share in (0.2, 0.5, 0.9):
+    for share in (0.2, 0.4, 0.6, 0.8, 0.99):
         clock.now = start + share * LIFE_S
         assert sessions.key_digest(token) == ALICE
     clock.now = start + LIFE_S
     assert sessions.key_digest(token) is None
     clock.now = start  # a clock that is put back brings no session back
     assert sessions.key_digest(token) is None
+
+
+def test_a_session_that_nobody_uses_ends_before_its_time(sessions: Sessions, clock: Clock) -> None:
+    used, left = sessions.open(ALICE), sessions.open(ALICE)
+    clock.now += IDLE_S - 1
+    assert sessions.key_digest(used) == ALICE
+    clock.now += 1
+    assert sessions.key_digest(left) is None
+    assert sessions.key_digest(used) == ALICE
+
+
+# Another token.
+
+
+def test_a_token_is_due_for_another_after_a_while(sessions: Sessions, clock: Clock) -> None:
+    token = sessions.open(ALICE)
+    clock.now += RENEW_S - 1
+    assert not sessions.is_to_renew(token)
+    clock.now += 1
+    assert sessions.is_to_renew(token)
+    assert not sessions.is_to_renew("x")
+    another, left_s = sessions.renew(token)
+    assert (sessions.key_digest(another), left_s) == (ALICE, LIFE_S - RENEW_S)
+    assert not sessions.is_to_renew(another)
+
+
+def test_the_old_token_is_good_until_the_new_one_was_shown_and_a_little_longer(
+    sessions: Sessions, clock: Clock
+) -> None:
+    old = sessions.open(ALICE)
+    clock.now += RENEW_S
+    new, _ = sessions.renew(old)
+    clock.now += 3 * GRACE_S
+    assert sessions.key_digest(old) == ALICE
+    assert sessions.key_digest(new) == ALICE
+    clock.now += GRACE_S - 1
+    assert sessions.key_digest(old) == ALICE
+    assert not sessions.is_to_renew(old)
+    clock.now += 1
+    assert sessions.key_digest(old) is None
+    assert sessions.key_digest(new) == ALICE
+
+
+def test_a_new_token_that_was_lost_is_followed_by_another_but_not_at_once(
+    sessions: Sessions, clock: Clock
+) -> None:
+    token = sessions.open(ALICE)
+    clock.now += RENEW_S
+    lost, _ = sessions.renew(token)
+    assert not sessions.is_to_renew(token), "of two requests at once only one gets a new token"
+    clock.now += GRACE_S
+    assert sessions.is_to_renew(token)
+    new, _ = sessions.renew(token)
+    assert sessions.key_digest(lost) is None
+    assert sessions.key_digest(new) == ALICE
+
+
+def test_no_new_token_makes_a_session_last_longer(sessions: Sessions, clock: Clock) -> None:
+    token = sessions.open(ALICE)
+    end = clock.now + LIFE_S
+    while clock.now + RENEW_S < end:
+        clock.now += RENEW_S
+        token, left_s = sessions.renew(token)
+        assert (sessions.key_digest(token), left_s) == (ALICE, end - clock.now)
+    clock.now = end
+    assert sessions.key_digest(token) is None
+
+
+def test_a_session_ends_under_all_its_tokens(sessions: Sessions, clock: Clock) -> None:
+    tokens = [sessions.open(ALICE)]
+    for _ in range(2):
+        clock.now += RENEW_S
+        tokens.append(sessions.renew(tokens[-1])[0])
+        sessions.key_digest(tokens[-1])
+    clock.now += RENEW_S
+    tokens.append(sessions.renew(tokens[-1])[0])
+    sessions.close(tokens[-2])
+    assert [sessions.key_digest(token) for token in tokens] == [None] * 4
+    assert len(vars(sessions)["_by_name"]) == 0
+
+
+def test_only_sessions_of_keys_that_are_still_their_users_are_kept(sessions: Sessions) -> None:
+    alice, bob = sessions.open(ALICE, "alice"), sessions.open(BOB, "bob")
+    sessions.keep(lambda key_digest, user: (key_digest, user) == (BOB, "bob"))
+    assert (sessions.key_digest(alice), sessions.key_digest(bob)) == (None, BOB)
 
 
 def test_closing_twice_is_no_trouble(sessions: Sessions) -> None:

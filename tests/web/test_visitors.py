@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from llmgateway.access.keys import KeyRing
+from llmgateway.access.sessions import GRACE_S, IDLE_S, LIFE_S, RENEW_S
 from llmgateway.config.load import build
 from llmgateway.service.gateway import Gateway
 from tests.conftest import GatewayFor
@@ -243,6 +244,58 @@ async def test_signing_out_ends_the_session_and_its_events_and_no_other(gateway:
         assert events.ending is Ending.COMPLETE
     refusal(await ask(gateway.port, with_cookie("GET", "/gateway/status", cookie)), 401, "invalid_api_key")
     assert (await ask(gateway.port, with_cookie("GET", "/gateway/status", other))).status == 200
+
+
+async def test_a_cookie_is_followed_by_another_while_somebody_watches_and_nobody_is_signed_out(
+    gateway: Gateway,
+) -> None:
+    old = await cookie_of(gateway)
+    async with watching(gateway, old) as (client, events):
+        await client.events(events, 1)
+        assert events.header("set-cookie") is None
+        gateway.sessions.clock = lambda: time.time() + RENEW_S
+        while await client.piece(events, 5):
+            pass
+        assert events.ending is Ending.COMPLETE, "the page is to come again, and be given another cookie"
+    seen = await ask(gateway.port, with_cookie("GET", "/gateway/status", old))
+    new, *rules = (seen.header("set-cookie") or "").split("; ")
+    life = int(rules.pop(1).removeprefix("Max-Age="))
+    assert rules == ["Path=/gateway/", "HttpOnly", "SameSite=Strict"]
+    assert LIFE_S - RENEW_S - 60 < life <= LIFE_S - RENEW_S
+    async with watching(gateway, new) as (client, events):
+        await client.events(events, 1)
+        assert events.header("set-cookie") is None
+        assert (await ask(gateway.port, with_cookie("GET", "/gateway/status", old))).status == 200
+        gateway.sessions.clock = lambda: time.time() + RENEW_S + GRACE_S + 5
+        refusal(await ask(gateway.port, with_cookie("GET", "/gateway/status", old)), 401, "invalid_api_key")
+        assert (await ask(gateway.port, with_cookie("GET", "/gateway/status", new))).status == 200
+
+
+async def test_events_give_another_cookie_as_well_and_go_on(gateway: Gateway) -> None:
+    old = await cookie_of(gateway)
+    gateway.sessions.clock = lambda: time.time() + RENEW_S
+    async with watching(gateway, old) as (client, events):
+        assert (events.header("set-cookie") or "").startswith("llmgateway=")
+        await client.events(events, 1)
+        assert (await ask(gateway.port, request("GET", "/v1/models"))).status == 200
+        gateway.condition.problems = ["config.yaml:1:1: wrong"]
+        assert len(await client.events(events, 2)) == 2
+
+
+async def test_a_session_that_nobody_uses_ends(gateway: Gateway) -> None:
+    cookie = await cookie_of(gateway)
+    gateway.sessions.clock = lambda: time.time() + IDLE_S
+    refusal(await ask(gateway.port, with_cookie("GET", "/gateway/status", cookie)), 401, "invalid_api_key")
+
+
+async def test_who_signs_in_again_has_one_session(gateway: Gateway) -> None:
+    before = await cookie_of(gateway)
+    body = json.dumps({"key": BOB}).encode()
+    response = await ask(gateway.port, with_cookie("POST", "/gateway/session", before, *FROM_PAGE, body=body))
+    after = (response.header("set-cookie") or "").partition(";")[0]
+    refusal(await ask(gateway.port, with_cookie("GET", "/gateway/status", before)), 401, "invalid_api_key")
+    seen = await ask(gateway.port, with_cookie("GET", "/gateway/status", after))
+    assert seen.json["viewer"]["user"] == "bob"
 
 
 async def test_signing_out_without_a_session_is_no_trouble(gateway: Gateway) -> None:

@@ -23,6 +23,7 @@ from llmgateway.errors import GatewayError
 
 _DENSE_STEP_BYTES: Final = 4 * 1024  # of what is not one long string: each bracket takes its time
 _MOST_DEPTH: Final = 10_000
+_MOST_KNOWN: Final = 10_000  # members that say something to us: each takes its time, and the last counts
 _KEY_BYTES: Final = 256  # of one that may be among those we know, escapes and all
 _BLANK: Final = re.compile(rb"[ \t\r\n]*+")
 _COMMAS: Final = re.compile(rb"[ \t\r\n,]*+")
@@ -68,6 +69,7 @@ class Skim:
         self._depth = self._floor = 0
         self._outer: Callable[[Skim], None] = Skim._key_done
         self._closed_at = -1
+        self._known = 0
         self.is_empty = True
         """True if the object has no member."""
 
@@ -319,6 +321,9 @@ class Skim:
         if self._key in SAID and not value.listed and self._is_turn(value):
             self._take(value.start, value.stop)
         if self._key in KNOWN:
+            self._known += 1
+            if self._known > _MOST_KNOWN:
+                raise bad(f"The request body says '{self._key}' and the like again and again.")
             self._findings.found[self._key] = value
         self._key = ""
         self._state = Skim._comma

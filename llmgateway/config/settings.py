@@ -79,6 +79,9 @@ class ServerConfig(Section):
     )
     tls: TlsConfig | None = Field(None, description="Speak HTTPS with this certificate; unset: plain HTTP.")
     max_body: Size = Field(100_000_000, description="Largest request body; larger ones get 413.")
+    min_rate: Size = Field(
+        1024, description="How much of a body has to come in a second, over 20 s; slower ones get 408."
+    )
     bodies_memory: Size = Field(
         1_000_000_000, description="What the bodies of all requests may hold of memory; past it comes 503."
     )

@@ -1,9 +1,9 @@
 """A request's body: at hand, as it almost always is when its head is read, or read within limits.
 
-A body is bounded in size and in time, as a whole and from one piece to the next, and what all bodies hold
-together is bounded too. It is asked for only once
-somebody wants it: until then a client that waits to be invited (`Expect: 100-continue`) sends nothing. What
-nobody wants is skipped, so that it is not taken for the next request.
+A body is bounded in size and in time, and has to come at a minimum rate; both only while it is waited
+for, so that nobody is slow whom we hold back. What all bodies hold together is bounded too. It is asked
+for only once somebody wants it: until then a client that waits to be invited (`Expect: 100-continue`)
+sends nothing. What nobody wants is skipped, so that it is not taken for the next request.
 """
 
 import asyncio
@@ -28,14 +28,16 @@ from llmgateway.http.room import Hold
 class Patience:
     """How long a client may take, in seconds."""
 
+    silent_s: float = 10.0
+    """For the first byte, once it is connected."""
     head_s: float = 10.0
     """For a request's head, from its first byte."""
     keep_alive_s: float = 75.0
     """For the next request on a connection."""
-    pause_s: float = 30.0
-    """Between two pieces of a request's body."""
-    body_s: float = 600.0
-    """For a request's body, as far as it is waited for."""
+    rate_s: float = 20.0
+    """For a request's body to fall behind the least rate; so it is also the longest pause."""
+    body_s: float = 3600.0
+    """For a request's body, as far as it is waited for: 100 MB over a slow line of a home take half of it."""
     stall_s: float = 600.0
     """For reading anything of what waits for it."""
     deaf_s: float = 5.0
@@ -48,6 +50,10 @@ class Intake(Protocol):
     patience: Patience
     transport: asyncio.Transport | None
     now: Callable[[], float]
+
+    @property
+    def min_rate(self) -> int:
+        """How many bytes of a body have to come in a second."""
 
     def all_of(self, content: StreamReader) -> bytes:
         """Give a body that is here to its end."""
@@ -68,6 +74,8 @@ class RequestBody(msgspec.Struct, eq=False):
     _asked: bool = False
     _patience_s: float = 0.0
     """How long its client may still be waited for."""
+    _ahead_s: float = 0.0
+    """How long it may be waited for until more comes, to keep the least rate."""
     read_bytes: int = 0
     """How much of it has been read piece by piece."""
     broken: bool = False
@@ -132,10 +140,9 @@ class RequestBody(msgspec.Struct, eq=False):
                 piece = content.read_nowait()
             else:
                 began = now()
-                pause_s = min(self._connection.patience.pause_s, self._patience_s)
-                async with asyncio.timeout_at(began + pause_s):
+                async with asyncio.timeout_at(began + min(self._patience_s, self._ahead_s)):
                     piece = await content.readany()
-                self._patience_s -= now() - began
+                self._count_wait(now() - began, len(piece))
             broken = content.exception()  # a piece may have come before the break, in one packet
             if broken is not None:
                 raise broken
@@ -153,10 +160,17 @@ class RequestBody(msgspec.Struct, eq=False):
             raise too_large(limit_bytes)
         return piece
 
+    def _count_wait(self, waited_s: float, size_bytes: int) -> None:
+        patience = self._connection.patience
+        self._patience_s -= waited_s
+        gained_s = size_bytes / self._connection.min_rate
+        self._ahead_s = min(patience.rate_s, self._ahead_s - waited_s + gained_s)
+
     def _ask(self) -> None:
         """Have the body sent, if its client waits to be asked."""
         self._asked = True
-        self._patience_s = self._connection.patience.body_s
+        patience = self._connection.patience
+        self._patience_s, self._ahead_s = patience.body_s, patience.rate_s
         if not self.content.is_eof():
             self._invite()
             self._connection.check_framing()

@@ -33,6 +33,7 @@ events = Events("downstream")
 TELL_EVERY_S: Final = 60.0
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_LINE_BYTES: Final = 16 * 1024
+MIN_RATE: Final = 1024
 _OF_TLS: Final = "HTTPS traffic"  # as aiohttp names what begins like it
 
 
@@ -63,7 +64,8 @@ class ClientConnection(RequestHandler):
         patience: Patience,
         **settings: Any,
     ) -> None:
-        super().__init__(manager, loop=loop, keepalive_timeout=patience.keep_alive_s, **settings)
+        silent_s = min(patience.silent_s, patience.keep_alive_s)
+        super().__init__(manager, loop=loop, keepalive_timeout=silent_s, **settings)
         self.server = manager
         self.date_line = manager.date_line
         self.patience = patience
@@ -102,7 +104,7 @@ class ClientConnection(RequestHandler):
                     await self._linger(client)
                 if not kept or self._close or self._force_close:
                     break
-                self._next_keepalive_close_time = self.now() + self._keepalive_timeout
+                self._next_keepalive_close_time = self.now() + self.patience.keep_alive_s
                 if self._keepalive_handle is None:
                     self._keepalive_handle = self._loop.call_at(
                         self._next_keepalive_close_time, self._process_keepalive
@@ -147,6 +149,11 @@ class ClientConnection(RequestHandler):
                 while not client.body.is_here and not self._force_close:
                     await client.body.skip_some()
         self._close = self._close or not client.body.is_here
+
+    @property
+    def min_rate(self) -> int:
+        """How many bytes of a body have to come in a second."""
+        return self.server.min_rate
 
     @property
     def in_another_protocol(self) -> bool:
@@ -195,6 +202,11 @@ class ClientConnection(RequestHandler):
             self._head_timer = None
         elif waits_for_head and self._head_timer is None and data:
             self._head_timer = self._loop.call_later(self.patience.head_s, self._head_took_too_long)
+
+    def _process_keepalive(self) -> None:
+        self._keepalive_handle = None
+        if self._head_timer is None:  # else a head has begun, which has a clock of its own
+            super()._process_keepalive()
 
     def _watch_deafness(self) -> None:
         """Bound how long requests behind a running one may keep us from hearing the client leave.
@@ -348,6 +360,8 @@ class ClientServer(web.Server):
         self.answer = answer
         self.refused = 0
         """How many connections were one too many."""
+        self.min_rate = MIN_RATE
+        """How many bytes of a request's body have to come in a second, while it is waited for."""
         self._most_connections = most_connections
         self._open = 0
         self._now = clock

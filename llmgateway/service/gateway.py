@@ -126,6 +126,7 @@ class Gateway:
         )
         self._patience = patience or Patience()
         self._server = ClientServer(self._app.handle, self._patience, most_connections, clock)
+        self._adopt_bounds(config)
         self.metrics.observe_refused(lambda: self._server.refused)
         self._stack = AsyncExitStack()
         self._adopters = (*also, *self._who_adopts())
@@ -207,6 +208,7 @@ class Gateway:
             self._ollama.adopt,
             self._app.adopt,
             self._adopt_journal,
+            self._adopt_bounds,
         )
 
     def _adopt_providers(self, config: Config) -> None:
@@ -215,6 +217,9 @@ class Gateway:
 
     def _adopt_journal(self, config: Config) -> None:
         self.journal.adopt(**_journal(config))
+
+    def _adopt_bounds(self, config: Config) -> None:
+        self._server.min_rate = config.server.min_rate
 
     def renew_certificate(self) -> None:
         """Take in a certificate that has changed on disk. Raises BadCertificate; then the old one stays."""

@@ -234,7 +234,7 @@ async def test_a_chat_from_the_live_page_has_its_line_under_the_endpoint_it_used
 async def test_a_request_that_takes_too_long_to_come_has_its_line(
     gateway_for: GatewayFor, provider: FakeProvider, file: Path
 ) -> None:
-    gateway = await gateway_for(provider, log=logging_to(file), patience=Patience(pause_s=0.1))
+    gateway = await gateway_for(provider, log=logging_to(file), patience=Patience(rate_s=0.1))
     async with RawClient(gateway.port) as client:
         await client.send(request("POST", "/v1/chat/completions", "Content-Length: 99"))
         assert (await client.response()).status == 408

@@ -61,7 +61,7 @@ def problem(text: str, **environ: str) -> str:
 FULL = f"""
 server:
   {{host: "::", port: 0, base_path: /llm/, max_body: 64KiB, extra_paths: [/v1/tokenize], drain_timeout: 1m30s,
-  unavailable_status: 503, bodies_memory: 1MiB,
+  unavailable_status: 503, bodies_memory: 1MiB, min_rate: 512,
    tls: {{cert: tls/cert.pem, key: /etc/key.pem}}, cors: ["*", HTTPS://Chat.Example.net/],
    trusted_proxies: [172.16.0.0/12, "fd00::1"], metrics_from: [10.0.0.7]}}
 users:
@@ -108,6 +108,7 @@ def test_every_setting_arrives() -> None:
         tls=TlsConfig(cert="tls/cert.pem", key="/etc/key.pem"),
         max_body=65536,
         bodies_memory=1 << 20,
+        min_rate=512,
         cors=("*", "https://chat.example.net"),
         trusted_proxies=("172.16.0.0/12", "fd00::1"),
         metrics_from=("10.0.0.7",),

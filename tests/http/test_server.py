@@ -6,6 +6,7 @@ When a new aiohttp release fails here, `llmgateway/http/server.py` is what has t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -102,7 +103,7 @@ async def test_an_idle_connection_has_a_waiter_no_messages_and_no_request() -> N
         assert not cast(Any, connection)._waiter.done()
         assert not connection._messages
         assert connection._current_request is None
-        assert connection._keepalive_timeout == PATIENT.keep_alive_s
+        assert connection._keepalive_timeout == PATIENT.silent_s
 
 
 async def test_a_busy_connection_has_a_request_no_waiter_and_queues_what_follows() -> None:
@@ -285,7 +286,68 @@ async def test_a_connection_that_stays_silent_is_closed() -> None:
         assert await client.closed(LIMIT_S) is Ending.CUT
 
 
-@pytest.mark.parametrize("patience", [Patience(pause_s=0.2), Patience(body_s=0.2)], ids=["pause", "whole"])
+async def test_a_connection_that_has_sent_nothing_is_closed_without_a_word() -> None:
+    async with serving(greet, Patience(silent_s=0.1)) as here, RawClient(here.port) as client:
+        assert await client.closed(LIMIT_S) is Ending.CUT
+        assert not client.recorded
+
+
+async def test_one_that_has_begun_a_head_or_is_kept_is_not_silent() -> None:
+    patience = Patience(silent_s=0.1, head_s=0.3)
+    async with serving(greet, patience) as here, RawClient(here.port) as late, RawClient(here.port) as kept:
+        await late.send(GET[:10])
+        await kept.send(GET)
+        assert (await kept.response(LIMIT_S)).status == 200
+        assert (await late.response(LIMIT_S)).status == 408
+        await kept.send(GET)
+        assert (await kept.response(LIMIT_S)).status == 200
+
+
+async def test_a_head_that_begins_late_on_a_kept_connection_has_its_time() -> None:
+    patience = Patience(keep_alive_s=0.2, head_s=0.4)
+    async with serving(greet, patience) as here, RawClient(here.port) as client:
+        await client.send(GET)
+        await client.response(LIMIT_S)
+        await client.send(GET[:10])
+        assert (await client.response(LIMIT_S)).status == 408
+
+
+async def test_a_body_has_to_come_at_the_least_rate() -> None:
+    async with serving(echo, Patience(rate_s=0.2)) as here, RawClient(here.port) as client:
+        await client.send(request("POST", "/", "Content-Length: 1000"))
+        with contextlib.suppress(ConnectionError):
+            await client.send(*[b"x"] * 500, pause_s=0.01)
+        response = await client.response(LIMIT_S)
+        assert (response.status, response.header("x-gateway-error")) == (408, "request_timeout")
+
+
+async def test_a_body_that_comes_at_that_rate_may_take_long() -> None:
+    async with serving(echo, Patience(rate_s=0.2)) as here, RawClient(here.port) as client:
+        await client.send(request("POST", "/", "Content-Length: 40960"))
+        await client.send(*[b"x" * 1024] * 40, pause_s=0.01)
+        assert (await client.response(LIMIT_S)).status == 200
+
+
+async def test_a_client_whose_body_is_not_read_is_not_slow() -> None:
+    beginning, go = asyncio.Event(), asyncio.Event()
+
+    async def reads_late(client: Client, request: web.BaseRequest) -> None:
+        await client.body.next_piece(1_000_000)
+        beginning.set()
+        await go.wait()
+        await echo(client, request)
+
+    async with serving(reads_late, Patience(rate_s=0.1)) as here, RawClient(here.port) as client:
+        await client.send(request("POST", "/", "Content-Length: 500000"), b"x" * 250_000)
+        await beginning.wait()
+        began = time.monotonic()
+        await eventually(lambda: time.monotonic() > began + 0.2)
+        go.set()
+        await client.send(b"x" * 250_000)
+        assert (await client.response(LIMIT_S)).status == 200
+
+
+@pytest.mark.parametrize("patience", [Patience(rate_s=0.2), Patience(body_s=0.2)], ids=["pause", "whole"])
 async def test_a_body_that_takes_too_long_gets_408(patience: Patience) -> None:
     response = await ask(echo, request("POST", "/", "Content-Length: 9"), b"body", patience=patience)
     assert (response.status, response.header("x-gateway-error")) == (408, "request_timeout")

@@ -472,11 +472,11 @@ async def a_stalled_body(framing: Callable[[], tuple[bytes, bytes]]) -> None:
     head, some = framing()
     async with calm_gateway() as (gateway, provider), RawClient(gateway.port) as client:
         await client.send(head, some)
-        await leap(29)
+        await leap(9)
         await client.send(some)
-        await leap(29)
+        await leap(9)
         await client.send(some)
-        await leap(31)
+        await leap(3)
         response = await client.response()
         refusal(response, 408, "request_timeout")
         assert "body" in response.json["error"]["message"]
@@ -486,23 +486,38 @@ async def a_stalled_body(framing: Callable[[], tuple[bytes, bytes]]) -> None:
 
 async def a_slow_body() -> None:
     async with calm_gateway() as (gateway, provider), RawClient(gateway.port) as client:
-        await client.send(request("POST", ANTHROPIC, "Content-Length: 1000"))
-        for _ in range(600 // 20 - 1):
+        await client.send(request("POST", ANTHROPIC, "Content-Length: 10000000"))
+        answer = asyncio.create_task(client.response(10_000))
+        rounds = 0
+        while not answer.done():
+            await client.send(b" " * 20 * 1024)
+            await leap(19)
+            rounds += 1
+        assert rounds >= 3600 // 19
+        refusal(await answer, 408, "request_timeout", ANTHROPIC)
+        assert not provider.calls
+
+
+async def a_trickling_body() -> None:
+    async with calm_gateway() as (gateway, provider), RawClient(gateway.port) as client:
+        await client.send(request("POST", OPENAI, "Content-Length: 1000"))
+        for _ in range(19):
             await client.send(b" ")
-            await leap(20)
+            await leap(1)
         await client.send(b" ")
-        await leap(21)
-        refusal(await client.response(), 408, "request_timeout", ANTHROPIC)
+        await leap(2)
+        refusal(await client.response(), 408, "request_timeout")
         assert not provider.calls
 
 
 async def a_body_slow_but_within_the_limits() -> None:
-    body = b'{"model": "m"}'
+    body = b'{"model": "m"}'.ljust(40 * 2048)
     async with calm_gateway() as (gateway, provider), RawClient(gateway.port) as client:
         await client.send(request("POST", OPENAI, f"Content-Length: {len(body)}"))
-        for byte in body:
-            await leap(29)
-            await client.send(bytes([byte]))
+        await leap(19)
+        for start in range(0, len(body), 2048):
+            await client.send(body[start : start + 2048])
+            await leap(1)
         assert (await client.response()).status == 200
         assert provider.requests[0].body == body
 
@@ -538,10 +553,12 @@ async def an_idle_connection() -> None:
     ):
         await client.send(chat())
         assert (await client.response()).status == 200
+        await leap(11)
+        assert await mute.closed() is Ending.CUT
+        await client.send(chat())
+        assert (await client.response()).status == 200
         await leap(80)
         assert await client.closed() is Ending.CUT
-        await leap(80)
-        assert await mute.closed() is Ending.CUT
 
 
 def length_framed() -> tuple[bytes, bytes]:
@@ -558,12 +575,13 @@ def chunk_framed() -> tuple[bytes, bytes]:
         lambda: a_stalled_body(length_framed),
         lambda: a_stalled_body(chunk_framed),
         a_slow_body,
+        a_trickling_body,
         a_body_slow_but_within_the_limits,
         a_slow_head,
         a_slow_second_head,
         an_idle_connection,
     ],
-    ids=["stalled", "stalled-chunked", "slow", "slow-enough", "head", "second-head", "idle"],
+    ids=["stalled", "stalled-chunked", "slow", "trickling", "slow-enough", "head", "second-head", "idle"],
 )
 def test_a_client_that_takes_too_long_is_told_so_and_one_that_is_only_slow_is_served(
     journey: Callable[[], Awaitable[None]],

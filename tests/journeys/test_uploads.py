@@ -173,7 +173,7 @@ async def test_an_upload_is_asked_for_where_its_client_waits_for_that(
 async def test_a_client_that_stops_sending_is_told_so_and_its_provider_is_cut_off(
     gateway_for: GatewayFor, provider: FakeProvider
 ) -> None:
-    gateway = await gateway_for(provider, patience=Patience(pause_s=0.3))
+    gateway = await gateway_for(provider, patience=Patience(rate_s=0.3))
     provider.before_body = at_the_head
     async with RawClient(gateway.port) as client:
         await client.send(cut_in_two(EARLY, "length")[0])

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import selectors
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from random import Random
 from typing import Any, TypeVar
@@ -64,16 +64,6 @@ def taking_part(slots: Slots, order: Order) -> Iterator[Order]:
         yield order
     finally:
         slots.leave(order)
-
-
-@asynccontextmanager
-async def leased(slots: Slots, order: Order) -> AsyncIterator[Provider]:
-    """Hold a slot of a provider, at once or after a wait, as the proxy does."""
-    provider = slots.take(order) or await slots.wait(order)
-    try:
-        yield provider
-    finally:
-        slots.give_back(order, provider)
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
@@ -166,7 +156,7 @@ class House:
             order.only = only
             self.orders[name] = order
             try:
-                async with leased(self.slots, order) as provider:
+                with await self.slots.lease(order) as provider:
                     self.served.append(name)
                     self.places[name] = provider.name
                     try:

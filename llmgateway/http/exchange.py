@@ -127,10 +127,6 @@ class Exchange:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.leave()
-
-    def leave(self) -> None:
-        """Be done with it; what is still to come of it is not wanted."""
         if self._connection is not None:
             self.cut()
         self._on_end()

@@ -81,12 +81,14 @@ class Proxy:
 
         An error raised after the client has been sent bytes is to be told as the end of the stream.
         """
-        story, slots = self._begin(call, caller, client), self._slots
-        order = story.order
-        try:  # with `finally`, as every context would cost each request more than a function does
+        slots = self._slots
+        with self._begin(call, caller, client) as story:
+            order = story.order
             while not order.tried or self._may_go_on(story):
                 try:
-                    provider = slots.take(order) or await slots.wait(order)
+                    with await slots.lease(order) as provider:
+                        if await self._is_served_by(provider, story):
+                            return
                 except NoCandidate:
                     await self._watch.settled()  # another config may have brought somebody else
                     if not (slots.hopeful(order) or turns(story, slots)):
@@ -97,16 +99,7 @@ class Proxy:
                     if story.warms_at_best():
                         raise
                     break
-                else:
-                    try:
-                        if await self._is_served_by(provider, story):
-                            return
-                    finally:
-                        slots.give_back(order, provider)
             self._conclude(story)
-        finally:
-            story.end()
-            slots.leave(order)
 
     async def recall(self, call: Call, wanted: str, caller: Caller, client: Client) -> None:
         """Ask for a response where it is kept, at once, as that takes no slot. Raises GatewayError."""
@@ -117,18 +110,15 @@ class Proxy:
         call.entry.model = call.kept.model
         if not provider.online:
             raise self._slots.keeper_is_away(provider)
-        story = self._begin(call, caller, client)
-        try:
-            call.entry.sent(provider.name, monotonic())
-            with await self._upstream.open(provider, call.outgoing) as exchange:
-                await self._check(provider, exchange, call)
-                await self._relay(provider, exchange, story)
-        except ProviderFailed as failure:
-            self._learn(provider, failure, story)
-            raise GatewayError(UPSTREAM_ERROR, failure.message, brief=failure.noted) from failure
-        finally:
-            story.end()
-            self._slots.leave(story.order)
+        with self._begin(call, caller, client) as story:
+            try:
+                call.entry.sent(provider.name, monotonic())
+                with await self._upstream.open(provider, call.outgoing) as exchange:
+                    await self._check(provider, exchange, call)
+                    await self._relay(provider, exchange, story)
+            except ProviderFailed as failure:
+                self._learn(provider, failure, story)
+                raise GatewayError(UPSTREAM_ERROR, failure.message, brief=failure.noted) from failure
 
     def _begin(self, call: Call, caller: Caller, client: Client) -> Story:
         """Admit a call, and let it take part. Raises GatewayError (403, 404, 429)."""
@@ -144,7 +134,7 @@ class Proxy:
         order = self._slots.order(caller, model, call.thread, expected, call.entry.id, call.endpoint)
         if only:
             order.only = only
-        story = Story(call, client, order, admission)
+        story = Story(call, client, order, self._slots, admission)
         if call.keepalive_s:
             story.keep_alive(self._slots.line)
         return story
@@ -207,8 +197,7 @@ class Proxy:
         order.tried.add(provider.name)
         outgoing = asking(provider, story) if provider.renames or call.asked else call.outgoing
         try:
-            exchange = await self._upstream.open(provider, outgoing)
-            try:
+            with await self._upstream.open(provider, outgoing) as exchange:
                 status = exchange.status
                 refused = status >= _NO_ANSWER
                 if refused:
@@ -226,8 +215,6 @@ class Proxy:
                     await converse(provider, exchange, story, slots=self._slots, learn=self._learn)
                 else:
                     await self._relay(provider, exchange, story)
-            finally:
-                exchange.leave()
         except asyncio.CancelledError:
             if not call.entry.streams and call.entry.meter is None:
                 self._guess_output(provider, call)

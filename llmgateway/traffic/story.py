@@ -11,6 +11,7 @@ from llmgateway.http.heartbeat import Heartbeat
 from llmgateway.traffic.call import Call
 from llmgateway.traffic.lessons import Worth
 from llmgateway.traffic.line import Line, Order
+from llmgateway.traffic.slots import Slots
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -26,11 +27,12 @@ class Held(msgspec.Struct, frozen=True):
 
 
 class Story(msgspec.Struct):
-    """One request from its admission to its end; `end` is for whoever has begun it, whatever has happened."""
+    """One request from its admission to its end: `with` gives back whatever was taken for it."""
 
     call: Call
     client: Client
     order: Order
+    slots: Slots
     admission: Admission | None = None
     heartbeat: Heartbeat | None = None
     failures: list[ProviderFailed] = msgspec.field(default_factory=list)
@@ -40,8 +42,10 @@ class Story(msgspec.Struct):
     instead: list[str] | None = None
     """What else it may be for, once nobody serves what it is for."""
 
-    def end(self) -> None:
-        """Write down what is known only now, and give back what the limits have lent."""
+    def __enter__(self) -> "Story":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         entry, order, admission = self.call.entry, self.order, self.admission
         entry.queue_s, entry.affinity = order.waited_s, order.affinity
         if self.heartbeat is not None:
@@ -50,6 +54,7 @@ class Story(msgspec.Struct):
             if (tokens := entry.reckon()) is not None:
                 admission.charge(tokens.prompt + tokens.completion)
             admission.release()
+        self.slots.leave(order)
 
     def keep_alive(self, line: Line) -> None:
         """Keep its stream from being silent for too long, from now to the end of the answer."""

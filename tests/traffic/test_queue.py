@@ -114,7 +114,7 @@ def test_the_time_to_wait_is_that_of_the_request_and_not_of_each_attempt() -> No
         with taking_part(house.slots, order):
             order.waited_s = 15.0  # before a provider said that it is loading its model
             with pytest.raises(Exception, match="in time"):
-                await house.slots.wait(order)
+                await house.slots.lease(order)
         assert now() == 5.0
         await running
 

@@ -27,7 +27,7 @@ from llmgateway.traffic.affinity import Affinity, Thread
 from llmgateway.traffic.line import MAX_OVERTAKEN, NoCandidate, Order
 from llmgateway.traffic.router import candidates
 from llmgateway.traffic.slots import Slots
-from tests.simulation import fleet, leased, now, online, run, taking_part
+from tests.simulation import fleet, now, online, run, taking_part
 
 SIZE: Final = 8
 TIMEOUT_S: Final = 60.0
@@ -126,7 +126,7 @@ class Story:
     async def _live(self, request: Request) -> None:
         while not request.outcome:
             try:
-                async with leased(self.slots, request.order) as provider:
+                with await self.slots.lease(request.order) as provider:
                     request.provider = provider
                     try:
                         await self._be_served(request, provider)

@@ -106,6 +106,8 @@ class Client:
     """True once a provider's answer has begun: too late to try elsewhere."""
     ended: bool = False
     """True once the last bytes of an answer are on their way."""
+    missed: bool = False
+    """Whether it had left when there was something to be written."""
     bytes_out: int = 0
     last_write: float = 0.0
     """When something was last written, on the loop's clock; 0 before that."""
@@ -270,6 +272,7 @@ class Client:
         self.ended = final
         transport = self._transport
         if transport is None or transport.is_closing():
+            self.missed = True
             return
         size = len(data)
         self.bytes_out += size

@@ -194,9 +194,7 @@ class App:
             entry.why = error.brief
             client.fail(error)
         except asyncio.CancelledError:
-            if (cut := self._running.why_cut(client)) is not None:
-                entry.why = cut.brief
-            entry.outcome = entry.outcome or ("client_gone" if cut is None else cut.kind.type)
+            entry.outcome = entry.outcome or self._how_cut(entry, client)
             raise
         except Exception:
             entry.outcome = INTERNAL_ERROR.type
@@ -204,6 +202,13 @@ class App:
         finally:
             self._running.over(client)
             self._close(entry, client)
+
+    def _how_cut(self, entry: Entry, client: Client) -> str:
+        """Tell what has become of a request that was cut off; its answer may have been written by then."""
+        if (cut := self._running.why_cut(client)) is not None:
+            entry.why = cut.brief
+            return cut.kind.type
+        return "ok" if client.ended and not client.missed else "client_gone"
 
     def _close(self, entry: Entry, client: Client) -> None:
         entry.status = client.status or (500 if entry.outcome == INTERNAL_ERROR.type else _CLIENT_GONE)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import GatewayFor, ProviderFor
 from tests.crowd import Turns, ask, ask_for, crowd, waiting
-from tests.exchange import Script
+from tests.exchange import Exchange, Script
 from tests.fake_provider import FakeProvider
 from tests.journey import ASK, KEY, eventually
 from tests.llamacpp.fixtures import LlamaServer
@@ -47,6 +47,12 @@ OWN_FIRST = {"alice": {"keys": [KEY], "route": "prefer_own"}}
 SOON = {"keepalive": "40ms"}
 TELLS_USAGE: dict[str, Any] = {"stream_options": {"include_usage": True}}
 TINY: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hello world"}]}
+
+FORM_TYPE = "Content-Type: multipart/form-data; boundary=bound"
+FORM = (
+    b'--bound\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n'
+    b'--bound\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n%b\r\n--bound--\r\n'
+)
 
 Line = dict[str, Any]
 Cost = tuple[int | None, int | None, int | None, int | None, bool]
@@ -741,3 +747,30 @@ async def test_with_llama_cpp_a_mixed_run_adds_up(
         len(lines) + 6,
         *(sums(gateway.ledger.recent)[name] for name in ("prompt", "completion")),
     )
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_client_that_leaves_once_it_was_sent_all_has_not_left_early(
+    gateway_for: GatewayFor, provider: FakeProvider, turns: int
+) -> None:
+    """Its upload is still being ended then, some turns of the loop after the answer."""
+    body = {"text": "hello"}
+    gateway = await gateway_for(provider)
+    client = RawClient(gateway.port)
+
+    async def answered(exchange: Exchange) -> None:
+        await answer(200, body)(exchange)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        client.leave()
+
+    provider.script = answered
+    form = FORM % (b"x" * 300_000)
+    async with client:
+        head = request("POST", "/v1/audio/transcriptions", FORM_TYPE, f"Content-Length: {len(form)}")
+        await client.send(head + form)
+        line = await booked(gateway)
+    if line["bytes_out"] == len(json.dumps(body)):
+        assert (line["status"], line["outcome"]) == (200, "ok")
+    else:
+        assert (line["bytes_out"], line["outcome"]) == (0, "client_gone")

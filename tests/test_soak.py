@@ -1,0 +1,141 @@
+"""The books of scripts/soak: what must agree, and that each kind of disagreement is seen."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+
+METRICS = """\
+gateway_requests_total{endpoint="/chat",provider="rig",user="alice",status="200",outcome="ok"} 1.0
+gateway_tokens_total{direction="prompt",model="m",provider="rig",user="alice"} 3.0
+gateway_tokens_total{direction="completion",model="m",provider="rig",user="alice"} 2.0
+gateway_tokens_total{direction="cached",model="m",provider="rig",user="alice"} 1.0
+gateway_requests_in_flight{provider="rig"} 0.0
+"""
+
+
+def _books() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("soak_books", SCRIPTS / "soak_books.py")
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+books_of = _books()
+
+
+class Four:
+    """Four books that agree on one request."""
+
+    def __init__(self) -> None:
+        self.books = books_of.Books()
+        self.asked = self.books.ask(
+            books_of.Asked("one", "buffered", status=200, ending="whole", body_bytes=9)
+        )
+        self.served = self.books.serve(books_of.Served("one", "rig", status=200, whole=True, tokens=(3, 2)))
+        self.line: dict[str, Any] = {
+            "time": "2026-01-02T03:04:05.678Z",
+            "id": "one",
+            "user": "alice",
+            "provider": "rig",
+            "endpoint": "/chat",
+            "status": 200,
+            "outcome": "ok",
+            "prompt_tokens": 3,
+            "completion_tokens": 2,
+            "estimated": False,
+            "bytes_out": 9,
+            "attempts": 1,
+        }
+        self.lines = [self.line]
+        self.metrics = METRICS
+        self.snapshot: dict[str, Any] = {
+            "in_flight": 0,
+            "requests": [],
+            "providers": [{"name": "rig", "in_flight": 0, "waiting": 0}],
+            "usage": {"day": "2026-01-02", "rows": [{"user": "alice", "requests": 1}]},
+            "limits": [{"user": "alice", "name": "parallel", "used": 0}],
+        }
+
+    def disagreements(self) -> list[str]:
+        found: list[str] = books_of.disagreements(self.books, self.lines, self.metrics, self.snapshot)
+        return found
+
+
+def test_four_books_that_say_the_same_agree() -> None:
+    assert Four().disagreements() == []
+
+
+Change = Callable[[Four], object]
+
+
+def _lost(four: Four) -> None:
+    four.lines.clear()
+
+
+def _twice(four: Four) -> None:
+    four.books.serve(books_of.Served("one", "rig", status=200, whole=True))
+    four.line["attempts"] = 2
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (_lost, "not logged"),
+        (lambda four: four.lines.append(four.line), "logged more than once"),
+        (lambda four: four.line.update(id="two"), "logged, but nobody asked"),
+        (lambda four: four.line.update(status=502), "another status"),
+        (lambda four: four.line.update(outcome="client_gone"), "another outcome"),
+        (lambda four: four.line.update(outcome=""), "no outcome"),
+        (lambda four: four.line.update(bytes_out=8), "another size"),
+        (lambda four: four.line.update(prompt_tokens=4), "other tokens than told"),
+        (lambda four: four.line.update(estimated=True), "other tokens than told"),
+        (lambda four: four.line.update(provider="other"), "served by another"),
+        (lambda four: four.line.update(attempts=0), "served more often than tried"),
+        (lambda four: four.books.asked.clear(), "served, but nobody asked"),
+        (lambda four: four.books.served.clear(), "ok, but never served"),
+        (lambda four: setattr(four.asked, "ending", "cut"), "ok, but cut"),
+        (lambda four: setattr(four.asked, "told", True), "ok, but an error was told"),
+        (lambda four: setattr(four.asked, "forwarded", False), "answered by the gateway itself"),
+        (lambda four: setattr(four.served, "whole", False), "ok, but not served whole"),
+        (_twice, "served well more than once"),
+        (lambda four: setattr(four, "metrics", METRICS.replace("1.0", "2.0")), "metrics and log differ"),
+        (lambda four: setattr(four, "metrics", METRICS.replace("3.0", "4.0")), "tokens of metrics"),
+        (lambda four: setattr(four, "metrics", METRICS.replace("} 0.0", "} 1.0")), "is not 0"),
+        (lambda four: four.snapshot.update(in_flight=1), "the page shows what is in flight"),
+        (lambda four: four.snapshot["providers"][0].update(waiting=1), "a provider at work"),
+        (lambda four: four.snapshot["usage"]["rows"][0].update(requests=2), "the page's usage"),
+        (lambda four: four.snapshot["limits"][0].update(used=1), "the parallel ones"),
+    ],
+)
+def test_whatever_differs_is_seen(change: Change, told: str) -> None:
+    four = Four()
+    change(four)
+    assert any(told in each for each in four.disagreements())
+
+
+def test_who_left_may_stand_in_the_log_or_not_and_however() -> None:
+    four = Four()
+    four.asked.ending, four.asked.status, four.asked.body_bytes = "left", 0, 0
+    four.line.update(outcome="client_gone", status=499)
+    assert books_of.disagreements(four.books, four.lines) == []
+    four.books.served.clear()
+    assert books_of.disagreements(four.books, []) == []
+
+
+def test_a_request_that_failed_over_was_served_well_by_the_last_alone() -> None:
+    four = Four()
+    four.books.served["one"].insert(0, books_of.Served("one", "moody", status=200))
+    four.line["attempts"] = 2
+    assert four.disagreements() == []
+    four.books.served["one"].reverse()
+    assert any("served by another" in each for each in four.disagreements())

@@ -258,8 +258,8 @@ def saying_400(words: str) -> Talk:
     return saying(b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n%b" % (len(words), words.encode()))
 
 
-async def reason_of(gateway_for: GatewayFor, url: str, **more: Any) -> str:
-    gateway = await gateway_for(providers={"rig": {"url": url, "timeouts": {"connect": "1s"}, **more}})
+async def reason_of(gateway_for: GatewayFor, url: str, connect: str = "30s", **more: Any) -> str:
+    gateway = await gateway_for(providers={"rig": {"url": url, "timeouts": {"connect": connect}, **more}})
     assert not gateway.fleet.providers["rig"].online
     return gateway.fleet.providers["rig"].reason
 
@@ -278,7 +278,7 @@ async def test_https_to_an_http_server_is_told_with_what_to_write(
 async def test_https_to_a_server_that_waits_for_a_request_is_told_with_what_to_write(
     gateway_for: GatewayFor, provider: FakeProvider
 ) -> None:
-    reason = await reason_of(gateway_for, f"https://127.0.0.1:{provider.port}/v1")
+    reason = await reason_of(gateway_for, f"https://127.0.0.1:{provider.port}/v1", connect="1s")
     assert "write http://" in reason
 
 

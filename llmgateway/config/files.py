@@ -4,11 +4,15 @@ What is wrong is said without a file's name or content, as either may be a secre
 """
 
 import os
+import stat
 from pathlib import Path
 from typing import Final
 
 MOST_SECRET_BYTES: Final = 64 * 1024
 MOST_CERTIFICATE_BYTES: Final = 8 << 20
+OPEN: Final = (
+    "other users of this machine can read that file; make it readable by the gateway only (chmod 600)"
+)
 
 
 class Unreadable(ValueError):
@@ -46,6 +50,24 @@ def secret(path: Path) -> str:
     if not text:
         raise Unreadable("the file is empty; write the secret into it")
     return text
+
+
+def is_open(file: os.stat_result, *, to: int) -> bool:
+    """Tell whether others can read a file than who has to, of whom `to` is the gateway's user.
+
+    Its group counts as others only where the gateway owns the file, and is not root: what belongs to root is
+    read by way of its group.
+    """
+    needless = stat.S_IROTH | (stat.S_IRGRP if to == file.st_uid != 0 else 0)
+    return stat.S_ISREG(file.st_mode) and bool(file.st_mode & needless)
+
+
+def is_open_at(file: Path) -> bool:
+    """Tell that of the file at a path."""
+    try:
+        return is_open(file.stat(), to=os.geteuid())
+    except OSError:
+        return False  # whether it is there is told elsewhere
 
 
 def _read(path: Path, most_bytes: int) -> bytes:

@@ -6,6 +6,7 @@ together.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from typing import Any, Final, get_args, get_origin
 
 from pydantic import ValidationError
 
-from llmgateway.config import doubts, files, naming, references, values
+from llmgateway.config import doubts, exposure, files, naming, references, values
 from llmgateway.config.fields import Section
 from llmgateway.config.providers import ProviderConfig
 from llmgateway.config.references import KEY, Finding, Steps
@@ -55,6 +56,7 @@ def load(path: Path, environ: Mapping[str, str]) -> Loaded:
     try:
         with path.open("rb") as opened:
             source = opened.read(MAX_BYTES + 1)
+            is_open = files.is_open(os.fstat(opened.fileno()), to=os.geteuid())
         folder = path.absolute().parent
     except (OSError, ValueError) as exc:
         why = getattr(exc, "strerror", None) or str(exc)
@@ -67,7 +69,11 @@ def load(path: Path, environ: Mapping[str, str]) -> Loaded:
         document = replace(document, root=_with_keys(document.root, folder, keys))
     findings = (*_unreadable(document.root, folder), *keys)
     loaded = _loaded(document, str(path), findings, now=time.time())
-    return replace(loaded, config=_seen_from(folder, loaded.config))
+    assert document.root is not None
+    open_to_others = exposure.exposed(loaded.config, document.root, folder, is_open_itself=is_open)
+    more = [_problem(str(path), document.root, place, message) for place, message in open_to_others]
+    warnings = in_order((*loaded.warnings, *document.doubts, *more))
+    return Loaded(_seen_from(folder, loaded.config), warnings)
 
 
 def parse(text: str | bytes, *, file: str, environ: Mapping[str, str], now: float | None = None) -> Loaded:

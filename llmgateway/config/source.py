@@ -34,6 +34,7 @@ _NOT_YAML: Final = re.compile(
 _LINE_END: Final = re.compile(r"\r\n|\r|\n")
 _VARIABLE: Final = re.compile(r"\$\$\{|\$\{([^}]*)(\}?)")
 _FILE: Final = "file:"
+_SECRET: Final = frozenset({"keys", "api_key", "headers", "proxy"})  # settings, or all below them
 _VARIABLE_NAME: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 
 # libyaml's parser is ten times faster. Only its events are used: PyYAML's composer for it recurses in C, and
@@ -47,6 +48,7 @@ class Document:
 
     root: Pairs | None
     problems: tuple[Problem, ...] = ()
+    doubts: tuple[Problem, ...] = ()
 
 
 def read(source: str | bytes, *, file: str, environ: Mapping[str, str]) -> Document:
@@ -57,7 +59,7 @@ def read(source: str | bytes, *, file: str, environ: Mapping[str, str]) -> Docum
         root = composer.document(_checked(source))
     except _Stop as stop:
         composer.report(stop.mark, stop.message)
-    return Document(root, tuple(composer.problems))
+    return Document(root, tuple(composer.problems), tuple(composer.doubts))
 
 
 class _Stop(Exception):
@@ -124,6 +126,7 @@ class _Composer:
         self.file = file
         self.environ = environ
         self.problems: list[Problem] = []
+        self.doubts: list[Problem] = []
         self.anchors: dict[
             str, tuple[Node, int] | None
         ] = {}  # with its number of values; None while it is open
@@ -322,11 +325,15 @@ class _Composer:
 
     def _content(self, name: str, mark: Mark) -> str | None:
         """What a file holds, such as a secret of Docker; None if it cannot be read, which is reported."""
+        path = Path(self.file).parent / name
         try:
-            return files.secret(Path(self.file).parent / name)
+            content = files.secret(path)
         except ValueError as exc:  # as well for what is no path at all
             self.report(mark, f"${{file:...}} stands for what a file holds, and {exc}")
             return None
+        if _SECRET.intersection(self.path) and files.is_open_at(path):
+            self.doubts.append(Problem(self.file, mark.line, mark.column, joined(self.path), files.OPEN))
+        return content
 
 
 def _events(text: str) -> Iterator[Any]:

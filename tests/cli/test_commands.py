@@ -221,3 +221,19 @@ def test_nothing_that_a_server_says_steers_the_terminal() -> None:
     assert "\x1b" not in text and "\x07" not in text
     assert all(len(line) <= 80 for line in text.splitlines())
     assert not any(line.startswith("fake") for line in text.splitlines())
+
+
+# check
+
+
+async def test_check_warns_of_a_secret_that_others_can_read_and_finds_the_config_good(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(settings(providers={"rig": {"url": "http://h", "api_key": "sk-of-it"}})))
+    config.chmod(0o644)
+    checked = await run("check", cwd=tmp_path)
+    assert checked.code == 0
+    (line,) = [line for line in checked.err.splitlines() if "other users" in line]
+    assert "chmod 600" in line and line.endswith("(warning)")
+    assert KEY not in checked.err and "sk-of-it" not in checked.err
+    config.chmod(0o600)
+    assert "other users" not in (await run("check", cwd=tmp_path)).err

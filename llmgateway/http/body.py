@@ -30,6 +30,8 @@ class Patience:
 
     silent_s: float = 10.0
     """For the first byte, once it is connected."""
+    spare_s: float = 1.0
+    """For a request's head where there is no room for others than vital ones."""
     head_s: float = 10.0
     """For a request's head, from its first byte."""
     keep_alive_s: float = 75.0

@@ -67,7 +67,20 @@ class Peer:
 
     def is_in(self, networks: Sequence[Network]) -> bool:
         """Tell whether the client is in one of these networks, as far as that can be trusted."""
-        return self.address is not None and _is_in(self.address, networks)
+        return self.address is not None and is_in(self.address, networks)
+
+
+def origin_of(address: Address) -> str:
+    """Name whoever has an address: of IPv6 that is a network of /64, all of which one machine can have."""
+    if isinstance(address, IPv6Address):
+        return f"{IPv6Address(int(address) >> 64 << 64)}/64"
+    return str(address)
+
+
+def traces_in(named: Mapping[bytes, bytes]) -> dict[str, str]:
+    """Give what proxies left, of the fields of a request by lower-case name."""
+    found = ((name, named.get(name.encode())) for name in TRACES)
+    return {name: value.decode("latin-1") for name, value in found if value is not None}
 
 
 def peer_of(
@@ -79,11 +92,11 @@ def peer_of(
     a proxy that is not trusted has passed a request on, or a trusted one that does not say for whom, the
     address is unknown: what is connected is not the client, and what it claims may be false.
     """
-    address = _address(connected)
+    address = address_of(connected)
     proxied = not headers.keys().isdisjoint(TRACES)
     if not proxied or address is None:
         return Peer(address, over_tls, proxied)
-    if not _is_in(address, trusted):
+    if not is_in(address, trusted):
         return Peer(None, over_tls, proxied)
     schemes = headers.get(FORWARDED_PROTO, "https" if over_tls else "http").split(",")
     secure = all(scheme.strip().lower() == "https" for scheme in schemes)
@@ -94,13 +107,13 @@ def _client_of(forwarded_for: str, trusted: Sequence[Network]) -> Address | None
     """Follow the chain of trusted proxies back to whom the first of them has seen."""
     address = None
     for claimed in reversed([each.strip() for each in forwarded_for.split(",") if each.strip()]):
-        address = _address(claimed)
-        if address is None or not _is_in(address, trusted):
+        address = address_of(claimed)
+        if address is None or not is_in(address, trusted):
             break
     return address
 
 
-def _address(text: str) -> Address | None:
+def address_of(text: str) -> Address | None:
     """Read an address; one with a port (some proxies) or a zone is as good, and ::ffff:1.2.3.4 is IPv4."""
     if text.startswith("["):
         text = text[1:].partition("]")[0]
@@ -113,5 +126,6 @@ def _address(text: str) -> Address | None:
     return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
 
 
-def _is_in(address: Address, networks: Sequence[Network]) -> bool:
+def is_in(address: Address, networks: Sequence[Network]) -> bool:
+    """Tell whether an address is in one of these networks."""
     return any(address in network for network in networks)

@@ -9,9 +9,8 @@ of it.
 """
 
 import asyncio
-import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from email.utils import formatdate
 from typing import Any, Final, cast
@@ -21,16 +20,17 @@ from aiohttp.http import RawRequestMessage, StreamWriter
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
-from llmgateway.errors import INVALID_REQUEST, OVERLOADED, REQUEST_TIMEOUT, GatewayError
+from llmgateway.errors import INVALID_REQUEST, REQUEST_TIMEOUT, GatewayError
 from llmgateway.http.body import Patience, RequestBody
 from llmgateway.http.client import Client, Flow, plain_error
+from llmgateway.http.crowd import Crowd
 from llmgateway.http.headers import HeadReader
 from llmgateway.http.switching import InPlaceOfParser
+from llmgateway.http.turnstile import Answer, Turnstile
 from llmgateway.log import Events
 
 events = Events("downstream")
 
-TELL_EVERY_S: Final = 60.0
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_LINE_BYTES: Final = 16 * 1024
 MIN_RATE: Final = 1024
@@ -44,9 +44,11 @@ class ClientConnection(RequestHandler):
     """
 
     __slots__ = (
+        "_answer",
         "_deaf_timer",
         "_head_timer",
         "_heads",
+        "_name",
         "_stall_timer",
         "date_line",
         "flow",
@@ -72,6 +74,8 @@ class ClientConnection(RequestHandler):
         self.now = loop.time
         self.flow: Flow | None = None
         self.serving: Client | None = None
+        self._answer = manager.turnstile.answer
+        self._name = ""
         self._heads = HeadReader()
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
@@ -130,7 +134,7 @@ class ClientConnection(RequestHandler):
         self.serving = client
         self._current_request = client.body  # type: ignore[assignment]  # of which it wants `_cancel` only
         try:
-            await self.server.answer(client)
+            await self._answer(client)
             self._current_request = self.serving = None
             if self._paused:  # the next request of a client that does not read has to wait
                 await self.drained()
@@ -185,10 +189,26 @@ class ClientConnection(RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to serve a connection, unless there are too many."""
         super().connection_made(transport)
-        if not self.server.lets_in():
-            error = GatewayError(OVERLOADED, "There are too many connections.", (("Retry-After", "5"),))
-            cast(asyncio.Transport, transport).write(plain_error(error))
-            self.force_close()
+        crowd, peer = self.server.crowd, transport.get_extra_info("peername")
+        address = peer[0] if isinstance(peer, tuple) else ""
+        self._name = crowd.name(address)
+        error = crowd.enter(self._name)
+        if error is not None:
+            self._turn_away(error)
+        elif crowd.overfull:
+            self._turn_away(crowd.full())
+        elif crowd.is_full:
+            self._answer = self.server.turnstile.if_vital
+            self._head_timer = self._loop.call_later(
+                self.patience.spare_s, lambda: self._turn_away(crowd.full())
+            )
+        elif address and not self._name:
+            self._answer = self.server.turnstile.by_proxy
+
+    def _turn_away(self, error: GatewayError) -> None:
+        if self.transport is not None:
+            self.transport.write(plain_error(error))
+        self.force_close()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came; a head that has begun must be complete in time."""
@@ -254,12 +274,8 @@ class ClientConnection(RequestHandler):
             self.serving.body.break_off(RequestPayloadError("broken framing"))
 
     def _head_took_too_long(self) -> None:
-        if self.transport is not None:
-            error = GatewayError(
-                REQUEST_TIMEOUT, f"The request's head took longer than {self.patience.head_s:g} s."
-            )
-            self.transport.write(plain_error(error))
-        self.force_close()
+        words = f"The request's head took longer than {self.patience.head_s:g} s."
+        self._turn_away(GatewayError(REQUEST_TIMEOUT, words))
 
     def _refuse(self, exc: BaseException) -> None:
         """Answer what was not HTTP, in the envelope; nothing of it is quoted or logged: it may hold a key."""
@@ -311,7 +327,7 @@ class ClientConnection(RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget the connection; its handler is cancelled."""
-        self.server.left()
+        self.server.crowd.leave(self._name)
         self.flow = None
         self._stop_stall_timer()
         for timer in (self._head_timer, self._deaf_timer):
@@ -337,17 +353,17 @@ def check_head(client: Client) -> None:
         raise GatewayError(INVALID_REQUEST, trouble)
 
 
-Answer = Callable[[Client], Awaitable[None]]
-"""Answers a request through the client. It must not raise."""
-
-
 class ClientServer(web.Server):
     """aiohttp's low-level server, making our connections. A client that hangs up cancels its handler."""
 
     def __init__(
-        self, answer: Answer, patience: Patience, most_connections: int, clock: Callable[[], float]
+        self,
+        answer: Answer,
+        patience: Patience,
+        crowd: Crowd,
+        is_vital: Callable[[Client], bool] = lambda client: False,
     ) -> None:
-        """Have requests answered, on so many connections at once; `clock` is monotonic, in seconds."""
+        """Have requests answered; those that are vital also where the crowd is too large for others."""
         super().__init__(
             cast(Any, answer),  # aiohttp itself never calls it: ClientConnection.start does
             handler_cancellation=True,
@@ -357,31 +373,11 @@ class ClientServer(web.Server):
             max_line_size=MAX_LINE_BYTES,
             max_field_size=MAX_LINE_BYTES,
         )
-        self.answer = answer
-        self.refused = 0
-        """How many connections were one too many."""
+        self.turnstile = Turnstile(answer, crowd, is_vital)
+        self.crowd = crowd
         self.min_rate = MIN_RATE
         """How many bytes of a request's body have to come in a second, while it is waited for."""
-        self._most_connections = most_connections
-        self._open = 0
-        self._now = clock
-        self._told_at = -math.inf
         self._date = (0, b"")
-
-    def lets_in(self) -> bool:
-        """Count one more connection; tells whether it may stay. Pairs with `left`."""
-        self._open += 1
-        if self._open <= self._most_connections:
-            return True
-        self.refused += 1
-        if self._now() - self._told_at >= TELL_EVERY_S:
-            self._told_at = self._now()
-            events.warning("too many connections", most=self._most_connections, refused=self.refused)
-        return False
-
-    def left(self) -> None:
-        """Count a connection less."""
-        self._open -= 1
 
     def date_line(self) -> bytes:
         """Give the `Date` of answers that are made now."""

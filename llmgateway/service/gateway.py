@@ -30,6 +30,7 @@ from llmgateway.fleet.names import LookUp, look_up
 from llmgateway.fleet.upstream import Upstream
 from llmgateway.fleet.wake import Alarm
 from llmgateway.http.body import Patience
+from llmgateway.http.crowd import Crowd
 from llmgateway.http.listener import listening, listening_on_file
 from llmgateway.http.server import ClientServer
 from llmgateway.http.tls import BadCertificate, Certificate
@@ -125,9 +126,10 @@ class Gateway:
             self.ledger,
         )
         self._patience = patience or Patience()
-        self._server = ClientServer(self._app.handle, self._patience, most_connections, clock)
+        self._crowd = Crowd(most_connections, clock)
+        self._server = ClientServer(self._app.handle, self._patience, self._crowd, self._app.answers_always)
         self._adopt_bounds(config)
-        self.metrics.observe_refused(lambda: self._server.refused)
+        self.metrics.observe_refused(lambda: self._crowd.refused)
         self._stack = AsyncExitStack()
         self._adopters = (*also, *self._who_adopts())
 
@@ -220,6 +222,7 @@ class Gateway:
 
     def _adopt_bounds(self, config: Config) -> None:
         self._server.min_rate = config.server.min_rate
+        self._crowd.bound(config.server.connections_per_address, config.server.trusted_proxies)
 
     def renew_certificate(self) -> None:
         """Take in a certificate that has changed on disk. Raises BadCertificate; then the old one stays."""

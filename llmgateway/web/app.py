@@ -65,6 +65,7 @@ events = Events("app")
 _SANE_ID: Final = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _FIRST_ID: Final = 10**14  # as all numbers up to ten times that, it has 15 digits, of those that UUIDs have
 _SOCKETS: Final = frozenset(each.path for each in ENDPOINTS if each.body == "socket")
+_VITAL: Final = frozenset({"/healthz", "/v1/health", "/readyz", "/metrics"})
 _CLIENT_GONE: Final = 499  # as nginx logs it; it is never sent
 
 
@@ -133,10 +134,19 @@ class App:
             elif not (self._origins and is_of_the_api(path) and share(client, self._origins)):
                 await self._follow(path, route, client)
         except GatewayError as error:
-            client.fail(error)
+            await self._tell(client, error)
         except Exception:
             events.exception("unexpected error")
             client.fail(GatewayError(INTERNAL_ERROR, "The gateway failed; its log says why."))
+
+    async def _tell(self, client: Client, error: GatewayError) -> None:
+        if error.kind is INVALID_API_KEY and not self._condition.draining:
+            await self._visitors.let_wait(client)
+        client.fail(error)
+
+    def answers_always(self, client: Client) -> bool:
+        """Tell whether a request is one that is answered also when there is no room for others."""
+        return (self._targets.get(client.raw_path) or self._find(client.raw_path))[0] in _VITAL
 
     def _find(self, raw_path: str) -> tuple[str, Route | None]:
         """Give path and route of a target that is not in the table as it stands; None leads nowhere."""
@@ -192,7 +202,7 @@ class App:
         except GatewayError as error:
             entry.outcome = entry.outcome or ("truncated" if client.answered else error.kind.type)
             entry.why = error.brief
-            client.fail(error)
+            await self._tell(client, error)
         except asyncio.CancelledError:
             entry.outcome = entry.outcome or self._how_cut(entry, client)
             raise

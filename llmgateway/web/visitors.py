@@ -4,6 +4,7 @@ Who asks is for `access` to tell; here stands what it is told by HTTP, and what 
 changes anything must come from the page itself, not from another site.
 """
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -15,10 +16,11 @@ import orjson
 from llmgateway.access.doorkeeper import Doorkeeper
 from llmgateway.access.keys import Caller
 from llmgateway.access.sessions import COOKIE
+from llmgateway.access.tries import Tries
 from llmgateway.config.settings import Config
 from llmgateway.errors import FORBIDDEN, INVALID_REQUEST, GatewayError
 from llmgateway.http.client import Client
-from llmgateway.http.peers import TRACES, Address, Network, Peer, peer_of
+from llmgateway.http.peers import Address, Network, Peer, address_of, origin_of, peer_of, traces_in
 from llmgateway.log import Events
 from llmgateway.web.routes import NO_STORE, PAGE, Page
 
@@ -32,6 +34,7 @@ class Visitors:
 
     def __init__(self, config: Config, doorkeeper: Doorkeeper) -> None:
         self._doorkeeper = doorkeeper
+        self.tries = Tries()
         self.adopt(config)
         self.routes: Mapping[str, Page] = {PAGE + "session": Page(self._session, ("POST", "DELETE"))}
 
@@ -87,14 +90,25 @@ class Visitors:
 
     def peer(self, client: Client) -> Peer:
         """Tell who is behind a request."""
-        named = client.head.named
-        traces = {name: _text(named, name.encode()) for name in TRACES if name.encode() in named}
-        link = client.link
+        link, traces = client.link, traces_in(client.head.named)
         return peer_of(link.address, traces, self._server.trusted_proxies, over_tls=link.over_tls)
 
     def address(self, client: Client) -> str:
         """Give the address to hold a refused key against: the client's, else that of whoever is connected."""
         return str(self.peer(client).address or client.link.address)
+
+    async def let_wait(self, client: Client) -> None:
+        """Have who was refused wait for the answer: the longer, the more often it was."""
+        address = self.peer(client).address or address_of(client.link.address)
+        name = "" if address is None else origin_of(address)
+        delay_s = self.tries.refuse(name, now=asyncio.get_running_loop().time())
+        if not delay_s:
+            return
+        with self.tries.waiting(name) as may_wait:
+            if may_wait:
+                await asyncio.sleep(delay_s)
+            else:
+                client.close_after()
 
     def is_from(self, client: Client, networks: Sequence[Network]) -> bool:
         """Tell whether it comes from one of these networks, and of its own will: by no web page's trick."""

@@ -13,6 +13,7 @@ import h11
 from llmgateway.errors import GatewayError
 from llmgateway.http.body import Patience
 from llmgateway.http.client import Client
+from llmgateway.http.crowd import Crowd
 from llmgateway.http.frames import Follower, close_frame, ping_frame
 from llmgateway.http.handshake import require_handshake
 from llmgateway.http.headers import NOT_FORWARDED, HeadReader, request_head
@@ -58,7 +59,7 @@ async def _heard(some: Sequence[bytes]) -> Heard:
             heard.requests.append((client.method, client.raw_path, client.fields, bytes(body)))
             client.respond(200, b"{}")
 
-    connection = ClientServer(answer, Patience(), 100, asyncio.get_running_loop().time)()
+    connection = ClientServer(answer, Patience(), Crowd(100, asyncio.get_running_loop().time))()
     connection.connection_made(line)
     for packet in some:
         await _turns()

@@ -20,6 +20,7 @@ from llmgateway.api.dialect import SSE
 from llmgateway.errors import UPSTREAM_ERROR, GatewayError
 from llmgateway.http.body import Patience
 from llmgateway.http.client import Client
+from llmgateway.http.crowd import Crowd
 from llmgateway.http.headers import AnswerHead, answer_head
 from llmgateway.http.server import ClientConnection, ClientServer
 from tests.journey import KEY, eventually
@@ -55,7 +56,7 @@ async def serving(work: Work, patience: Patience = PATIENT) -> AsyncIterator[Ser
         except GatewayError as error:
             client.fail(error)
 
-    server = ClientServer(answer, patience, 100, time.monotonic)
+    server = ClientServer(answer, patience, Crowd(100, time.monotonic))
     listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
     try:
         yield Serving(server, listener.sockets[0].getsockname()[1])

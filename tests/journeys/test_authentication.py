@@ -7,10 +7,12 @@ import gc
 import hashlib
 import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 
+from llmgateway.access.tries import MOST_WAITING_OF_ONE
 from llmgateway.config.load import build
 from llmgateway.http.headers import RequestHead
 from llmgateway.service.gateway import Gateway
@@ -250,6 +252,55 @@ async def test_a_good_key_is_asked_for_the_body_and_then_answered(
         await writer.wait_closed()
     assert provider.requests[0].body == body
     assert provider.requests[0].header("expect") is None
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "body"),
+    [
+        ("GET", "/v1/models", b""),
+        ("POST", OPENAI, b'{"model": "m"}'),
+        ("GET", "/gateway/status", b""),
+        ("POST", "/gateway/session", b'{"key": "sk-none"}'),
+    ],
+)
+async def test_who_was_refused_again_and_again_waits_and_a_good_key_from_there_does_not(
+    gateway: Gateway, method: str, target: str, body: bytes
+) -> None:
+    tries = gateway._visitors.tries
+    for _ in range(100):
+        tries.refuse("127.0.0.1", now=asyncio.get_running_loop().time())
+    async with RawClient(gateway.port) as wrong:
+        await wrong.send(
+            request(method, target, "Content-Type: application/json", bearer(WRONG), body=body, key=None)
+        )
+        answer = asyncio.create_task(wrong.response())
+        await eventually(lambda: tries._waiting)
+        assert (await ask(gateway.port, chat())).status == 200
+        assert not answer.done()
+        answer.cancel()
+    await eventually(lambda: not tries._waiting)
+
+
+async def test_of_those_who_would_wait_too_many_are_refused_at_once_and_sent_away(gateway: Gateway) -> None:
+    tries = gateway._visitors.tries
+    for _ in range(100):
+        tries.refuse("127.0.0.1", now=asyncio.get_running_loop().time())
+    async with AsyncExitStack() as stack:
+        for _ in range(MOST_WAITING_OF_ONE):
+            stack.enter_context(tries.waiting("127.0.0.1"))
+        response = await ask(gateway.port, request("GET", "/v1/models", bearer(WRONG), key=None))
+        assert (response.status, response.header("connection")) == (401, "close")
+
+
+async def test_behind_a_trusted_proxy_only_those_wait_who_were_refused(
+    provider: FakeProvider, gateway_for: GatewayFor
+) -> None:
+    gateway = await gateway_for(provider, server={"trusted_proxies": ["127.0.0.1"]})
+    for _ in range(100):
+        gateway._visitors.tries.refuse("192.0.2.1", now=asyncio.get_running_loop().time())
+    refused = request("GET", "/v1/models", bearer(WRONG), "X-Forwarded-For: 192.0.2.2", key=None)
+    assert (await ask(gateway.port, refused)).status == 401
+    assert gateway._visitors.tries._refused.keys() == {"192.0.2.1", "192.0.2.2"}
 
 
 async def test_who_sends_the_body_without_waiting_for_the_100_is_answered_all_the_same(

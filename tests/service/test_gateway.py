@@ -40,6 +40,7 @@ def sections(marks: tuple[str, int, str], folder: Path) -> dict[str, Any]:
     return {
         "server": {
             "base_path": f"/{word}", "max_body": number, "bodies_memory": number, "min_rate": number,
+            "connections_per_address": number,
             "spool": str(folder / word), "drain_timeout": number,
             "cors": [f"https://{word}.example"], "default_model": word, "ollama_api": number == OLD[1],
             "extra_paths": [f"/v1/{word}", {"path": f"/v1/{word}s", "method": "GET", "model": "none"}],

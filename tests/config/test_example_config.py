@@ -87,7 +87,10 @@ def test_every_setting_is_named(model: type[Section], name: str) -> None:
 
 OTHERS = {
     (ServerConfig, name)
-    for name in "listen base_path tls cors trusted_proxies metrics_from extra_paths default_model".split()
+    for name in (
+        "listen base_path tls cors trusted_proxies metrics_from extra_paths default_model"
+        " connections_per_address"
+    ).split()
 }
 SIMPLE = [
     (model, name, info.default)

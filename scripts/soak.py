@@ -325,7 +325,7 @@ async def stopped(watched: Watched, books: Books, traffic: Traffic) -> list[str]
 
 async def soak(minutes: float, seed: int, rate: float, folder: Path) -> list[str]:
     """Do all of it; gives every disagreement."""
-    chance, books = random.Random(seed), Books()
+    chance, books = random.Random(seed), Books(renames={"slow"})
     (port,) = free_ports(1)
     providers = providers_of(books, chance)
     async with AsyncExitStack() as stack:

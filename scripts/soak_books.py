@@ -37,6 +37,8 @@ class Asked:
     told: bool = False
     """Whether an error was told in the stream."""
     body_bytes: int = 0
+    sent: int = 0
+    """The checksum of the body that was sent; 0 if that is not known."""
 
 
 @dataclass(slots=True)
@@ -51,6 +53,8 @@ class Served:
     """Whether the answer was no good on purpose, so that whole or not tells nothing."""
     tokens: tuple[int, int] | None = None
     """Prompt and completion, if the answer told its client."""
+    got: int = 0
+    """The checksum of the body that came."""
 
 
 @dataclass(slots=True)
@@ -62,6 +66,8 @@ class Books:
 
     names: dict[str, set[str]] = field(default_factory=dict)
     """What each provider is called in the log, if that has changed."""
+    renames: set[str] = field(default_factory=set)
+    """Who is told another model than clients name, under the names of the log."""
 
     def ask(self, asked: Asked) -> Asked:
         """Begin a client's page. An id is used once."""
@@ -168,6 +174,9 @@ def _of_providers(books: Books, by_id: Mapping[str, Sequence[Line]]) -> Iterator
         if len(lines) != 1:
             continue  # told above
         line = lines[0]
+        asked = books.asked.get(each)
+        if asked is not None and asked.sent not in (0, served[-1].got) and _is_as_it_came(books, line):
+            yield "another body than was sent", f"{_of(asked)}, the log {_brief(line)}"
         for trouble in _of_exchanges(served, line, books.names):
             last = served[-1]
             how = "whole" if last.whole else "broken"
@@ -182,6 +191,12 @@ def _of_providers(books: Books, by_id: Mapping[str, Sequence[Line]]) -> Iterator
         line = lines[0]
         if line["outcome"] == "ok" and line["status"] in CONTENT and not books.served.get(each):
             yield "ok, but never served", f"{each} {_brief(line)}"
+
+
+def _is_as_it_came(books: Books, line: Line) -> bool:
+    """Tell whether a request's body was for its provider to the byte."""
+    asks_for_another = line["provider"] in books.renames or "asked_model" in line
+    return line["outcome"] == "ok" and line["status"] in CONTENT and not asks_for_another
 
 
 def _of_exchanges(

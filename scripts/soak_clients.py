@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import zlib
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -45,7 +46,8 @@ class World:
         """Begin a page for a request, with an id of its own: a UUID, which goes on to the provider."""
         digits = f"{self.chance.getrandbits(128):032x}"
         asked = Asked(f"{digits[:12]}4{digits[13:16]}8{digits[17:]}", what, forwarded)
-        self.lately.append(asked.id)
+        if forwarded:
+            self.lately.append(asked.id)
         return self.books.ask(asked)
 
 
@@ -55,11 +57,12 @@ class World:
 def request(
     asked: Asked, key: str, path: str, body: bytes | None = None, *fields: str, method: str = "POST"
 ) -> bytes:
-    """The bytes of a request."""
+    """The bytes of a request; its body's checksum is written down, unless it is in chunks."""
     lines = [f"{method} {path} HTTP/1.1", "Host: gateway", f"Authorization: Bearer {key}"]
     lines += [f"x-request-id: {asked.id}", *fields]
     if body is not None and not any(each.lower().startswith("transfer-encoding") for each in fields):
         lines.append(f"Content-Length: {len(body)}")
+        asked.sent = zlib.crc32(body)
     return "\r\n".join([*lines, "", ""]).encode() + (body or b"")
 
 

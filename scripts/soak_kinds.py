@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
@@ -27,19 +28,21 @@ from soak_clients import (
     hear,
     pieces,
     request,
-    seen,
     send_and_hear,
 )
+from soak_talker import talker
 
 from tests.raw_client import RawClient
-from tests.websocket import ASKS, close, said, text
+
+JSON: Final = "Content-Type: application/json"
 
 Kind = Callable[[World], Awaitable[None]]
 
 
 async def buffered(world: World) -> None:
     asked = world.ask("buffered")
-    await ask_once(world, asked, request(asked, world.key(), CHAT, chat(world, stream=False)))
+    person = f"X-Person: {world.chance.choice(['ada', 'bert', 'carl'])}"
+    await ask_once(world, asked, request(asked, world.key(), CHAT, chat(world, stream=False), person))
 
 
 async def stream(world: World) -> None:
@@ -148,11 +151,12 @@ async def large(world: World) -> None:
     part = {"type": "image_url", "image_url": {"url": url}}
     body: Any = {"messages": [{"role": "user", "content": [part]}], "model": chance.choice(MODELS)}
     data, fields = json.dumps(body).encode(), ["Content-Type: application/json"]
-    if chance.random() < 0.4:
-        data = gzip.compress(data, 1)
+    coding = chance.choice(["", "", "gzip", "deflate"])
+    if coding:
+        data = gzip.compress(data, 1) if coding == "gzip" else zlib.compress(data, 1)
         if chance.random() < 0.1:
             data = data[: len(data) // 2]
-        fields.append("Content-Encoding: gzip")
+        fields.append(f"Content-Encoding: {coding}")
     await ask_once(world, asked, request(asked, world.key(), CHAT, data, *fields))
 
 
@@ -207,6 +211,45 @@ async def slow_reader(world: World) -> None:
     async with RawClient(world.port, read_size=400, pause_s=0.02, receive_buffer=4096) as client:
         await client.send(request(asked, world.key(), CHAT, chat(world, stream=True)))
         await hear(client, asked)
+
+
+async def reluctant(world: World) -> None:
+    """Ask for more than fits into any buffer, read some of it slowly; then all of it, or leave."""
+    asked = world.ask("reluctant")
+    data = request(asked, world.key(), CHAT, chat(world, stream=True, words=12_000))
+    async with RawClient(world.port, read_size=2_000, pause_s=0.05, receive_buffer=4096) as client:
+        await _leave_after(client, asked, data, world.chance.uniform(0.2, 2))
+        if asked.ending == "left" and world.chance.random() < 0.5:
+            client.reset()
+
+
+async def old(world: World) -> None:
+    """Ask by HTTP/1.0, which has no chunks."""
+    asked = world.ask("old")
+    data = request(asked, world.key(), CHAT, chat(world, stream=world.chance.random() < 0.5))
+    await ask_once(world, asked, data.replace(b"HTTP/1.1", b"HTTP/1.0", 1))
+
+
+async def invited(world: World) -> None:
+    """Wait to be asked for the body, and send it in chunks."""
+    asked = world.ask("invited")
+    body = chat(world, stream=False, size=60_000)
+    fields = ["Expect: 100-continue", "Transfer-Encoding: chunked"]
+    head = request(asked, world.key(), CHAT, b"", *fields)
+    asked.sent = zlib.crc32(body)
+    async with RawClient(world.port) as client:
+        await client.send(head)
+        await asyncio.sleep(world.chance.uniform(0, 0.3))
+        for each in [*pieces(body, 7_000), b""]:
+            await client.send(b"%x\r\n%b\r\n" % (len(each), each))
+        await hear(client, asked)
+
+
+async def counter(world: World) -> None:
+    """Ask how many tokens something has, which not everybody knows."""
+    asked = world.ask("counter")
+    path = world.chance.choice(["/v1/messages/count_tokens", "/tokenize", "/v1/rerank", "/v1/completions"])
+    await ask_once(world, asked, request(asked, world.key(), path, chat(world, stream=False)))
 
 
 async def slow_sender(world: World) -> None:
@@ -270,57 +313,11 @@ async def fool(world: World) -> None:
     await ask_once(world, asked, request(asked, world.key(), CHAT, body))
 
 
-async def talker(world: World) -> None:
-    """Hold a session by WebSocket, and end it in some way."""
-    chance = world.chance
-    asked = world.ask("talker")
-    fields = [*ASKS]
-    data = request(
-        asked,
-        world.key(),
-        f"/v1/realtime?model={chance.choice(['live', 'live', 'chatty', 'qwen'])}",
-        None,
-        *fields,
-        method="GET",
-    )
-    async with RawClient(world.port) as client:
-        await client.send(data)
-        try:
-            answer = await client.head(PATIENCE_S, to="GET")
-        except EOFError:
-            asked.ending = "cut"
-            return
-        seen(asked, answer)
-        if answer.status != 101:
-            while await client.piece(answer, PATIENCE_S):
-                pass
-            asked.ending, asked.body_bytes = "whole", len(answer.body)
-            return
-        asked.ending = "left"
-        try:
-            async with asyncio.timeout(PATIENCE_S):
-                for number in range(chance.randrange(1, 20)):
-                    await client.send(text(f'{{"type":"say","number":{number}}}'))
-                    await said(lambda size: _exactly(client, size))
-                    await asyncio.sleep(chance.uniform(0, 0.3))
-                if chance.random() < 0.7:
-                    await client.send(close(1000))
-                    await client.closed(limit=PATIENCE_S)
-        except (EOFError, ConnectionError):
-            pass
-
-
-async def _exactly(client: RawClient, size: int) -> bytes:
-    while len(client._buffer) < size:
-        await client._more()
-    return client._take(size)
-
-
 async def hand(world: World) -> None:
     """End by hand, on the gateway's page, what somebody asked lately; most of it has ended by itself."""
     for victim in list(world.lately)[:-6:-1]:
         asked = world.ask("hand", forwarded=False)
-        data = request(asked, KEYS["alice"], f"/gateway/requests/{victim}/end", b"")
+        data = request(asked, KEYS["alice"], f"/gateway/requests/{victim}/end", b"", JSON)
         await ask_once(world, asked, data)
 
 
@@ -352,6 +349,10 @@ KINDS: Final[Mapping[Kind, float]] = {
     half_open: 1,
     slow_reader: 2,
     slow_sender: 2,
+    reluctant: 3,
+    old: 2,
+    invited: 2,
+    counter: 2,
     regular: 5,
     pipeline: 3,
     stranger: 1,

@@ -10,6 +10,7 @@ import asyncio
 import gzip
 import json
 import random
+import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
@@ -91,7 +92,9 @@ class Provider(FakeProvider):
             served.whole = exchange.complete
 
     def _page(self, exchange: Exchange) -> Served:
-        return self.books.serve(Served(exchange.request.header("x-request-id") or "", self.name))
+        request = exchange.request
+        got = zlib.crc32(request.body)
+        return self.books.serve(Served(request.header("x-request-id") or "", self.name, got=got))
 
 
 # --- Good manners -----------------------------------------------------------------------------------
@@ -116,7 +119,7 @@ async def polite(provider: Provider, exchange: Exchange, served: Served) -> None
     """Answer whatever was asked, as it should be."""
     asked = _asked(exchange)
     served.status = 200
-    path, words = _path(exchange), provider.chance.randrange(1, 30)
+    path, words = _path(exchange), asked.get("words") or provider.chance.randrange(1, 30)
     if path.startswith("/api/"):
         await _ollama(exchange, served, words, streams=asked.get("stream", True))
     elif path.endswith("/messages"):
@@ -129,7 +132,7 @@ async def polite(provider: Provider, exchange: Exchange, served: Served) -> None
             exchange,
             {"object": "list", "data": [{"embedding": [0.5] * 64}], "usage": {"prompt_tokens": _PROMPT}},
         )
-    elif "/audio/" in path or "/images/" in path:
+    elif not path.endswith("completions"):
         await _whole(exchange, {"text": f"{len(exchange.request.body)} bytes"})
     elif asked.get("stream"):
         await _chat_stream(exchange, served, words, told=provider.chance.random() < 0.8)

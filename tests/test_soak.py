@@ -107,6 +107,7 @@ def _twice(four: Four) -> None:
         (lambda four: setattr(four.asked, "told", True), "ok, but an error was told"),
         (lambda four: setattr(four.asked, "forwarded", False), "answered by the gateway itself"),
         (lambda four: setattr(four.served, "whole", False), "ok, but not served whole"),
+        (lambda four: setattr(four.asked, "sent", 7), "another body than was sent"),
         (_twice, "served well more than once"),
         (lambda four: setattr(four, "metrics", METRICS.replace("1.0", "2.0")), "metrics and log differ"),
         (lambda four: setattr(four, "metrics", METRICS.replace("3.0", "4.0")), "tokens of metrics"),

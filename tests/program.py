@@ -7,7 +7,7 @@ import contextlib
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,11 +96,15 @@ class Program:
 
 @asynccontextmanager
 async def running(
-    *arguments: str, cwd: Path, env: Mapping[str, str] | None = None, stderr: int = asyncio.subprocess.PIPE
+    *arguments: str,
+    cwd: Path,
+    env: Mapping[str, str] | None = None,
+    stderr: int = asyncio.subprocess.PIPE,
+    python: Sequence[str] = (sys.executable,),
 ) -> AsyncIterator[Program]:
     """Start the program; at the end kill it, whatever happened. `stderr` may be a file that others read."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
+        *python,
         str(GATEWAY),
         *arguments,
         cwd=cwd,

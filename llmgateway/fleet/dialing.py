@@ -5,10 +5,12 @@ the provider's `connect` timeout, and the message tells which of them ran out.
 """
 
 import asyncio
+import errno
 import os
 import socket
 import ssl
 from collections.abc import Callable
+from typing import Final
 
 from llmgateway.errors import ProviderTimedOut, ProviderUnreachable
 from llmgateway.fleet.address import Address
@@ -21,15 +23,27 @@ from llmgateway.http.connection import Connection
 
 Make = Callable[[], Connection]
 
+_OUT_OF_FILES: Final = (errno.EMFILE, errno.ENFILE)
+_CLOSING_S: Final = 0.01
+
 
 class Dialer:
     """Makes the connections to one provider."""
 
-    def __init__(self, provider: Provider, address: Address, trust: Trust, look_up: LookUp) -> None:
+    def __init__(
+        self,
+        provider: Provider,
+        address: Address,
+        trust: Trust,
+        look_up: LookUp,
+        make_room: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Connect to a provider; `make_room` closes files that nobody uses, and tells if there were any."""
         self.name = HostName(address.host, address.port, look_up)
         self._provider = provider
         self._address = address
         self._trust = trust
+        self._make_room = make_room
         proxy = provider.config.proxy
         self._tunnel = Tunnel(proxy, look_up) if proxy is not None else None
         self._loop = asyncio.get_running_loop()
@@ -39,7 +53,7 @@ class Dialer:
         limit_s = self._provider.config.timeouts.connect
         name = self._provider.name
         try:
-            return await self._dial(make, limit_s)
+            return await self._dial_with_room(make, limit_s)
         except (NameFailed, NoTrust) as failure:
             raise ProviderUnreachable(name, f"is unreachable: {failure}.") from None
         except TimeoutError:
@@ -47,6 +61,16 @@ class Dialer:
             raise ProviderTimedOut(name, "connect", limit_s, proxy.place if proxy else "") from None
         except (OSError, UnicodeError) as exc:
             raise ProviderUnreachable(name, f"is unreachable: {_words(exc, self._address.secure)}.") from exc
+
+    async def _dial_with_room(self, make: Make, limit_s: float) -> Connection:
+        """Connect; where no file can be opened any more, once more without the connections that are idle."""
+        try:
+            return await self._dial(make, limit_s)
+        except OSError as exc:
+            if exc.errno not in _OUT_OF_FILES or not self._make_room():
+                raise
+        await asyncio.sleep(_CLOSING_S)
+        return await self._dial(make, limit_s)
 
     async def _dial(self, make: Make, limit_s: float) -> Connection:
         if self._address.socket:
@@ -141,6 +165,8 @@ def _words(exc: Exception, secure: bool) -> str:
             return "there is no such socket"
         case ConnectionRefusedError():
             return "connection refused"
+        case OSError(errno=errno.EMFILE | errno.ENFILE):
+            return "the gateway itself has too many files open"
         case OSError(errno=int(number)):
             return os.strerror(number).lower()
         case _ if "refused" in str(exc) or "Errno 111" in str(exc):

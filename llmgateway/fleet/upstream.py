@@ -154,11 +154,12 @@ class Pool:
             else:
                 connection.abort()
 
-    def close_idle(self) -> None:
-        """Close all connections that are idle."""
+    def close_idle(self) -> bool:
+        """Close all connections that are idle; tells whether there were any."""
         idle, self._idle = self._idle, []
         for connection in idle:
             connection.abort()
+        return bool(idle)
 
     def close(self) -> None:
         """Close all connections."""
@@ -184,9 +185,13 @@ class Upstream:
         pool = self._pools.get(provider)
         if pool is None:
             address = Address(provider.config, self.name)
-            dialer = Dialer(provider, address, self._trust, self._look_up)
+            dialer = Dialer(provider, address, self._trust, self._look_up, self._make_room)
             pool = self._pools[provider] = Pool(provider, address, dialer, self._forget)
         return pool
+
+    def _make_room(self) -> bool:
+        """Close all connections that nobody uses; tells whether there were any."""
+        return sum(pool.close_idle() for pool in self._pools.values()) > 0
 
     def _forget(self, provider: Provider) -> None:
         self._pools.pop(provider, None)

@@ -7,7 +7,6 @@ import asyncio
 import gc
 import json
 import os
-import resource
 import signal
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
@@ -23,13 +22,12 @@ from llmgateway.config.load import Loaded, build
 from llmgateway.config.settings import Config
 from llmgateway.fleet.search import find_servers
 from llmgateway.service.demo import MODEL, demo_provider
+from llmgateway.service.files import Shortage, most_connections, raise_open_files
 from llmgateway.service.gateway import MOST_CONNECTIONS, Gateway
 from llmgateway.service.reload import Reloader
 
 events = log.Events("serve")
 
-FILES_OF_A_CLIENT: Final = 2  # its connection, and one to a provider for what it asks
-OTHER_FILES: Final = 64
 GC_THRESHOLDS: Final = (20_000, 20, 50)  # Python's own (700, 10, 10) cost a stream's chunk 3 us of 32
 
 
@@ -78,9 +76,10 @@ async def serve(
     """
     _set_log(config)
     files = raise_open_files()
-    most = min(MOST_CONNECTIONS, max(1, (files - OTHER_FILES) // FILES_OF_A_CLIENT))
+    most = min(MOST_CONNECTIONS, most_connections(files))
     events.info("open files are limited", limit=files, connections=most)
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(Shortage(loop.time).handle)
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, number)
@@ -154,16 +153,6 @@ def run(main: Coroutine[Any, Any, int]) -> int:
     gc.set_threshold(*GC_THRESHOLDS)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(main)
-
-
-def raise_open_files() -> int:
-    """Let the process have as many files open as the system allows it; gives how many that are."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (OSError, ValueError):  # macOS tells of no limit, and then does not grant it
-        return soft
-    return hard
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:

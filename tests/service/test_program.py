@@ -10,7 +10,9 @@ import re
 import shutil
 import signal
 import socket
+import sys
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -371,3 +373,28 @@ async def test_it_may_open_as_many_files_as_the_system_lets_it(
     limits = Path(f"/proc/{program.pid}/limits").read_text()
     found = re.search(r"Max open files +(\d+) +(\d+)", limits)
     assert found is not None and found[1] == found[2] == said[1]
+
+
+async def test_a_crowd_that_would_take_all_files_keeps_nobody_from_asking_how_it_is(
+    provider: FakeProvider, tmp_path: Path
+) -> None:
+    few = ("sh", "-c", 'ulimit -n 128 && exec "$@"', "sh", sys.executable)
+    file = config_file(tmp_path, provider)
+    async with running("-c", str(file), "--port", "0", cwd=tmp_path, python=few) as program:
+        await program.url()
+        assert await program.says("open files are limited limit=128 connections=32")
+        async with AsyncExitStack() as stack:
+            for _ in range(200):
+                await stack.enter_async_context(RawClient(program.port))
+            await eventually(lambda: is_well(program.port))
+        await eventually(lambda: asks(program.port))
+        assert (await ask(program.port, chat())).status == 200
+        assert program.err.count("too many connections") == 1
+        assert "Traceback" not in program.err
+
+
+async def is_well(port: int) -> bool:
+    try:
+        return (await ask(port, request("GET", "/healthz"))).status == 200
+    except (OSError, EOFError):
+        return False

@@ -26,6 +26,8 @@ class Running:
     def begin(self, client: Client, entry: Entry) -> None:
         """Note that a request is served from now on."""
         self._entries[client] = entry
+        if self._all_cut is not None:
+            self._cut[client] = self._all_cut
 
     def over(self, client: Client) -> None:
         """Note that it is served no more."""
@@ -36,8 +38,8 @@ class Running:
             self._none.set()
 
     def why_cut(self, client: Client) -> GatewayError | None:
-        """Tell with which words a request was cut off; None if nobody here did."""
-        return self._cut.get(client, self._all_cut)
+        """Tell with which words a request was cut off; None if nobody here did before it had ended."""
+        return self._cut.get(client)
 
     def end(self, error: GatewayError, which: Callable[[Entry], bool]) -> int:
         """End requests and tell their clients this error; tells how many those were."""
@@ -51,6 +53,8 @@ class Running:
         """End every request, also those that are yet to begin."""
         self._all_cut = error
         for client in list(self._entries):
+            if not client.ended:
+                self._cut[client] = error
             _end(client, error)
 
     async def none(self) -> None:

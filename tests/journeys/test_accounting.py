@@ -7,16 +7,19 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from contextlib import AsyncExitStack
+from typing import Any
 
 import aiohttp
 import pytest
 
+from llmgateway.config.load import build
+from llmgateway.service.gateway import Gateway
 from tests.conftest import GatewayFor, ProviderFor
 from tests.crowd import Turns, ask, ask_for, crowd, waiting
 from tests.exchange import Exchange, Script
 from tests.fake_provider import FakeProvider
-from tests.journey import ASK, KEY, eventually
+from tests.journey import ASK, KEY, eventually, settings
 from tests.llamacpp.fixtures import LlamaServer
 from tests.raw_client import Ending, RawClient, Response, chat, request
 from tests.script import (
@@ -39,9 +42,6 @@ from tests.script import (
     word,
     zipped,
 )
-
-if TYPE_CHECKING:
-    from llmgateway.service.gateway import Gateway
 
 OWN_FIRST = {"alice": {"keys": [KEY], "route": "prefer_own"}}
 SOON = {"keepalive": "40ms"}
@@ -774,3 +774,33 @@ async def test_a_client_that_leaves_once_it_was_sent_all_has_not_left_early(
         assert (line["status"], line["outcome"]) == (200, "ok")
     else:
         assert (line["bytes_out"], line["outcome"]) == (0, "client_gone")
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_what_was_sent_all_is_not_cut_off_by_the_end_of_the_gateway(
+    provider: FakeProvider, turns: int
+) -> None:
+    body = {"text": "hello"}
+    stop = asyncio.Event()
+
+    async def answered(exchange: Exchange) -> None:
+        await answer(200, body)(exchange)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        stop.set()
+
+    provider.script = answered
+    form = FORM % (b"x" * 300_000)
+    head = request("POST", "/v1/audio/transcriptions", FORM_TYPE, f"Content-Length: {len(form)}")
+    async with AsyncExitStack() as stack:
+        async with Gateway(build(settings(provider))) as gateway:
+            await gateway.ready.wait()
+            client = await stack.enter_async_context(RawClient(gateway.port))
+            await client.send(head + form)
+            await stop.wait()
+        response = await client.response()
+    line = gateway.ledger.recent[-1]
+    if response.status == 200:
+        assert (line["status"], line["outcome"]) == (200, "ok")
+    else:
+        assert (line["status"], line["outcome"]) == (503, "draining")

@@ -39,10 +39,11 @@ from llmgateway.traffic.affinity import Affinity
 from llmgateway.traffic.proxy import Proxy
 from llmgateway.traffic.slots import Slots
 from llmgateway.web.app import App
-from llmgateway.web.gauges import gauges
+from llmgateway.web.gauges import gauges, under_pressure
 from llmgateway.web.live import Live
 from llmgateway.web.ollama import OllamaPages
 from llmgateway.web.pages import Pages
+from llmgateway.web.pressure import Pressure
 from llmgateway.web.status import Condition, Status
 from llmgateway.web.visitors import Visitors
 
@@ -109,6 +110,8 @@ class Gateway:
             time.monotonic,
         )
         self.metrics.observe_now(partial(gauges, self.condition, self.fleet, self.slots))
+        self._pressure = Pressure(clock)
+        self.metrics.observe_now(partial(under_pressure, self._pressure))
         self._recalling = asyncio.Lock()
         self._recalled = False
         self._visitors = Visitors(config, self._doorkeeper)
@@ -124,6 +127,7 @@ class Gateway:
             self._live,
             proxy,
             self.ledger,
+            self._pressure,
         )
         self._patience = patience or Patience()
         self._crowd = Crowd(most_connections, clock)
@@ -154,6 +158,7 @@ class Gateway:
         # Steps of the end, the last one first: cut what is in flight, close its connections, write down what
         # became of it, stop looking, stop listening.
         self._stack.callback(self._upstream.close)
+        self._stack.enter_context(self._pressure.watching(asyncio.get_running_loop()))
         await self._stack.enter_async_context(self._watch)
         await self._stack.enter_async_context(self.journal)
         self._stack.callback(self.ledger.book)

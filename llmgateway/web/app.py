@@ -42,6 +42,7 @@ from llmgateway.web.cors import is_of_the_api, share
 from llmgateway.web.live import Live
 from llmgateway.web.ollama import OllamaPages
 from llmgateway.web.pages import Pages
+from llmgateway.web.pressure import Pressure
 from llmgateway.web.routes import (
     CHAT,
     MODELS,
@@ -82,6 +83,7 @@ class App:
         live: Live,
         proxy: Proxy,
         ledger: Ledger,
+        pressure: Pressure,
     ) -> None:
         self._condition = condition
         self._visitors = visitors
@@ -90,6 +92,7 @@ class App:
         self._live = live
         self._proxy = proxy
         self._ledger = ledger
+        self._pressure = pressure
         self._ids = count(_FIRST_ID)
         self._id_prefix = _version_4(secrets.token_hex(8))
         self._running = Running()
@@ -240,6 +243,8 @@ class App:
                     raise not_allowed("endpoint", *route.methods)
                 route = other
             self._ledger.open(entry)
+            if self._pressure.sheds:
+                raise self._pressure.refusal()
         elif route is None or isinstance(route, Page):
             raise self._signpost.no_endpoint(client.raw_path)
         elif route.methods and client.method not in route.methods:

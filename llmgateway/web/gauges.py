@@ -13,6 +13,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from llmgateway.fleet.appearance import STATES, shown_state, taken_out
 from llmgateway.fleet.fleet import Fleet
 from llmgateway.traffic.slots import Slots
+from llmgateway.web.pressure import Pressure
 from llmgateway.web.status import Condition
 
 
@@ -22,6 +23,14 @@ def gauges(condition: Condition, fleet: Fleet, slots: Slots) -> Iterator[Metric]
     yield _queue_depth(fleet, slots)
     yield _affinity(slots)
     yield from _of_config(condition)
+
+
+def under_pressure(pressure: Pressure) -> Iterator[Metric]:
+    """Give how far the gateway is behind, and how many requests it turned away for that."""
+    words = "How late the event loop is with what is due, smoothed."
+    yield GaugeMetricFamily("gateway_loop_lag_seconds", words, pressure.lag_s)
+    words = "Requests that were turned away as the gateway was behind with its work."
+    yield CounterMetricFamily("gateway_requests_shed", words, pressure.shed)
 
 
 def _of_providers(fleet: Fleet) -> Iterator[Metric]:

@@ -46,6 +46,8 @@ PROMISED: dict[str, tuple[str, tuple[str, ...]]] = {  # type and labels
     "gateway_request_log_dropped_total": ("counter", ()),
     "gateway_log_dropped_total": ("counter", ()),
     "gateway_connections_refused_total": ("counter", ()),
+    "gateway_requests_shed_total": ("counter", ()),
+    "gateway_loop_lag_seconds": ("gauge", ()),
     "gateway_config_valid": ("gauge", ()),
     "gateway_config_loaded_timestamp_seconds": ("gauge", ()),
     "gateway_config_reloads_total": ("counter", ("result",)),

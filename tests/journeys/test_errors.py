@@ -17,7 +17,6 @@ from llmgateway.config.load import build
 from llmgateway.fleet.breaker import RetryBudget
 from llmgateway.http.body import Patience
 from llmgateway.http.client import Client
-from llmgateway.http.crowd import Crowd
 from llmgateway.http.headers import AnswerHead
 from llmgateway.http.server import ClientServer
 from llmgateway.service.gateway import Gateway
@@ -257,8 +256,8 @@ class FaultyGateway(Gateway):
             self.slots, self._upstream, self._watch, RetryBudget(), self.limits, self.metrics, time.monotonic
         )
         parts = self._visitors, self._pages, self._ollama, self._live
-        self._app = App(config, self.condition, *parts, proxy, self.ledger)
-        self._server = ClientServer(self._app.handle, Patience(), Crowd(100, time.monotonic))
+        self._app = App(config, self.condition, *parts, proxy, self.ledger, self._pressure)
+        self._server = ClientServer(self._app.handle, Patience(), self._crowd)
 
 
 def tracebacks(caplog: pytest.LogCaptureFixture) -> list[Any]:

@@ -45,6 +45,7 @@ MEMORY_MB: Final = 1_024
 MERGE_S: Final = 300
 LONGEST_KEPT_BYTES: Final = 2_048
 MERGE: Final = "LLMGATEWAY_FUZZ_MERGE"  # names the target whose inputs a process of libFuzzer's own tries
+HASH: Final = re.compile("[0-9a-f]{40}")  # what libFuzzer calls an input
 DONE: Final = re.compile(rb"(?m)^#(\d+)\s+DONE\s+cov: (\d+) ft: (\d+) corp: (\d+)/")
 PULSE: Final = re.compile(rb"(?m)^#(\d+)\t\S+ +cov: (\d+) ft: (\d+) corp: (\d+)/")
 
@@ -125,13 +126,15 @@ class Run:
         return Told(*map(int, lines[-1])) if lines else Told()
 
     def keep(self) -> None:
-        """Merge what goes new ways into tests/corpus, less what is long."""
-        short = self.folder / "short"
-        short.mkdir(exist_ok=True)
+        """Make the corpus anew, of it and what goes new ways, but short; finds have names, and stay."""
+        short, merged = self.folder / "short", self.folder / "merged"
+        for folder in (short, merged):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
         for path in (*(self.folder / "corpus").iterdir(), *(self.folder / "seeds").iterdir()):
             if path.stat().st_size <= LONGEST_KEPT_BYTES:
                 shutil.copyfile(path, short / path.name)
-        merge = ("-merge=1", f"-max_len={LONGEST_KEPT_BYTES}", str(self.kept), str(short))
+        merge = ("-merge=1", f"-max_len={LONGEST_KEPT_BYTES}", *map(str, (merged, self.kept, short)))
         done = subprocess.run(
             [sys.executable, __file__, *merge],
             env=os.environ | {MERGE: self.target.name},
@@ -142,6 +145,12 @@ class Run:
         )
         if done.returncode:
             print(f"{self.target.name}: merging failed:\n{done.stderr[-1_000:]}", file=sys.stderr)
+            return
+        for path in self.kept.iterdir():
+            if HASH.fullmatch(path.name):
+                path.unlink()
+        for path in merged.iterdir():
+            shutil.copyfile(path, self.kept / path.name)
 
     def row(self) -> str:
         told, kept = self.told(), [path.stat().st_size for path in self.kept.iterdir()]

@@ -103,6 +103,9 @@ def seen(asked: Asked, response: Response) -> None:
     asked.status = response.status
     asked.error = response.header("x-gateway-error") or ""
     given = response.header("x-request-id")
+    if given != asked.id and asked.error == "overloaded":
+        asked.forwarded = False  # refused with its connection: nobody has read it
+        return
     assert given == asked.id, f"the answer of {asked.id} says {given}"
 
 

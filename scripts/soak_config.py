@@ -90,6 +90,10 @@ def _small(tree: Tree, chance: random.Random) -> None:
     tree["server"] |= {"bodies_memory": "4MB", "max_body": "5MB"}
 
 
+def _few(tree: Tree, chance: random.Random) -> None:
+    tree["server"]["connections_per_address"] = chance.randrange(3, 12)
+
+
 def _patience(tree: Tree, chance: random.Random) -> None:
     tree["streams"]["keepalive"] = chance.choice([0, "200ms", "15s"])
     tree["queue"] = {"size": chance.choice([1, 5, 60]), "timeout": chance.choice(["300ms", "8s"])}
@@ -109,6 +113,7 @@ CHANGES: Final[tuple[Callable[[Tree, random.Random], None], ...]] = (
     _guest,
     _limits,
     _small,
+    _few,
     _patience,
     _mistake,
 )

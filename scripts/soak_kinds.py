@@ -262,6 +262,25 @@ async def slow_sender(world: World) -> None:
         await hear(client, asked)
 
 
+async def dawdler(world: World) -> None:
+    """Send the body so slowly that it is told to stop."""
+    asked = world.ask("dawdler")
+    data = request(asked, world.key(), CHAT, chat(world, stream=False, size=4000))
+    async with RawClient(world.port) as client:
+        head, separator, body = data.partition(b"\r\n\r\n")
+        await client.send(head + separator)
+        hearing = asyncio.ensure_future(hear(client, asked))
+        try:
+            for each in pieces(body, 1)[: int(PATIENCE_S)]:
+                await client.send(each, pause_s=1)
+                if hearing.done():
+                    return
+            asked.ending = "left"
+        finally:
+            hearing.cancel()
+            await asyncio.gather(hearing, return_exceptions=True)
+
+
 async def regular(world: World) -> None:
     """Ask again and again on one connection; now and then for what is in no book."""
     async with RawClient(world.port) as client:
@@ -350,6 +369,7 @@ KINDS: Final[Mapping[Kind, float]] = {
     slow_reader: 2,
     slow_sender: 2,
     reluctant: 3,
+    dawdler: 0.3,
     old: 2,
     invited: 2,
     counter: 2,

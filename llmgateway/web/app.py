@@ -205,7 +205,12 @@ class App:
         except GatewayError as error:
             entry.outcome = entry.outcome or ("truncated" if client.answered else error.kind.type)
             entry.why = error.brief
-            await self._tell(client, error)
+            try:
+                await self._tell(client, error)
+            except asyncio.CancelledError:
+                if self._running.why_cut(client) is not None:  # it was told something else
+                    entry.outcome = self._how_cut(entry, client)
+                raise
         except asyncio.CancelledError:
             entry.outcome = entry.outcome or self._how_cut(entry, client)
             raise

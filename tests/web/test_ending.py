@@ -17,7 +17,7 @@ from llmgateway.service.gateway import Gateway
 from tests.conftest import GatewayFor, ProviderFor
 from tests.crowd import ask_for
 from tests.fake_provider import FakeProvider
-from tests.journey import KEY
+from tests.journey import KEY, eventually
 from tests.journeys.test_errors import ask, refusal
 from tests.raw_client import RawClient, Response, chat, request
 from tests.script import done, error, event, head, play, sse, wait, word
@@ -63,6 +63,23 @@ async def test_an_admin_ends_a_stream_which_is_told_so_and_booked_as_cancelled(
     line = await last_of(gateway)
     assert (line["user"], line["status"], line["outcome"]) == ("bob", 200, "cancelled")
     assert "ended by alice" in line["why"]
+
+
+async def test_one_that_waits_for_its_refusal_is_booked_as_what_it_was_told(
+    provider: FakeProvider, gateway_for: GatewayFor
+) -> None:
+    gateway = await gateway_for(provider, users=HOUSE)
+    cookie = await cookie_of(gateway)
+    tries = gateway._visitors.tries
+    for _ in range(100):
+        tries.refuse("127.0.0.1", now=asyncio.get_running_loop().time())
+    asked = asyncio.ensure_future(ask(gateway.port, ask_for("m", key="sk-of-nobody-at-all")))
+    await eventually(lambda: tries._waiting)
+    assert (await ask(gateway.port, ending(await one_in_flight(gateway), cookie))).status == 204
+    refusal(await asked, 410, "cancelled")
+    line = await last_of(gateway)
+    assert (line["user"], line["status"], line["outcome"]) == (None, 410, "cancelled")
+    assert not tries._waiting
 
 
 async def test_one_that_has_no_answer_yet_gets_one_that_no_library_tries_again(

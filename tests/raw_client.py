@@ -97,7 +97,7 @@ def chat(body: bytes | None = None, *headers: str, stream: bool = False, key: st
 class RawClient:
     """One connection. `read_size` and `pause_s` make it a slow reader, `receive_buffer` a small one.
 
-    With `record` it keeps all that comes in `recorded`, as it came.
+    `source` is the address that it comes from. With `record` it keeps all that comes in `recorded`.
     """
 
     def __init__(
@@ -108,12 +108,14 @@ class RawClient:
         pause_s: float = 0,
         receive_buffer: int | None = None,
         record: bool = False,
+        source: str = "",
     ) -> None:
         self._port = port
         self._read_size = read_size
         self._pause_s = pause_s
         self._receive_buffer = receive_buffer
         self._record = record
+        self._source = source
         self.recorded = bytearray()
         self._buffer = bytearray()
         self._ended = Ending.OPEN
@@ -125,6 +127,8 @@ class RawClient:
         if self._receive_buffer:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_buffer)
         try:
+            if self._source:
+                self._socket.bind((self._source, 0))
             async with asyncio.timeout(5):
                 await asyncio.get_running_loop().sock_connect(self._socket, ("127.0.0.1", self._port))
         except BaseException:

@@ -2,7 +2,7 @@
 
 Rules:
 
-- A few more than all are heard out: what tells whether the gateway is well has to work when it is full.
+- A few that are too many are heard out: what tells whether the gateway is well has to work when it is full.
 - A reverse proxy that is trusted to say for whom it asks is no address: those are, each with what it asks at
   the moment. Neither is a Unix socket.
 - Whoever enters leaves, once, under the name that was given.
@@ -10,7 +10,7 @@ Rules:
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Literal
 
 from llmgateway.errors import OVERLOADED, GatewayError
 from llmgateway.http.peers import Network, address_of, is_in, origin_of
@@ -20,10 +20,12 @@ events = Events("downstream")
 
 TELL_EVERY_S: Final = 60.0
 SPARE: Final = 8
-"""Connections beyond all that are let in to ask whether the gateway is well."""
+"""Connections that are too many, and are let in to ask whether the gateway is well."""
 SHARE: Final = 4
 LEAST_OF_ONE: Final = 64
 RETRY_S: Final = 5
+
+Excess = Literal["", "connections", "connections from this address"]
 
 
 class Crowd:
@@ -36,7 +38,8 @@ class Crowd:
         self._clock = clock
         self._in_all = 0
         self._of_each: dict[str, int] = {}
-        self._told_at = {"": -math.inf, "address": -math.inf}
+        self._spare_taken = 0
+        self._told_at: dict[str, float] = {}
         self.bound(None, ())
 
     def bound(self, most_of_one: int | None, trusted: Sequence[Network]) -> None:
@@ -49,40 +52,31 @@ class Crowd:
         address = address_of(connected)
         return "" if address is None or is_in(address, self.trusted) else origin_of(address)
 
-    def enter(self, name: str) -> GatewayError | None:
-        """Count one more; gives why it may not stay, if it has too many."""
+    def enter(self, name: str) -> Excess:
+        """Count one more; tells of what there are too many now, if of anything."""
         self._in_all += 1
-        return self.count(name)
+        excess = self.count(name)
+        return excess or ("connections" if self._in_all > self._most else "")
 
-    def full(self) -> GatewayError:
-        """Say that there is no room, and count that."""
-        self._tell("", most=self._most)
-        return GatewayError(OVERLOADED, "There are too many connections.", _AGAIN)
-
-    def leave(self, name: str) -> None:
-        """Count one less."""
+    def leave(self, name: str, *, spare: bool) -> None:
+        """Count one less; it had a place among the spare ones, or not."""
         self._in_all -= 1
+        self._spare_taken -= spare
         self.uncount(name)
 
-    @property
-    def is_full(self) -> bool:
-        """True if who came last is one too many."""
-        return self._in_all > self._most
+    def take_spare(self) -> bool:
+        """Tell whether one that is too many may be heard out, which takes a place until it leaves."""
+        if self._spare_taken >= SPARE:
+            return False
+        self._spare_taken += 1
+        return True
 
-    @property
-    def overfull(self) -> bool:
-        """True if who came last cannot even be heard out."""
-        return self._in_all > self._most + SPARE
-
-    def count(self, name: str) -> GatewayError | None:
-        """Count one more of an address, in a connection that others share; gives why it may not ask."""
+    def count(self, name: str) -> Excess:
+        """Count one more of an address, in a connection that others share; tells whether it has too many."""
         if not name:
-            return None
+            return ""
         of_it = self._of_each[name] = self._of_each.get(name, 0) + 1
-        if of_it <= self._most_of_one:
-            return None
-        self._tell("address", most=self._most_of_one, address=name)
-        return GatewayError(OVERLOADED, "There are too many connections from this address.", _AGAIN)
+        return "connections from this address" if of_it > self._most_of_one else ""
 
     def uncount(self, name: str) -> None:
         """Count one less of an address."""
@@ -93,13 +87,12 @@ class Crowd:
             else:
                 del self._of_each[name]
 
-    def _tell(self, of: str, **fields: object) -> None:
+    def refusal(self, excess: Excess) -> GatewayError:
+        """Turn one away, and tell of it."""
         self.refused += 1
         now = self._clock()
-        if now - self._told_at[of] >= TELL_EVERY_S:
-            self._told_at[of] = now
-            what = "too many connections from one address" if of else "too many connections"
-            events.warning(what, **fields, refused=self.refused)
-
-
-_AGAIN: Final = (("Retry-After", str(RETRY_S)),)
+        if now - self._told_at.get(excess, -math.inf) >= TELL_EVERY_S:
+            self._told_at[excess] = now
+            most = self._most if excess == "connections" else self._most_of_one
+            events.warning(f"too many {excess.replace('this', 'one')}", most=most, refused=self.refused)
+        return GatewayError(OVERLOADED, f"There are too many {excess}.", (("Retry-After", str(RETRY_S)),))

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from email.utils import formatdate
+from functools import partial
 from typing import Any, Final, cast
 
 from aiohttp import StreamReader, web
@@ -48,6 +49,7 @@ class ClientConnection(RequestHandler):
         "_deaf_timer",
         "_head_timer",
         "_heads",
+        "_is_spare",
         "_name",
         "_stall_timer",
         "date_line",
@@ -74,8 +76,8 @@ class ClientConnection(RequestHandler):
         self.now = loop.time
         self.flow: Flow | None = None
         self.serving: Client | None = None
-        self._answer = manager.turnstile.answer
-        self._name = ""
+        self._answer: Answer = manager.turnstile.answer
+        self._name, self._is_spare = "", False
         self._heads = HeadReader()
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
@@ -192,16 +194,13 @@ class ClientConnection(RequestHandler):
         crowd, peer = self.server.crowd, transport.get_extra_info("peername")
         address = peer[0] if isinstance(peer, tuple) else ""
         self._name = crowd.name(address)
-        error = crowd.enter(self._name)
-        if error is not None:
-            self._turn_away(error)
-        elif crowd.overfull:
-            self._turn_away(crowd.full())
-        elif crowd.is_full:
-            self._answer = self.server.turnstile.if_vital
-            self._head_timer = self._loop.call_later(
-                self.patience.spare_s, lambda: self._turn_away(crowd.full())
-            )
+        excess = crowd.enter(self._name)
+        if excess and not crowd.take_spare():
+            self._turn_away(crowd.refusal(excess))
+        elif excess:
+            self._is_spare, self._answer = True, partial(self.server.turnstile.if_vital, excess)
+            late = self.patience.spare_s
+            self._head_timer = self._loop.call_later(late, lambda: self._turn_away(crowd.refusal(excess)))
         elif address and not self._name:
             self._answer = self.server.turnstile.by_proxy
 
@@ -327,7 +326,7 @@ class ClientConnection(RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget the connection; its handler is cancelled."""
-        self.server.crowd.leave(self._name)
+        self.server.crowd.leave(self._name, spare=self._is_spare)
         self.flow = None
         self._stop_stall_timer()
         for timer in (self._head_timer, self._deaf_timer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 
 from llmgateway.config.load import build
+from llmgateway.http.body import Patience
 from llmgateway.service.gateway import Gateway
 from tests.conftest import GatewayFor
 from tests.fake_provider import FakeProvider
@@ -47,16 +48,19 @@ async def test_where_there_are_too_many_connections_it_still_tells_how_it_is(pro
 
 
 async def test_an_address_has_a_bound_of_its_own_that_a_new_config_moves(gateway_for: GatewayFor) -> None:
-    gateway = await gateway_for(server={"connections_per_address": 2})
+    gateway = await gateway_for(server={"connections_per_address": 2}, patience=Patience(spare_s=0.1))
     async with AsyncExitStack() as stack:
         _ = [await stack.enter_async_context(RawClient(gateway.port)) for _ in range(2)]
         async with RawClient(gateway.port) as one_more:
             response = await one_more.response()
             assert (response.status, response.json["error"]["type"]) == (503, "overloaded")
             assert "from this address" in response.json["error"]["message"]
-        gateway.adopt(build(settings(server={"connections_per_address": 4})))
         async with RawClient(gateway.port) as one_more:
             await one_more.send(request("GET", "/healthz"))
+            assert (await one_more.response()).status == 200
+        gateway.adopt(build(settings(server={"connections_per_address": 4})))
+        async with RawClient(gateway.port) as one_more:
+            await one_more.send(request("GET", "/v1/models"))
             assert (await one_more.response()).status == 200
 
 

@@ -35,32 +35,41 @@ def test_a_trusted_proxy_is_not_bounded_by_its_address() -> None:
 
 def test_an_address_has_no_more_than_its_own_and_takes_nothing_from_others() -> None:
     made = crowd()
-    assert [made.enter("a") is None for _ in range(3)] == [True, True, False]
-    assert made.enter("b") is None
-    made.leave("a")
-    made.leave("a")
-    assert made.enter("a") is None
+    assert [not made.enter("a") for _ in range(3)] == [True, True, False]
+    assert not made.enter("b")
+    made.leave("a", spare=False)
+    made.leave("a", spare=False)
+    assert not made.enter("a")
 
 
 def test_unset_it_is_a_share_of_all_but_not_a_small_one() -> None:
-    assert all(crowd(4_000, None).count("a") is None for _ in range(1_000))
+    assert not any(crowd(4_000, None).count("a") for _ in range(1_000))
     large, small = crowd(4_000, None), crowd(8, None)
-    assert [large.count("a") for _ in range(1_001)][-1] is not None
-    assert all(small.count("a") is None for _ in range(LEAST_OF_ONE))
+    assert [large.count("a") for _ in range(1_001)][-1]
+    assert not any(small.count("a") for _ in range(LEAST_OF_ONE))
 
 
-def test_a_few_beyond_all_are_heard_out() -> None:
+def test_a_few_that_are_too_many_are_heard_out() -> None:
     made = crowd(2, 100)
-    states = []
-    for _ in range(2 + SPARE + 1):
-        made.enter("a")
-        states.append((made.is_full, made.overfull))
-    assert states == [(False, False)] * 2 + [(True, False)] * SPARE + [(True, True)]
+    assert [made.enter("a") for _ in range(3)] == ["", "", "connections"]
+    assert [made.take_spare() for _ in range(SPARE + 1)] == [True] * SPARE + [False]
+    made.leave("a", spare=False)
+    assert not made.take_spare()
+    made.leave("a", spare=True)
+    assert made.take_spare()
+
+
+def test_what_is_too_much_is_told_once_a_minute_each(caplog: pytest.LogCaptureFixture) -> None:
+    made = crowd(2, 100)
+    for _ in range(100):
+        made.refusal("connections")
+        made.refusal("connections from this address")
+    assert made.refused == 200 and len(caplog.records) == 2
 
 
 def test_nothing_is_kept_of_who_has_left() -> None:
     made = crowd()
     for each in range(1_000):
         made.enter(f"a-{each}")
-        made.leave(f"a-{each}")
+        made.leave(f"a-{each}", spare=False)
     assert not made._of_each

@@ -17,6 +17,8 @@ Two trees, and one border between them:
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
 
+from llmgateway.veil import veiled
+
 
 @dataclass(frozen=True, slots=True)
 class ErrorKind:
@@ -52,17 +54,18 @@ class GatewayError(Exception):
     """A failure to be told to the client, in words that name the trouble.
 
     `headers` are extra response headers as (name, value) pairs, such as Retry-After or Allow. `brief` is what
-    is written down of it: it quotes nothing that was said to somebody's request.
+    is written down of it: it quotes nothing that was said to somebody's request. No key is in either.
     """
 
     def __init__(
         self, kind: ErrorKind, message: str, headers: tuple[tuple[str, str], ...] = (), brief: str = ""
     ) -> None:
+        message = veiled(message)
         super().__init__(message)
         self.kind = kind
         self.message = message
         self.headers = headers
-        self.brief = brief or message
+        self.brief = veiled(brief) or message
 
 
 def no_provider(model: str) -> GatewayError:

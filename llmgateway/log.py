@@ -19,6 +19,8 @@ from copy import copy
 from functools import lru_cache
 from typing import Any, Final, Literal, TextIO
 
+from llmgateway.veil import veiled
+
 request_id: Final[ContextVar[str]] = ContextVar("request_id", default="")
 
 MOST_WAITING_BYTES: Final = 256 * 1024
@@ -262,7 +264,7 @@ class TextLines(_Lines):
         lines = [f"{head}{_facts(fields)}{after}" for fields in _fields_of(record)]
         if record.exc_info:
             lines.append(self.formatException(record.exc_info))
-        return "\n".join(lines)
+        return veiled("\n".join(lines))
 
 
 class JsonLines(_Lines):
@@ -272,7 +274,8 @@ class JsonLines(_Lines):
         """Render one record; a traceback is one more field."""
         head = {"time": self.stamp(record), "level": record.levelname.lower(), "event": record.getMessage()}
         tail = {"traceback": self.formatException(record.exc_info)} if record.exc_info else {}
-        return "\n".join(json.dumps(head | fields | tail, default=str) for fields in _fields_of(record))
+        lines = (json.dumps(head | fields | tail, default=str) for fields in _fields_of(record))
+        return veiled("\n".join(lines))
 
 
 def _one_line(text: str) -> str:

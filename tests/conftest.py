@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+import orjson
 import pytest
 import yaml
 
+from llmgateway.access.keys import Caller
 from llmgateway.http.body import Patience
 from tests.fake_provider import FakeProvider
 from tests.journey import KEY, eventually, settings
 from tests.llamacpp.fixtures import llama_embeddings, llama_endless, llama_keyed, llama_models, llama_server
 from tests.program import Program, running
+from tests.secrecy import hear, keeping_secrets, watch
 from tests.tools import what_was_skipped
 
 if TYPE_CHECKING:
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["llama_embeddings", "llama_endless", "llama_keyed", "llama_models", "llama_server"]
 
+ADMIN = Caller("", admin=True)
 ProviderFor = Callable[..., Awaitable[FakeProvider]]
 GatewayFor = Callable[..., Awaitable["Gateway"]]
 ProgramFor = Callable[..., Awaitable[Program]]
@@ -46,6 +51,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterat
     skipped = terminalreporter.stats.get("skipped", [])
     if said := what_was_skipped(report.longrepr[2] for report in skipped):
         terminalreporter.write_line(said)
+
+
+@pytest.fixture(autouse=True)
+def no_secret_is_told(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail when a key, a credential, a prompt or an answer was let out where it should not be."""
+    with keeping_secrets():
+        yield
+        if "tmp_path" in request.fixturenames:
+            watch.written(request.node.funcargs["tmp_path"])
 
 
 @pytest.fixture
@@ -88,6 +102,7 @@ async def gateway_for(nothing_leaks: None) -> AsyncIterator[GatewayFor]:
     from llmgateway.service.gateway import Gateway
 
     known: list[FakeProvider] = []
+    gateways: list[Gateway] = []
     async with AsyncExitStack() as stack:
 
         async def start(
@@ -98,9 +113,12 @@ async def gateway_for(nothing_leaks: None) -> AsyncIterator[GatewayFor]:
             gateway = await stack.enter_async_context(Gateway(config, patience))
             async with asyncio.timeout(10):
                 await gateway.ready.wait()
+            gateways.append(gateway)
             return gateway
 
         yield start
+        for gateway in gateways:
+            look_at(gateway)
     await eventually(lambda: not _open_connections(known), 2, saying="connections to providers are left open")
 
 
@@ -111,6 +129,7 @@ async def http(nothing_leaks: None) -> AsyncIterator[aiohttp.ClientSession]:
         headers={"Authorization": f"Bearer {KEY}"},
         timeout=aiohttp.ClientTimeout(total=20),
         auto_decompress=False,
+        trace_configs=[_heard_by(watch.sent("what an HTTP client received"))],
     ) as session:
         yield session
 
@@ -131,6 +150,27 @@ async def program_for(nothing_leaks: None, tmp_path: Path) -> AsyncIterator[Prog
             return program
 
         yield start
+
+
+def look_at(gateway: Gateway) -> None:
+    """Have it looked through what a gateway shows to who may see all."""
+    watch.kept("the metrics", gateway.metrics.render("")[0])
+    watch.kept("the live page", orjson.dumps(gateway.status.snapshot(ADMIN, wall=time.time())))
+
+
+def _heard_by(heard: bytearray) -> aiohttp.TraceConfig:
+    """Have a client of aiohttp add what it receives to what was heard."""
+
+    async def body(*told: Any) -> None:
+        hear(heard, told[2].chunk)
+
+    async def head(*told: Any) -> None:
+        hear(heard, repr(told[2].response.headers).encode())
+
+    trace = aiohttp.TraceConfig()
+    trace.on_response_chunk_received.append(body)
+    trace.on_request_end.append(head)
+    return trace
 
 
 def _open_connections(providers: list[FakeProvider]) -> list[str]:

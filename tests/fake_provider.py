@@ -24,6 +24,7 @@ from typing import Any, Self
 
 from tests.exchange import Exchange, Request, Script, Wire
 from tests.script import answer, error, listing, polite
+from tests.secrecy import watch
 
 
 class FakeProvider:
@@ -168,7 +169,11 @@ class FakeProvider:
                 self._wires.discard(wire)
 
     async def _exchange(self, wire: Wire) -> None:
-        exchange = Exchange(_parse(await wire.until(b"\r\n\r\n"), wire), wire)
+        received = await wire.until(b"\r\n\r\n")
+        exchange = Exchange(_parse(received, wire), wire)
+        from_gateway = exchange.request.header("via") is not None
+        if from_gateway:
+            watch.received(self.port, received)
         try:
             if self.before_body and exchange.request.method != "GET":
                 self._record(exchange)
@@ -176,6 +181,8 @@ class FakeProvider:
                 if exchange.complete or wire.transport.is_closing():
                     return wire.transport.close()
             exchange.request = replace(exchange.request, body=await _body(exchange.request, wire))
+            if from_gateway:
+                watch.received(self.port, exchange.request.body)
             self._record(exchange)
             await exchange.perform(self._script_for(exchange.request))
         finally:

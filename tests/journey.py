@@ -9,13 +9,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, overload
 
 from tests.fake_provider import FakeProvider
+from tests.secrecy import PROMPT, watch
 
 T = TypeVar("T")
 
 KEY = "sk-alice-0123456789abcdefghijklmnopqrstuvwxyz"
 """alice's key in every config made here."""
 
-ASK: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+ASK: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": PROMPT}]}
 """The body of an ordinary chat request."""
 
 
@@ -47,7 +48,7 @@ def settings(*providers: FakeProvider, **sections: Any) -> dict[str, Any]:
 
     A section given by name replaces the one made here; `server` and `providers` are merged into it.
     """
-    return {
+    tree = {
         "users": {"alice": {"keys": [KEY]}},
         "log": {"requests": "none"},
         **sections,
@@ -55,3 +56,5 @@ def settings(*providers: FakeProvider, **sections: Any) -> dict[str, Any]:
         "providers": {provider.name: provider.entry for provider in providers}
         | sections.get("providers", {}),
     }
+    watch.learn(tree)
+    return tree

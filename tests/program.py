@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.journey import eventually
+from tests.secrecy import MOST_BYTES, watch
 
 GATEWAY = Path(__file__).resolve().parent.parent / "gateway.py"
 
@@ -124,6 +125,7 @@ async def running(
         async with asyncio.timeout(10):
             await process.wait()
             await listening
+        watch.kept(f"stderr of {arguments}", program.err[-MOST_BYTES:])
 
 
 async def run(*arguments: str, cwd: Path, limit: float = 20) -> Finished:

@@ -20,6 +20,7 @@ from enum import Enum
 from typing import Any, Self
 
 from tests.journey import KEY
+from tests.secrecy import PROMPT, hear, watch
 
 
 class Ending(Enum):
@@ -88,7 +89,7 @@ def request(method: str, target: str, *headers: str, body: bytes = b"", key: str
 
 def chat(body: bytes | None = None, *headers: str, stream: bool = False, key: str | None = KEY) -> bytes:
     """The bytes of a chat completion request for model `m`."""
-    message = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": stream}
+    message = {"model": "m", "messages": [{"role": "user", "content": PROMPT}], "stream": stream}
     return request(
         "POST", "/v1/chat/completions", *headers, body=body or json.dumps(message).encode(), key=key
     )
@@ -119,6 +120,7 @@ class RawClient:
         self.recorded = bytearray()
         self._buffer = bytearray()
         self._ended = Ending.OPEN
+        self._heard = watch.sent(f"what a client of port {port} received")
 
     async def __aenter__(self) -> Self:
         self._socket = socket.socket()
@@ -179,6 +181,7 @@ class RawClient:
                 interim.append(status)
         pairs = (line.partition(":") for line in lines[1:])
         response = Response(status, [(name, value.strip()) for name, _, value in pairs], interim)
+        watch.learn_cookies(response.header("set-cookie") or "")
         response.framing, response.left = _framing(response, to)
         return response
 
@@ -252,6 +255,7 @@ class RawClient:
             self._ended = Ending.CUT
             raise EOFError
         self._buffer += data
+        hear(self._heard, data)
         if self._record:
             self.recorded += data
 

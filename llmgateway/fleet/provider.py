@@ -4,6 +4,7 @@ State that lives, owned by the one event loop. It changes only in its own method
 gathered; nothing here touches the network. The last known models stay with a provider through a blip.
 """
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ from llmgateway.servers.models import Model
 
 events = Events("fleet")
 
+_PARTS: Final = re.compile(r"[\s;,=]+")  # of a header's value: a scheme and a token, or cookies
+_LEAST_CHARACTERS: Final = 8  # of a part that is a secret by itself
 _MOST_TOLD: Final = 20  # names in a line of the log
 
 
@@ -146,8 +149,10 @@ class Provider:
         """What this provider is told and nobody else may read, should it repeat it in a message."""
         key, proxy = self.config.api_key, self.config.proxy
         password = [proxy.password] if proxy is not None and proxy.password else []
-        headers = (value for name, value in self.config.headers.items() if name.lower() != "host")
-        return [*([key] if key else []), *password, *filter(None, headers)]
+        headers = [value for name, value in self.config.headers.items() if name.lower() != "host"]
+        parts = [part for value in headers for part in _PARTS.split(value) if len(part) >= _LEAST_CHARACTERS]
+        secrets = {*([key] if key else []), *password, *filter(None, headers), *parts}
+        return sorted(secrets, key=len, reverse=True)  # none is cut by one that is a part of it
 
     def usable_by(self, caller: Caller) -> bool:
         """Tell whether this caller may know of it: their own, shared with them, or everybody's."""

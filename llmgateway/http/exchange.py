@@ -177,6 +177,11 @@ class Exchange:
             pass  # the caller gets what is there; a relay would raise the failure again
         return b"".join(self._buffer), self.complete
 
+    def amend(self, body: bytes) -> None:
+        """Have another body relayed, of the same length, in the place of what was read."""
+        assert len(body) == self._buffered
+        self._buffer = [body]
+
     async def relay(self, sink: Sink, idle_s: float) -> None:
         """Hand the body to the sink until it ends.
 

@@ -7,11 +7,14 @@ from typing import Final
 
 from llmgateway.errors import LOOP_DETECTED, UPSTREAM_ERROR, GatewayError, ProviderFailed, ProviderLooped
 from llmgateway.fleet.provider import Provider
+from llmgateway.http.exchange import Exchange
 from llmgateway.http.headers import AnswerHead
 from llmgateway.servers.kind import quote
 
 UNAUTHORIZED: Final = 401
 QUOTED_BYTES: Final = 64 * 1024
+LOOK_S: Final = 2.0
+_LEAST_CHARACTERS: Final = 8  # of a secret; shorter ones stand in many a sentence
 _CREDENTIALS: Final = frozenset({"authorization", "x-api-key", "api-key"})
 _GZIP_OR_ZLIB: Final = zlib.MAX_WBITS | 32
 
@@ -33,6 +36,25 @@ def too_late(provider: Provider, status: int, head: AnswerHead, body: bytes) -> 
     said = quote(readable(head, body), provider.secrets)
     brief = f"Provider '{provider.name}' answered {status}"
     return GatewayError(UPSTREAM_ERROR, f"{brief}{': ' if said else '.'}{said}", brief=f"{brief}.")
+
+
+async def blot_out(provider: Provider, exchange: Exchange) -> None:
+    """Make unreadable what a refusal repeats of its provider's credentials; nothing else changes of it.
+
+    Raises GatewayError for a compressed one, which cannot be changed so.
+    """
+    secrets = [secret.encode() for secret in provider.secrets if len(secret) >= _LEAST_CHARACTERS]
+    if not secrets:
+        return
+    body, _ = await exchange.read(QUOTED_BYTES, LOOK_S)
+    plain = readable(exchange.head, body)
+    repeated = [secret for secret in secrets if secret in plain]
+    if repeated and plain is not body:
+        raise too_late(provider, exchange.status, exchange.head, body)
+    for secret in repeated:
+        body = body.replace(secret, b"*" * len(secret))
+    if repeated:
+        exchange.amend(body)
 
 
 def readable(head: AnswerHead, body: bytes, limit_bytes: int = QUOTED_BYTES) -> bytes:

@@ -35,6 +35,7 @@ from llmgateway.http.headers import request_head
 from llmgateway.log import Events
 from llmgateway.traffic.affinity import Thread, thread_of
 from llmgateway.traffic.keepers import Kept
+from llmgateway.veil import veiled
 
 events = Events("app")
 
@@ -270,4 +271,4 @@ def _query(raw_path: str) -> str:
     query = raw_path.partition("?")[2]
     if not _SANE_QUERY.fullmatch(query):
         raise GatewayError(INVALID_REQUEST, "The query has characters that must be percent-encoded.")
-    return query
+    return veiled(query)

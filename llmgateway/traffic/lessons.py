@@ -19,7 +19,7 @@ from llmgateway.http.via import is_loop
 from llmgateway.servers.kind import quote
 from llmgateway.servers.known import is_loading
 from llmgateway.servers.refusals import NOT_FOUND, REFUSALS, scope_of
-from llmgateway.traffic.answers import QUOTED_BYTES, UNAUTHORIZED, about_the_key, readable
+from llmgateway.traffic.answers import LOOK_S, QUOTED_BYTES, UNAUTHORIZED, about_the_key, readable
 from llmgateway.traffic.call import Call
 from llmgateway.traffic.line import Order
 
@@ -29,7 +29,6 @@ _FORBIDDEN: Final = 403
 _NO_METHOD: Final = 405  # where no model says who should have the path, another may have it
 _NO_ANSWER: Final = 300
 _OK: Final = 200
-_LOOK_S: Final = 2.0
 _BEGINNING_BYTES: Final = 64
 
 
@@ -68,7 +67,7 @@ async def is_disguised(exchange: Exchange, provider: Provider, order: Order, now
     """Tell whether an answer only looks as if an endpoint had worked for the first time, and note whether."""
     repertoire, disowns = provider.repertoire, provider.kind.disowns
     if disowns and order.endpoint and exchange.status == _OK and exchange.head.framing is None:
-        body, _ = await exchange.read(_BEGINNING_BYTES, _LOOK_S)
+        body, _ = await exchange.read(_BEGINNING_BYTES, LOOK_S)
         if disowns in readable(exchange.head, body)[:_BEGINNING_BYTES]:
             provider.said_it_lacks(order.endpoint, order.model, every=True, now=now)
             return True
@@ -84,7 +83,7 @@ async def _says_it_has_not(
         return False
     if order.only and status == NOT_FOUND:
         return False  # it may be what it was to go on from that is not found
-    body, whole = await exchange.read(QUOTED_BYTES, _LOOK_S)
+    body, whole = await exchange.read(QUOTED_BYTES, LOOK_S)
     said = readable(exchange.head, body)
     if not whole or len(body) > QUOTED_BYTES or (body and not said):
         return False
@@ -100,7 +99,7 @@ async def _says_it_has_not(
 async def failure_told(provider: Provider, exchange: Exchange, call: Call) -> ProviderFailed:
     """Say what a refusal or a 5xx tells of its provider; it is not for the client."""
     status = exchange.status
-    body, _ = await exchange.read(QUOTED_BYTES, _LOOK_S)
+    body, _ = await exchange.read(QUOTED_BYTES, LOOK_S)
     body = readable(exchange.head, body)
     said = quote(body, provider.secrets)
     brief = f"answered {status}"

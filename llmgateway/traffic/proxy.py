@@ -31,7 +31,7 @@ from llmgateway.http.exchange import Exchange, Sink
 from llmgateway.http.handshake import SWITCHING
 from llmgateway.log import Events
 from llmgateway.servers.kind import quote
-from llmgateway.traffic.answers import none_left, too_late
+from llmgateway.traffic.answers import blot_out, none_left, too_late
 from llmgateway.traffic.call import Call
 from llmgateway.traffic.estimate import Usual
 from llmgateway.traffic.fairness import cost
@@ -235,6 +235,8 @@ class Proxy:
         if is_redirect(status, exchange.head):
             raise self._upstream.redirected(provider, call.outgoing, exchange)
         if status == UNSUPPORTED or (status < 500 and not is_refusal(status, call)):
+            if status >= _NO_ANSWER:
+                await blot_out(provider, exchange)
             return
         raise await failure_told(provider, exchange, call)
 

@@ -38,6 +38,7 @@ from llmgateway.log import Events, request_id
 from llmgateway.traffic.call import CallReader, Forward
 from llmgateway.traffic.freight import AT_ONCE_BYTES, Freight
 from llmgateway.traffic.proxy import Proxy
+from llmgateway.veil import veiled
 from llmgateway.web.cors import is_of_the_api, share
 from llmgateway.web.live import Live
 from llmgateway.web.ollama import OllamaPages
@@ -172,8 +173,8 @@ class App:
         Ours are unique, and no secrets; chance is asked once only, as asking costs. They are UUIDs: there are
         servers that take nothing else.
         """
-        if given is not None and _SANE_ID.fullmatch(given):
-            return given.decode()
+        if given is not None and _SANE_ID.fullmatch(given) and veiled(name := given.decode()) == name:
+            return name
         return f"{self._id_prefix}{next(self._ids)}"
 
     async def _follow(self, path: str, route: Route | None, client: Client) -> None:
@@ -205,6 +206,7 @@ class App:
         except GatewayError as error:
             entry.outcome = entry.outcome or ("truncated" if client.answered else error.kind.type)
             entry.why = error.brief
+            _veil(entry)
             try:
                 await self._tell(client, error)
             except asyncio.CancelledError:
@@ -310,6 +312,12 @@ class App:
             raise GatewayError(NOT_FOUND, "No request of that id is in flight.")
         events.info("request ended by hand", ended=wanted, by=viewer.user)
         client.respond(204, b"", NO_STORE.encode())
+
+
+def _veil(entry: Entry) -> None:
+    """Take keys out of what a client chose, and nobody has known."""
+    entry.model, entry.asked_model = veiled(entry.model), veiled(entry.asked_model)
+    entry.endpoint = veiled(entry.endpoint)
 
 
 def _version_4(digits: str) -> str:

@@ -125,7 +125,7 @@ async def test_a_prompt_that_a_filter_refuses_takes_nothing_from_others(
 
 KEYS: dict[str, tuple[dict[str, Any], str]] = {
     "none": ({}, "no api_key"),
-    "an api_key": ({"api_key": "sk-of-the-rig"}, "it was sent the credentials"),
+    "an api_key": ({"api_key": "key-of-the-rig"}, "it was sent the credentials"),
     "a header": ({"headers": {"Authorization": "Basic b2s6b2s="}}, "it was sent the credentials"),
 }
 
@@ -135,11 +135,11 @@ async def test_a_401_says_whether_a_key_was_sent_and_quotes_the_server_without_i
     provider_for: ProviderFor, gateway_for: GatewayFor, entry: dict[str, Any], words: str
 ) -> None:
     rig = await provider_for("rig", **entry)
-    rig.script = error(401, "not for sk-of-the-rig.")
+    rig.script = error(401, "not for key-of-the-rig.")
     gateway = await gateway_for(rig)
     message = said(await ask(gateway.port))
     assert words in message and "401: not for" in message
-    assert ("sk-of-the-rig" in message) is ("api_key" not in entry)
+    assert ("key-of-the-rig" in message) is ("api_key" not in entry)
     assert KEY not in message
 
 

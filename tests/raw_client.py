@@ -148,6 +148,10 @@ class RawClient:
                 await asyncio.get_running_loop().sock_sendall(self._socket, piece)
                 await asyncio.sleep(pause_s)
 
+    def fileno(self) -> int:
+        """Give the descriptor of its socket, to wait for."""
+        return self._socket.fileno()
+
     def half_close(self) -> None:
         """Say that no more will be sent; go on reading."""
         self._socket.shutdown(socket.SHUT_WR)

@@ -102,12 +102,15 @@ class ClientConnection(RequestHandler):
                     self._resume_reading_if_drained()
                 if isinstance(message, _ErrInfo):
                     self._refuse(message.exc)
+                    await self._hear_out()
                     break
                 client = self._client_of(message, content)
                 del message, content  # an answer may take an hour
                 kept = await self._serve(client)
                 if not client.body.is_here:
                     await self._linger(client)
+                elif client.body.broken:
+                    await self._hear_out()
                 if not kept or self._close or self._force_close:
                     break
                 self._next_keepalive_close_time = self.now() + self.patience.keep_alive_s
@@ -155,6 +158,14 @@ class ClientConnection(RequestHandler):
                 while not client.body.is_here and not self._force_close:
                     await client.body.skip_some()
         self._close = self._close or not client.body.is_here
+
+    async def _hear_out(self) -> None:
+        """Let a client that was refused close first; what it still sends, unread, would lose it the answer."""
+        self._close = True
+        transport = self.transport
+        if transport is not None and transport.can_write_eof():
+            transport.write_eof()
+            await asyncio.sleep(self._lingering_time)  # the end of the connection ends this task
 
     @property
     def min_rate(self) -> int:

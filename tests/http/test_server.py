@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -405,6 +406,18 @@ async def test_a_body_that_stops_making_sense_gets_exactly_one_400(
         with pytest.raises(EOFError):  # no second answer
             await client.head()
     assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("sent", [b"GARBAGE\r\n\r\n", CHUNKED + b"zz\r\n"], ids=["head", "body"])
+async def test_who_is_refused_while_still_sending_can_send_it_all_and_then_read_why(sent: bytes) -> None:
+    async with serving(echo) as here, RawClient(here.port) as client:
+        await client.send(sent)
+        async with asyncio.timeout(10):
+            await asyncio.to_thread(select.select, [client.fileno()], [], [])  # it has been answered
+        await client.send(*[b"x" * 100_000] * 20)
+        assert (await client.response()).status == 400
+        with pytest.raises(EOFError):
+            await client.head()
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,7 @@ async def said_to(port: int, message: bytes) -> bytes:
                 while piece := await asyncio.wait_for(reader.read(65_536), QUIET_S):
                     heard += piece
             except TimeoutError:
+                await ask(port, chat())  # who came later has been served: there is nothing to be waited for
                 writer.write_eof()
                 while piece := await reader.read(65_536):
                     heard += piece

@@ -160,7 +160,7 @@ class ClientConnection(RequestHandler):
         self._close = self._close or not client.body.is_here
 
     async def _hear_out(self) -> None:
-        """Let a client that was refused close first; what it still sends, unread, would lose it the answer."""
+        """Let a client that was refused close first: what it still sends would take its answer away."""
         self._close = True
         transport = self.transport
         if transport is not None and transport.can_write_eof():

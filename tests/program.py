@@ -15,6 +15,7 @@ from pathlib import Path
 from tests.journey import eventually
 from tests.secrecy import MOST_BYTES, watch
 
+_SHOWS_A_NEW_KEY = frozenset({"init", "key"})
 GATEWAY = Path(__file__).resolve().parent.parent / "gateway.py"
 
 
@@ -126,6 +127,8 @@ async def running(
             await process.wait()
             await listening
         watch.kept(f"stderr of {arguments}", program.err[-MOST_BYTES:])
+        if arguments and _SHOWS_A_NEW_KEY.isdisjoint(arguments):
+            watch.kept(f"stdout of {arguments}", program.out[-MOST_BYTES:])
 
 
 async def run(*arguments: str, cwd: Path, limit: float = 20) -> Finished:

@@ -25,7 +25,7 @@ WINGS: Final = {
     "servers": (),
     "http": ("errors", "log", "api"),
     "config": ("api", "servers", "http"),
-    "access": ("errors", "config"),
+    "access": ("veil", "errors", "config"),
     "books": ("log", "api"),
     "fleet": ("errors", "log", "api", "servers", "http", "config", "access"),
     "traffic": ABOVE_TRAFFIC,

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Final
 
 from llmgateway.access.keys import Caller
+from llmgateway.veil import veiled
 
 MOST_PERSONS: Final = 1_000
 IDLE_S: Final = 86_400.0  # the longest window of any limit
@@ -60,5 +61,5 @@ def name_in(value: bytes) -> str:
         text = value.decode()
     except UnicodeDecodeError:
         text = value.decode("latin-1")
-    shown = "".join(each for each in text[: 2 * NAME_CHARACTERS] if each.isprintable())
+    shown = "".join(each for each in veiled(text)[: 2 * NAME_CHARACTERS] if each.isprintable())
     return shown.strip()[:NAME_CHARACTERS].strip()

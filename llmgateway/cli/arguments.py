@@ -100,7 +100,8 @@ def _add_whom_to_ask(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--key",
         default=os.environ.get(KEY_VARIABLE),
-        help=f"an API key to ask with (${KEY_VARIABLE}; else what the config file shows)",
+        help=f"an API key to ask with (${KEY_VARIABLE}, which no list of processes shows; "
+        "else what the config file shows)",
     )
 
 

@@ -25,6 +25,7 @@ def named(persons: Persons, name: str, now: float = 0.0, caller: Caller = PAGE) 
         (b"x" * 10_000, "x" * NAME_CHARACTERS),
         ("\u200b \x7f".encode(), ""),
         (b"", ""),
+        (b"sk-alice-0123456789abcdefghijklmnopqrstuvwxyz", "sk-***"),
     ],
 )
 def test_a_name_is_what_can_be_shown_of_a_header(value: bytes, name: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import GatewayFor, ProviderFor
+from tests.conftest import GatewayFor, ProgramFor, ProviderFor
 from tests.fake_provider import FakeProvider
 from tests.journey import KEY
 from tests.journeys.test_errors import ask
@@ -20,6 +20,7 @@ from tests.web.visit import snapshot
 
 SECRET = "correct-horse-battery-staple"
 HIDDEN = "sk-***"
+LINUX = Path("/proc/self/cmdline").exists()
 
 # What a client mixes up.
 
@@ -167,3 +168,25 @@ async def test_an_answer_that_is_no_http_is_not_quoted(
     response = await ask(gateway.port, chat())
     assert response.status == 502 and SECRET not in response.body.decode()
     assert PROMPT not in response.body.decode()
+
+
+# The process.
+
+
+async def test_the_list_of_processes_and_what_a_program_says_show_no_key(
+    program_for: ProgramFor, provider_for: ProviderFor
+) -> None:
+    provider = await provider_for("rig", key=SECRET)
+    program = await program_for(provider, log={"level": "debug", "format": "json"})
+    await ask(program.port, chat())
+    await ask(program.port, MIXED_UP["the model"])
+    provider.script = error(500, f"no {SECRET}")
+    await ask(program.port, chat())
+    provider.script = error(401, f"no {SECRET}")
+    await ask(program.port, chat())
+    listed = b"".join(
+        Path(f"/proc/{program.pid}/{name}").read_bytes() for name in ("cmdline", "comm") if LINUX
+    )
+    assert SECRET.encode() not in listed and KEY.encode() not in listed
+    await program.says("no \\*\\*\\*")
+    assert SECRET not in program.err and KEY not in program.err

@@ -23,7 +23,8 @@ SETTLE_LIMIT_S: Final = 120.0
 BACK_LIMIT_S: Final = 60.0
 FIRST_LOOKS_S: Final = 5.0
 LOOK_LIMIT_S: Final = 20.0
-LEVELS: Final = ("tasks", "connections", "orders", "in_flight", "leases", "bodies_bytes")
+NONE_LEFT: Final = ("connections", "orders", "in_flight", "leases", "bodies_bytes")
+LEVELS: Final = ("tasks", *NONE_LEFT)
 LEAST_SAMPLES: Final = 8
 
 
@@ -128,12 +129,13 @@ async def settled(watched: Watched, providers: Iterable[FakeProvider], before: H
 
 
 def more_than(before: Held, after: Held) -> list[str]:
-    """Say of what there is more than there was."""
+    """Say of what there is more than there was, or any at all of what is there for requests alone."""
     found = [
         f"more {name} than at first: {before.levels[name]}, now {count}"
         for name, count in after.levels.items()
         if count > before.levels[name]
     ]
+    found += [f"there are {name} left: {after.levels[name]}" for name in NONE_LEFT if after.levels[name]]
     if any("tasks" in each for each in found):
         found.append(f"tasks: {Counter(after.inside['tasks']) - Counter(before.inside['tasks'])}")
     if any("descriptors" in each for each in found):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,15 +22,17 @@ gateway_requests_in_flight{provider="rig"} 0.0
 """
 
 
-def _books() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("soak_books", SCRIPTS / "soak_books.py")
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def _script(name: str) -> ModuleType:
+    """Import one of the scripts; each imports its neighbours by their names."""
+    sys.path.insert(0, str(SCRIPTS))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(SCRIPTS))
 
 
-books_of = _books()
+books_of = _script("soak_books")
+watch = _script("soak_watch")
 
 
 class Four:
@@ -140,3 +142,26 @@ def test_a_request_that_failed_over_was_served_well_by_the_last_alone() -> None:
     assert four.disagreements() == []
     four.books.served["one"].reverse()
     assert any("served by another" in each for each in four.disagreements())
+
+
+def test_nothing_that_is_held_for_requests_may_be_left_at_all() -> None:
+    nothing = dict.fromkeys(watch.NONE_LEFT, 0)
+    before = watch.Held({"tasks": {"run": 2}, **nothing}, ["socket"], 0)
+    assert watch.more_than(before, before) == []
+    for name in watch.NONE_LEFT:
+        held = watch.Held({"tasks": {"run": 2}, **nothing, name: 3}, ["socket"], 0)
+        assert any(name in each for each in watch.more_than(held, held)), name
+
+
+def test_more_tasks_or_descriptors_than_at_first_are_named() -> None:
+    nothing = dict.fromkeys(watch.NONE_LEFT, 0)
+    before = watch.Held({"tasks": {"run": 2}, **nothing}, ["socket"], 0)
+    after = watch.Held({"tasks": {"run": 2, "stray": 1}, **nothing}, ["pipe", "socket"], 0)
+    assert any("stray" in each for each in watch.more_than(before, after))
+    assert any("pipe" in each for each in watch.more_than(before, after))
+
+
+def test_memory_that_grows_is_told_from_memory_that_is_only_large() -> None:
+    assert watch.grown([(float(at), 80_000_000) for at in range(40)]) == (0, 0.0)
+    growth, mb_an_hour = watch.grown([(float(at), 80_000_000 + at * 1_000_000) for at in range(40)])
+    assert growth == 20_000_000 and mb_an_hour == pytest.approx(3600)

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from typing import Final
 
 FREE: Final = 10
-FIRST_S: Final = 0.1
-LONGEST_S: Final = 5.0
+FIRST_S: Final = 0.05
+LONGEST_S: Final = 1.0  # enough to slow a search down, and within the patience of any client
 FORGIVEN_EVERY_S: Final = 10.0
 MOST_COUNTED: Final = 30
 MOST_REMEMBERED: Final = 10_000

@@ -23,7 +23,7 @@ def refused(tries: Tries, times: int, name: str = "a", now: float = 0.0) -> list
 def test_some_tries_are_free_and_then_each_waits_longer_up_to_a_bound() -> None:
     delays = refused(Tries(), 30)
     assert delays[:FREE] == [0.0] * FREE
-    assert delays[FREE : FREE + 3] == [0.1, 0.2, 0.4]
+    assert delays[FREE : FREE + 3] == [0.05, 0.1, 0.2]
     assert delays == sorted(delays) and delays[-1] == LONGEST_S
 
 

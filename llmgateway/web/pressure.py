@@ -19,8 +19,10 @@ from llmgateway.log import Events
 events = Events("app")
 
 LOOK_EVERY_S: Final = 0.25
-BEHIND_S: Final = 0.1
-LOOKS: Final = 8
+BEHIND_S: Final = (
+    0.5  # a thousand requests that come at once take it 0.2 s, and nobody is to be turned away for that
+)
+LOOKS: Final = 6
 """So many in a row have to find it behind."""
 LOOK_CLOSELY_EVERY_S: Final = 0.02
 TARGET_S: Final = 0.03

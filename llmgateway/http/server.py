@@ -32,7 +32,6 @@ from llmgateway.log import Events
 
 events = Events("downstream")
 
-MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_LINE_BYTES: Final = 16 * 1024
 MIN_RATE: Final = 1024
 _OF_TLS: Final = "HTTPS traffic"  # as aiohttp names what begins like it
@@ -344,23 +343,6 @@ class ClientConnection(RequestHandler):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
-
-
-def check_head(client: Client) -> None:
-    """Refuse, and close after, what aiohttp's parser accepts though it should not. Raises GatewayError."""
-    coding = client.head.named.get(b"transfer-encoding")
-    trouble = ""
-    if client.version not in ((1, 0), (1, 1)):
-        trouble = "Only HTTP/1.0 and HTTP/1.1 are spoken here."
-    elif coding is not None and client.version == (1, 0):
-        trouble = "HTTP/1.0 has no Transfer-Encoding."
-    elif coding is not None and coding.lower() != b"chunked":
-        trouble = "No transfer coding but chunked is understood."
-    elif len(client.raw_path) + client.head.size > MAX_HEAD_BYTES:
-        trouble = f"The request's head is over {MAX_HEAD_BYTES} bytes."
-    if trouble:
-        client.close_after()
-        raise GatewayError(INVALID_REQUEST, trouble)
 
 
 class ClientServer(web.Server):

@@ -31,8 +31,8 @@ from llmgateway.errors import (
     draining,
 )
 from llmgateway.http.client import Client
+from llmgateway.http.propriety import check_head
 from llmgateway.http.room import Room
-from llmgateway.http.server import check_head
 from llmgateway.http.via import refuse_loop
 from llmgateway.log import Events, request_id
 from llmgateway.traffic.call import CallReader, Forward

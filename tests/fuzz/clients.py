@@ -18,7 +18,8 @@ from llmgateway.http.frames import Follower, close_frame, ping_frame
 from llmgateway.http.handshake import require_handshake
 from llmgateway.http.headers import NOT_FORWARDED, HeadReader, request_head
 from llmgateway.http.peers import peer_of
-from llmgateway.http.server import ClientServer, check_head
+from llmgateway.http.propriety import check_head
+from llmgateway.http.server import ClientServer
 from llmgateway.http.via import hops, refuse_loop
 from tests.fuzz.target import Choices, Target, behind, pieces, words
 from tests.fuzz.wire import LOOP, Line

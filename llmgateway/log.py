@@ -89,6 +89,7 @@ def configure(*, level: str, form: Literal["text", "json"], stream: TextIO | Non
     if handler not in root.handlers:
         logging.basicConfig(handlers=[handler, LastLines()], force=True)
     root.setLevel(logging.WARNING)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # warns of bytes that clients send
     logging.getLogger(_ROOT).setLevel(level.upper())
 
 

@@ -14,6 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmgateway.api.multipart import peek_multipart
+from llmgateway.errors import GatewayError
 from llmgateway.log import MOST_WAITING_BYTES, Events, JsonLines, Outlet, TextLines, configure, request_id
 
 HOSTILE = 'a"b\r\n2026-01-01T00:00:00.000Z info    forged\x1b[2J\u2028 user=mallory'
@@ -142,6 +144,13 @@ def test_other_libraries_speak_from_warning_up(written: io.StringIO) -> None:
     logging.getLogger("aiohttp.server").info("chatter")
     logging.getLogger("aiohttp.server").warning("trouble")
     assert [line.split()[2] for line in written.getvalue().splitlines()] == ["trouble"]
+
+
+def test_a_client_cannot_have_a_library_write_into_the_log(written: io.StringIO) -> None:
+    configure(level="debug", form="text", stream=written)
+    with pytest.raises(GatewayError):
+        peek_multipart(b"junk", b"multipart/form-data; boundary=B")
+    assert not written.getvalue()
 
 
 def test_a_fault_of_our_own_comes_with_its_traceback(written: io.StringIO) -> None:

@@ -23,6 +23,7 @@ from llmgateway.log import TextLines
 
 MOST_BYTES: Final = 256 * 1024
 """So much is kept of each thing that leaves; the rest of a flood is the same."""
+MOST_THINGS: Final = 5_000
 LEAST_KEPT: Final = 4
 LEAST_SENT: Final = 8
 """Characters of a secret; a shorter one stands in many a sentence."""
@@ -38,11 +39,12 @@ _LOUD: Final = ("llmgateway", "aiohttp", "asyncio")
 class Secrecy:
     """What one test has let out, and which secrets must not be in it."""
 
-    def __init__(self) -> None:
-        self.begin()
+    def __init__(self, *, listens: bool = True) -> None:
+        self.begin(listens=listens)
 
-    def begin(self) -> None:
-        """Know of nothing yet."""
+    def begin(self, *, listens: bool) -> None:
+        """Know of nothing yet; listen, or let all pass from now on, as where no test is running."""
+        self._room = MOST_THINGS if listens else 0
         self.secrets: set[bytes] = set()
         self.cookies: set[bytes] = set()
         """Of sessions. Only their clients receive them, once."""
@@ -66,7 +68,7 @@ class Secrecy:
 
     def learn_cookies(self, line: str) -> None:
         """Take in the session that a client was given, from a Set-Cookie line, and may have in its head."""
-        for token in _SESSION.findall(line):
+        for token in _SESSION.findall(line) if self._room > 0 else ():
             self.cookies.add(token.encode())
 
     def _add(self, secret: object) -> bytes:
@@ -80,21 +82,30 @@ class Secrecy:
 
     def kept(self, by: str, data: bytes | str = b"") -> bytearray:
         """Begin with what is written down somewhere; gives what more can be added to."""
-        return _begin(self._kept, by, data)
+        return self._begin(self._kept, by, data)
 
     def sent(self, to: str) -> bytearray:
         """Begin with what a client receives."""
-        return _begin(self._sent, to, b"")
+        return self._begin(self._sent, to, b"")
 
     def received(self, port: int, data: bytes) -> None:
         """Take in what a provider has received at its port."""
-        self._received.append((port, bytearray(data[:MOST_BYTES])))
+        if self._room > 0:
+            self._room -= 1
+            self._received.append((port, bytearray(data[:MOST_BYTES])))
 
     def written(self, folder: Path) -> None:
         """Take in the request logs in a folder."""
         for file in folder.rglob("*.jsonl*"):
             if file.is_file():
                 self.kept(file.name, file.read_bytes()[-MOST_BYTES:])
+
+    def _begin(self, kind: list[tuple[str, bytearray]], name: str, data: bytes | str) -> bytearray:
+        heard = bytearray(data if isinstance(data, bytes) else data.encode("utf-8", "backslashreplace"))
+        if self._room > 0:
+            self._room -= 1
+            kind.append((name, heard))
+        return heard
 
     # -- what is found
 
@@ -125,12 +136,6 @@ def _credentials(provider: Mapping[str, Any]) -> Iterator[str]:
         yield from (proxy.password, unquote(proxy.password), b64encode(pair.encode()).decode())
 
 
-def _begin(kind: list[tuple[str, bytearray]], name: str, data: bytes | str) -> bytearray:
-    heard = bytearray(data if isinstance(data, bytes) else data.encode("utf-8", "backslashreplace"))
-    kind.append((name, heard))
-    return heard
-
-
 def _found(
     told: Sequence[tuple[str, bytes | bytearray]], secrets: Any, own: Any = frozenset()
 ) -> Iterator[str]:
@@ -143,7 +148,7 @@ def _found(
             yield f"{name} tells {hit!r}: ...{bytes(data[max(0, at - 200) : at + 200])!r}"
 
 
-watch = Secrecy()
+watch = Secrecy(listens=False)
 """Of the test that is running."""
 
 
@@ -166,7 +171,7 @@ def hear(heard: bytearray, data: bytes) -> None:
 @contextmanager
 def keeping_secrets() -> Iterator[Secrecy]:
     """Watch all that leaves, the log down to its least lines; at the end nothing may have been told."""
-    watch.begin()
+    watch.begin(listens=True)
     loggers = [logging.getLogger(name) for name in _LOUD]
     levels = [logger.level for logger in loggers]
     ear = _Ear(watch.kept("the log"))
@@ -180,5 +185,5 @@ def keeping_secrets() -> Iterator[Secrecy]:
             logger.removeHandler(ear)
             logger.setLevel(level)
     leaks = watch.leaks()
-    watch.begin()
+    watch.begin(listens=False)
     assert not leaks, "\n".join(leaks)

@@ -90,6 +90,16 @@ def test_request_logs_are_read(heard: Secrecy, tmp_path: Path) -> None:
     (tmp_path / "deep" / "requests.jsonl.1").unlink()
 
 
+def test_where_no_test_runs_nothing_is_held(heard: Secrecy) -> None:
+    before = repr(vars(Secrecy(listens=False)))
+    deaf = Secrecy(listens=False)
+    deaf.kept("the log", SECRET)
+    deaf.sent("a client").extend(b"x")
+    deaf.received(1234, b"x")
+    deaf.learn_cookies("llmgateway=abcdefghijkl; Path=/")
+    assert repr(vars(deaf)) == before
+
+
 # What is heard of a real gateway: each leak is made on purpose, and a test in which it happens fails.
 
 

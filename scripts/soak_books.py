@@ -28,6 +28,8 @@ class Asked:
     """The kind of client."""
     forwarded: bool = True
     """False for what the gateway answers by itself, which stands in no book."""
+    known: bool = True
+    """False if its key may be nobody's."""
     status: int = 0
     """0 if no head of an answer came."""
     ending: str = ""
@@ -129,8 +131,12 @@ def _of_clients(books: Books, by_id: Mapping[str, Sequence[Line]]) -> Iterator[T
 
 
 def _is_anybody(asked: Asked) -> bool:
-    """Tell whether it was refused before it was known whose it is: few lines are kept of those."""
-    return asked.status == STRANGER or asked.error == "draining"
+    """Tell whether it was refused before it was known whose it is: few lines are kept of those.
+
+    A stranger waits for the refusal, and may be ended meanwhile.
+    """
+    refused = asked.status == STRANGER or asked.error == "draining"
+    return refused or (asked.error == "cancelled" and not asked.known)
 
 
 def _of_one(asked: Asked, line: Line) -> Iterator[str]:

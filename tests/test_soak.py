@@ -135,6 +135,15 @@ def test_who_left_may_stand_in_the_log_or_not_and_however() -> None:
     assert books_of.disagreements(four.books, []) == []
 
 
+def test_of_a_stranger_that_was_ended_while_it_waited_there_need_be_no_line() -> None:
+    four = Four()
+    four.books.served.clear()
+    four.asked.status, four.asked.error = 410, "cancelled"
+    assert any("not logged" in each for each in books_of.disagreements(four.books, []))
+    four.asked.known = False
+    assert books_of.disagreements(four.books, []) == []
+
+
 def test_a_request_that_failed_over_was_served_well_by_the_last_alone() -> None:
     four = Four()
     four.books.served["one"].insert(0, books_of.Served("one", "moody", status=200))

@@ -90,7 +90,8 @@ class ServerConfig(Section):
         description="Folder for large uploads that do not name their model first; none: the system's own.",
     )
     connections_per_address: Count | None = Field(
-        None, description="How many connections one address may have; unset: a quarter of all there may be."
+        None,
+        description="How many connections an address may have; unset: a quarter of all, this machine any.",
     )
     cors: ListOf[Origin] = Field(
         (), description='Web pages that may call from a browser: their origins, or "*" for all.'

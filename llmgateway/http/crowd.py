@@ -4,7 +4,8 @@ Rules:
 
 - A few that are too many are heard out: what tells whether the gateway is well has to work when it is full.
 - A reverse proxy that is trusted to say for whom it asks is no address: those are, each with what it asks at
-  the moment. Neither is a Unix socket.
+  the moment. Neither is a Unix socket; nor, unless a bound is set, this machine itself, where a proxy may
+  stand that nobody has told of.
 - Whoever enters leaves, once, under the name that was given.
 """
 
@@ -45,12 +46,15 @@ class Crowd:
     def bound(self, most_of_one: int | None, trusted: Sequence[Network]) -> None:
         """Let so many in from an address, from now on, but for trusted proxies; None is a share of all."""
         self._most_of_one = max(LEAST_OF_ONE, self._most // SHARE) if most_of_one is None else most_of_one
+        self._bounds_itself = most_of_one is not None
         self.trusted = trusted
 
     def name(self, connected: str) -> str:
         """Give the name under which a connection counts; none if it is not bounded by itself."""
         address = address_of(connected)
-        return "" if address is None or is_in(address, self.trusted) else origin_of(address)
+        if address is None or is_in(address, self.trusted):
+            return ""
+        return "" if address.is_loopback and not self._bounds_itself else origin_of(address)
 
     def enter(self, name: str) -> Excess:
         """Count one more; tells of what there are too many now, if of anything."""

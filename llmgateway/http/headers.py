@@ -42,6 +42,7 @@ HOP_BY_HOP: Final = frozenset(
 NOT_FORWARDED: Final = HOP_BY_HOP | {
     b"authorization",
     b"x-api-key",
+    b"api-key",  # as Azure calls it; where a client sends both, it is the same key
     b"host",
     b"content-length",
     b"expect",

@@ -9,6 +9,7 @@ Rules:
 """
 
 import asyncio
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -22,8 +23,9 @@ LOOK_EVERY_S: Final = 0.25
 BEHIND_S: Final = (
     0.5  # a thousand requests that come at once take it 0.2 s, and nobody is to be turned away for that
 )
-LOOKS: Final = 6
-"""So many in a row have to find it behind."""
+LOOKS: Final = 3
+"""So many in a row have to find it behind, over so long at least."""
+BEHIND_FOR_S: Final = 2.0
 LOOK_CLOSELY_EVERY_S: Final = 0.02
 TARGET_S: Final = 0.03
 """How far it may be behind where it is looked at closely."""
@@ -44,6 +46,7 @@ class Pressure:
         """How many were."""
         self._clock = clock
         self._behind = 0
+        self._behind_since = -math.inf
         self._watched_closely = False
         self._calm_since = 0.0
         self._due = 0.0
@@ -63,11 +66,14 @@ class Pressure:
             if self.sheds:
                 self._calm_since = now
             elif now - self._calm_since >= CALM_S:
-                self._watched_closely, self._behind = False, 0
+                self._watched_closely, self._behind, self._behind_since = False, 0, now
                 events.info("requests are no longer turned away", shed=self.shed)
             return
-        self._behind = self._behind + 1 if late_s >= BEHIND_S else 0
-        if self._behind >= LOOKS:
+        if late_s < BEHIND_S:
+            self._behind, self._behind_since = 0, now
+            return
+        self._behind += 1
+        if self._behind >= LOOKS and now - self._behind_since >= BEHIND_FOR_S:
             self._watched_closely = self.sheds = True
             self._calm_since = now
             events.warning("too many requests: they are turned away while others are late", lag_s=self.lag_s)

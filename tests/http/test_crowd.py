@@ -33,6 +33,12 @@ def test_a_trusted_proxy_is_not_bounded_by_its_address() -> None:
     assert crowd(1_000, 2, "10.0.0.0/24").name("10.0.0.7") == ""
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1"])
+def test_this_machine_is_bounded_only_where_a_bound_is_set(address: str) -> None:
+    assert crowd(1_000, None).name(address) == ""
+    assert crowd(1_000, 2).name(address)
+
+
 def test_an_address_has_no_more_than_its_own_and_takes_nothing_from_others() -> None:
     made = crowd()
     assert [not made.enter("a") for _ in range(3)] == [True, True, False]

@@ -40,7 +40,7 @@ JSON_PATHS = """
 """.split()
 ROOT_PATHS = ["/tokenize", "/detokenize", "/apply-template"]
 FORM_PATHS = "/v1/audio/transcriptions /v1/audio/translations /v1/images/edits".split()
-CLIENT_CREDENTIALS = (f"authorization: Bearer {KEY}", f"X-Api-Key: {KEY}")
+CLIENT_CREDENTIALS = (f"authorization: Bearer {KEY}", f"X-Api-Key: {KEY}", f"api-key: {KEY}")
 
 
 def good(path: str, *headers: str) -> bytes:

@@ -6,23 +6,37 @@ import asyncio
 import time
 
 from llmgateway.service.gateway import Gateway
-from llmgateway.web.pressure import BEHIND_S, CALM_S, LOOK_CLOSELY_EVERY_S, LOOKS, TARGET_S, Pressure
+from llmgateway.web.pressure import (
+    BEHIND_FOR_S,
+    BEHIND_S,
+    CALM_S,
+    LOOKS,
+    TARGET_S,
+    Pressure,
+)
 from tests.conftest import GatewayFor
 from tests.fake_provider import FakeProvider
 from tests.journey import eventually
 from tests.raw_client import RawClient, Response, chat, request
 
 
-def looked(*late_s: float) -> Pressure:
+def looked(*late_s: float, every_s: float = BEHIND_FOR_S) -> Pressure:
     pressure = Pressure(lambda: 0.0)
-    for each in late_s:
-        pressure.look(each, now=0.0)
+    for number, each in enumerate(late_s):
+        pressure.look(each, now=number * every_s)
     return pressure
 
 
 def test_a_moment_is_nothing_however_long() -> None:
     assert not looked(*[30.0] * (LOOKS - 1)).sheds
     assert not looked(*[30.0] * (LOOKS - 1), 0.0, *[30.0] * (LOOKS - 1)).sheds
+
+
+def test_it_takes_time_as_well_as_looks() -> None:
+    pressure = looked(0.0, *[30.0] * LOOKS, every_s=0.01)
+    assert not pressure.sheds
+    pressure.look(30.0, now=BEHIND_FOR_S)
+    assert pressure.sheds
 
 
 def test_a_machine_that_is_merely_slow_is_not_behind() -> None:
@@ -33,18 +47,19 @@ def test_who_is_behind_again_and_again_sheds_until_it_is_not() -> None:
     pressure = looked(*[BEHIND_S] * LOOKS)
     assert pressure.sheds
     for late_s in (0.0, TARGET_S * 2, 0.0):
-        pressure.look(late_s, now=0.0)
+        pressure.look(late_s, now=LOOKS * BEHIND_FOR_S)
         assert pressure.sheds is (late_s > TARGET_S)
 
 
 def test_after_a_calm_while_it_takes_as_long_as_at_first() -> None:
     pressure = looked(*[BEHIND_S] * LOOKS)
-    for each in range(int(CALM_S / LOOK_CLOSELY_EVERY_S) + 1):
-        pressure.look(0.0, now=each * LOOK_CLOSELY_EVERY_S)
-    for _ in range(LOOKS - 1):
-        pressure.look(1.0, now=100.0)
+    began = LOOKS * BEHIND_FOR_S
+    pressure.look(TARGET_S * 2, now=began)
+    pressure.look(0.0, now=began + CALM_S)
+    for _ in range(LOOKS * 2):
+        pressure.look(1.0, now=began + CALM_S)
         assert not pressure.sheds
-    pressure.look(1.0, now=100.0)
+    pressure.look(1.0, now=began + CALM_S + BEHIND_FOR_S)
     assert pressure.sheds
 
 

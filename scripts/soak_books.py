@@ -183,7 +183,8 @@ def _of_providers(books: Books, by_id: Mapping[str, Sequence[Line]]) -> Iterator
         asked = books.asked.get(each)
         if asked is not None and asked.sent not in (0, served[-1].got) and _is_as_it_came(books, line):
             yield "another body than was sent", f"{_of(asked)}, the log {_brief(line)}"
-        for trouble in _of_exchanges(served, line, books.names):
+        heard = asked is not None and asked.ending == "whole"  # who leaves may miss what an answer cost
+        for trouble in _of_exchanges(served, line, books.names, heard=heard):
             last = served[-1]
             how = "whole" if last.whole else "broken"
             yield (
@@ -206,7 +207,7 @@ def _is_as_it_came(books: Books, line: Line) -> bool:
 
 
 def _of_exchanges(
-    served: Sequence[Served], line: Line, names: Mapping[str, Collection[str]]
+    served: Sequence[Served], line: Line, names: Mapping[str, Collection[str]], *, heard: bool
 ) -> Iterator[str]:
     """Tell how what providers have seen of a request and its line in the log differ."""
     whole = [
@@ -224,7 +225,7 @@ def _of_exchanges(
         yield "served by another"
     elif not last.whole and not last.lies:
         yield "ok, but not served whole"
-    elif last.tokens is not None and not last.lies:
+    elif heard and last.tokens is not None and not last.lies:
         logged = (line["prompt_tokens"], line["completion_tokens"])
         if logged != last.tokens or line["estimated"]:
             yield "other tokens than told"

@@ -210,11 +210,10 @@ class App:
             try:
                 await self._tell(client, error)
             except asyncio.CancelledError:
-                if self._running.why_cut(client) is not None:  # it was told something else
-                    entry.outcome = self._how_cut(entry, client)
+                self._note_cut(entry, client)
                 raise
         except asyncio.CancelledError:
-            entry.outcome = entry.outcome or self._how_cut(entry, client)
+            self._note_cut(entry, client)
             raise
         except Exception:
             entry.outcome = INTERNAL_ERROR.type
@@ -223,12 +222,12 @@ class App:
             self._running.over(client)
             self._close(entry, client)
 
-    def _how_cut(self, entry: Entry, client: Client) -> str:
-        """Tell what has become of a request that was cut off; its answer may have been written by then."""
+    def _note_cut(self, entry: Entry, client: Client) -> None:
+        """Write down what has become of a request that was cut off: what its client was told, if anything."""
         if (cut := self._running.why_cut(client)) is not None:
-            entry.why = cut.brief
-            return cut.kind.type
-        return "ok" if client.ended and not client.missed else "client_gone"
+            entry.outcome, entry.why = cut.kind.type, cut.brief
+        elif not entry.outcome:
+            entry.outcome = "ok" if client.ended and not client.missed else "client_gone"
 
     def _close(self, entry: Entry, client: Client) -> None:
         entry.status = client.status or (500 if entry.outcome == INTERNAL_ERROR.type else _CLIENT_GONE)

@@ -20,7 +20,7 @@ from tests.fake_provider import FakeProvider
 from tests.journey import KEY, eventually
 from tests.journeys.test_errors import ask, refusal
 from tests.raw_client import RawClient, Response, chat, request
-from tests.script import done, error, event, head, play, sse, wait, word
+from tests.script import chunk, done, error, event, head, play, sse, wait, word
 from tests.web.visit import BOB, FROM_PAGE, HOUSE, cookie_of, snapshot, with_cookie
 
 SECRET = "the cat sleeps on the router"
@@ -63,6 +63,21 @@ async def test_an_admin_ends_a_stream_which_is_told_so_and_booked_as_cancelled(
     line = await last_of(gateway)
     assert (line["user"], line["status"], line["outcome"]) == ("bob", 200, "cancelled")
     assert "ended by alice" in line["why"]
+
+
+async def test_one_that_is_told_so_behind_its_last_words_is_booked_as_cancelled(
+    provider: FakeProvider, gateway_for: GatewayFor
+) -> None:
+    provider.script = play(sse(), word("Bye"), chunk(b"data: [DONE]\n\n"), wait(asyncio.Event()))
+    gateway = await gateway_for(provider, users=HOUSE)
+    cookie = await cookie_of(gateway)
+    async with RawClient(gateway.port) as client:
+        await client.send(ask_for("m", key=BOB, stream=True))
+        response = await client.head()
+        await client.events(response, 2)
+        assert (await ask(gateway.port, ending(await one_in_flight(gateway), cookie))).status == 204
+        assert (await client.events(response, 3))[-1]["error"]["type"] == "cancelled"
+    assert (await last_of(gateway))["outcome"] == "cancelled"
 
 
 async def test_one_that_waits_for_its_refusal_is_booked_as_what_it_was_told(

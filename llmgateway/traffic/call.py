@@ -12,7 +12,7 @@ Rules:
 
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -144,24 +144,16 @@ class CallReader:
         entry.bytes_in = size = len(body)
         named = client.head.named
         query = _query(client.raw_path) if "?" in client.raw_path else ""
-        try:
-            if seen is not None:
-                pass
-            elif endpoint.body == "json":
-                seen = peek_json(body)
-            elif endpoint.body == "multipart":
-                seen = peek_multipart(body, named.get(b"content-type", b""))
-            elif endpoint.body == "socket":
-                if body:
-                    raise bad("A WebSocket's handshake has no body.")
-                return self._read_handshake(client, endpoint, query, entry)
-            else:
-                seen = Peek(_model_in(query) if endpoint.body == "query" else NO_MODEL, streams=False)
-        except NoModel:
-            name = (endpoint.by_name and name_in(body)) or self._default_model
-            if name is None:
-                raise
-            seen, body = _named(name, endpoint, body, named.get(b"content-type", b""))
+        if endpoint.body == "socket":
+            return self._read_handshake(client, endpoint, query, entry, body)
+        if seen is None:
+            try:
+                seen = _look(endpoint, query, named, body)
+            except NoModel:
+                name = (endpoint.by_name and name_in(body)) or self._default_model
+                if name is None:
+                    raise
+                seen, body = _named(name, endpoint, body, named.get(b"content-type", b""))
         model, streams, wanted = seen.model, seen.streams, endpoint.name
         follows = seen.follows if seen.follows and endpoint.dialect.fields.follows else ""
         if streams is None:
@@ -207,8 +199,12 @@ class CallReader:
         )
         return Call(NO_MODEL, endpoint.name, outgoing, Thread(), entry, keepalive_s=keepalive_s)
 
-    def _read_handshake(self, client: Client, endpoint: Endpoint, query: str, entry: Entry) -> Call:
+    def _read_handshake(
+        self, client: Client, endpoint: Endpoint, query: str, entry: Entry, body: Body
+    ) -> Call:
         """Read from a WebSocket's handshake what routing needs to know. Raises GatewayError (400, 426)."""
+        if body:
+            raise bad("A WebSocket's handshake has no body.")
         named = client.head.named
         require_handshake(named, client.version)
         if not client.may_switch:
@@ -236,6 +232,15 @@ class CallReader:
         call.check = partial(self._recognise, client)
         call.key_protocol = next(iter(key_protocols(named)), b"")
         return call
+
+
+def _look(endpoint: Endpoint, query: str, named: Mapping[bytes, bytes], body: Body) -> Peek:
+    """Read what the endpoint has a request say, where it has it said. Raises GatewayError (400)."""
+    if endpoint.body == "json":
+        return peek_json(body)
+    if endpoint.body == "multipart":
+        return peek_multipart(body, named.get(b"content-type", b""))
+    return Peek(_model_in(query) if endpoint.body == "query" else NO_MODEL, streams=False)
 
 
 def _named(model: str, endpoint: Endpoint, body: Body, content_type: bytes) -> tuple[Peek, Body]:

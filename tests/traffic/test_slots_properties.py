@@ -274,7 +274,7 @@ class Story:
         for provider in self.fleet.providers.values():
             for _ in range(2):
                 provider.observe(online(*MODELS), now=now())
-        for _ in range(200):
+        for _ in range(1_000):  # of 0.3 s: a provider may be taken out for a minute, and again
             for request in self.requests:
                 if request.provider and not request.end.done():
                     request.end.set_result(None)

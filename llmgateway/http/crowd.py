@@ -56,6 +56,11 @@ class Crowd:
             return ""
         return "" if address.is_loopback and not self._bounds_itself else origin_of(address)
 
+    def is_proxy(self, connected: str) -> bool:
+        """Tell whether a connection is one of those that are trusted to say for whom they ask."""
+        address = address_of(connected)
+        return address is not None and is_in(address, self.trusted)
+
     def enter(self, name: str) -> Excess:
         """Count one more; tells of what there are too many now, if of anything."""
         self._in_all += 1

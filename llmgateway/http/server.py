@@ -211,7 +211,7 @@ class ClientConnection(RequestHandler):
             self._is_spare, self._answer = True, partial(self.server.turnstile.if_vital, excess)
             late = self.patience.spare_s
             self._head_timer = self._loop.call_later(late, lambda: self._turn_away(crowd.refusal(excess)))
-        elif address and not self._name:
+        elif crowd.is_proxy(address):
             self._answer = self.server.turnstile.by_proxy
 
     def _turn_away(self, error: GatewayError) -> None:

@@ -30,13 +30,16 @@ def test_a_connection_counts_for_an_address_or_a_network_of_ipv6(address: str, n
 
 
 def test_a_trusted_proxy_is_not_bounded_by_its_address() -> None:
-    assert crowd(1_000, 2, "10.0.0.0/24").name("10.0.0.7") == ""
+    bounded = crowd(1_000, 2, "10.0.0.0/24")
+    assert bounded.name("10.0.0.7") == "" and bounded.is_proxy("10.0.0.7")
+    assert not bounded.is_proxy("10.0.1.7") and not bounded.is_proxy("")
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1"])
 def test_this_machine_is_bounded_only_where_a_bound_is_set(address: str) -> None:
     assert crowd(1_000, None).name(address) == ""
     assert crowd(1_000, 2).name(address)
+    assert not crowd(1_000, None).is_proxy(address)
 
 
 def test_an_address_has_no_more_than_its_own_and_takes_nothing_from_others() -> None:

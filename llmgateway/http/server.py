@@ -212,7 +212,7 @@ class ClientConnection(RequestHandler):
             late = self.patience.spare_s
             self._head_timer = self._loop.call_later(late, lambda: self._turn_away(crowd.refusal(excess)))
         elif crowd.is_proxy(address):
-            self._answer = self.server.turnstile.by_proxy
+            self._answer = partial(self.server.turnstile.by_proxy, address)
 
     def _turn_away(self, error: GatewayError) -> None:
         if self.transport is not None:

@@ -1,12 +1,18 @@
 """Who of a crowd is answered: by ways of their own for those who are not simply clients among others."""
 
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
 
 from llmgateway.errors import GatewayError
 from llmgateway.http.client import Client
 from llmgateway.http.crowd import Crowd, Excess
-from llmgateway.http.peers import peer_of, traces_in
+from llmgateway.http.peers import FORWARDED_FOR, TRACES, Network, peer_of, traces_in
+
+_FORWARDED_FOR: Final = FORWARDED_FOR.encode()
+_TRACES: Final = frozenset(name.encode() for name in TRACES)
+_MOST_NAMES: Final = 1_000
+_MOST_CLAIMED: Final = 256  # bytes of a chain of proxies that is remembered
 
 Answer = Callable[[Client], Awaitable[None]]
 """Answers a request through the client. It must not raise."""
@@ -19,6 +25,8 @@ class Turnstile:
         self.answer = answer
         self._crowd = crowd
         self._is_vital = is_vital
+        self._names: dict[tuple[str, bytes, bool], str] = {}
+        self._trusted: Sequence[Network] = ()
 
     async def if_vital(self, excess: Excess, client: Client) -> None:
         """Answer one request on a connection that is one too many, if it must be answered all the same."""
@@ -28,11 +36,9 @@ class Turnstile:
         else:
             _refuse(client, self._crowd.refusal(excess))
 
-    async def by_proxy(self, client: Client) -> None:
+    async def by_proxy(self, connected: str, client: Client) -> None:
         """Answer a request that a trusted proxy passes on: it counts for whom it is from."""
-        link, traces = client.link, traces_in(client.head.named)
-        address = peer_of(link.address, traces, self._crowd.trusted, over_tls=link.over_tls).address
-        name = "" if address is None else self._crowd.name(str(address))
+        name = self._name_behind(connected, client)
         excess = self._crowd.count(name)
         try:
             if excess:
@@ -41,6 +47,22 @@ class Turnstile:
                 await self.answer(client)
         finally:
             self._crowd.uncount(name)
+
+    def _name_behind(self, connected: str, client: Client) -> str:
+        """Give the name under which the client of a proxy counts. Remembered, as it takes long to find."""
+        named, trusted = client.head.named, self._crowd.trusted
+        if self._trusted is not trusted or len(self._names) >= _MOST_NAMES:
+            self._names.clear()
+            self._trusted = trusted
+        claimed, proxied = named.get(_FORWARDED_FOR, b""), not _TRACES.isdisjoint(named)
+        told = connected, claimed, proxied
+        name = self._names.get(told)
+        if name is None:
+            address = peer_of(connected, traces_in(named), trusted, over_tls=False).address
+            name = "" if address is None else self._crowd.name(str(address))
+            if len(claimed) <= _MOST_CLAIMED:
+                self._names[told] = name
+        return name
 
 
 def _refuse(client: Client, error: GatewayError) -> None:

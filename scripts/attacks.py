@@ -210,7 +210,7 @@ ATTACKS: Final = {
     "crowd": Attack(
         f"{2 * MANY} connections, where an address may have 100", crowd, {"connections_per_address": 100}
     ),
-    "no-files": Attack(  # the bound of those who are elsewhere, as strangers are; this machine has none of itself
+    "no-files": Attack(  # with the bound of who is elsewhere, as strangers are
         f"{2 * MANY} connections where 256 files may be open", crowd, {"connections_per_address": 64}, 256
     ),
     "comings": Attack("connections that come and go", comings),

@@ -117,9 +117,12 @@ class FakeProvider:
         for task in self._tasks:
             task.cancel()
         wires = list(self._wires)
-        for wire in wires:
-            wire.transport.abort()
         async with asyncio.timeout(5):
+            await asyncio.gather(
+                *(wire.made.wait() for wire in wires)
+            )  # of one just accepted, that comes next
+            for wire in wires:
+                wire.transport.abort()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await asyncio.gather(*(wire.closed.wait() for wire in wires))
 

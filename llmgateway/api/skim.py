@@ -51,7 +51,10 @@ _UNKNOWN: Final = re.compile(
 
 
 class Skim:
-    """A look at one body. `look` whenever there is more of it; `peek` at its end."""
+    """A look at one body. `look` whenever there is more of it; `peek` at its end.
+
+    It is long as each state of the reading is a method of it, of a few lines.
+    """
 
     def __init__(self, body: Body) -> None:
         self.body = body

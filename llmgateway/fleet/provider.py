@@ -66,7 +66,10 @@ class Probe:
 
 @dataclass(eq=False)
 class Provider:
-    """One LLM server, as it is now."""
+    """One LLM server, as it is now.
+
+    It is long as whatever changes its state stands here, and nowhere else.
+    """
 
     name: str
     config: ProviderConfig

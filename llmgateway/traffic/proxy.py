@@ -53,7 +53,10 @@ _HELD_BYTES: Final = 1 << 20
 
 
 class Proxy:
-    """Carries calls to providers and their answers back."""
+    """Carries calls to providers and their answers back.
+
+    It is long as the story of a request, all that can go wrong in it included, is told in one place.
+    """
 
     def __init__(
         self,

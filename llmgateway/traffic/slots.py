@@ -37,7 +37,10 @@ _LOOK_S: Final = 1.0
 
 
 class Slots:
-    """Who is served next, and where."""
+    """Who is served next, and where.
+
+    It is long as all that takes, grants or gives back a slot has to be read together.
+    """
 
     def __init__(
         self,

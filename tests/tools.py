@@ -1,4 +1,4 @@
-"""Programs of the system that some tests need; where one is missing they are skipped, or fail."""
+"""Programs and packages that some tests need; where one is missing they are skipped, or fail."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable
-from typing import Final
+from importlib.util import find_spec
+from typing import Final, NoReturn
 
 import pytest
 
@@ -15,8 +16,17 @@ _MISSING: Final = " is not installed"
 
 def tool(name: str) -> str:
     """Give the path of a program. Skips the test where it is missing, unless all tests must run."""
-    if path := shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin"):
-        return path
+    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
+    return path or _miss(name)
+
+
+def package(name: str) -> None:
+    """Have a Python package. Skips the test where it is missing, unless all tests must run."""
+    if find_spec(name) is None:
+        _miss(name)
+
+
+def _miss(name: str) -> NoReturn:
     if os.environ.get("LLMGATEWAY_TEST_ALL") == "1":
         pytest.fail(f"{name} is not installed, and LLMGATEWAY_TEST_ALL=1 says that all tests must run")
     pytest.skip(f"{name}{_MISSING}")

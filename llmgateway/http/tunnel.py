@@ -195,8 +195,6 @@ class Tunnel:
 
     def release_client(self) -> None:
         """Hear the client again."""
-        self._left = False
-        """Whether the provider has left."""
         self._held = False
         self._client.hear(True)
         self._up_at = self._loop.time()

@@ -9,6 +9,7 @@ Rules:
 """
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Final
 
@@ -123,7 +124,7 @@ class Sending:
         (self._begin_wait if waits else self._end_wait)()
 
 
-class Upload:
+class Upload(ABC):
     """A large body, and whoever is sent it. `run` is a task's, for as long as the request lasts."""
 
     def __init__(self, size: int | None) -> None:
@@ -172,14 +173,10 @@ class Upload:
             if written:
                 sending.send(written)
             offset += len(piece)
-            self.sent(offset)
 
+    @abstractmethod
     async def read(self, offset: int) -> Buffer:
         """Give the piece that begins at an offset; nothing at the end. Raises GatewayError."""
-        raise NotImplementedError
-
-    def sent(self, offset: int) -> None:
-        """Learn how far it was sent."""
 
 
 class Stored(Upload):
@@ -257,15 +254,16 @@ class Live(Upload):
             self._came.set()
 
     async def read(self, offset: int) -> Buffer:
-        """Give what is here, or what comes next."""
+        """Give what is here, or what comes next; all before that has been sent."""
+        self._forget_before(offset)
         while offset - self._base >= len(self._kept) and not self._source.ended:
             self._came.clear()
             await self._came.wait()
         at = offset - self._base
         return bytes(self._kept[at : at + PIECE_BYTES])
 
-    def sent(self, offset: int) -> None:
-        """Forget what was sent once it is much."""
+    def _forget_before(self, offset: int) -> None:
+        """Keep no longer what was sent, once that is much."""
         if offset >= KEPT_BYTES:
             del self._kept[: offset - self._base]
             self._base = offset

@@ -159,11 +159,11 @@ class Slots:
 
     def is_served(self, order: Order) -> bool:
         """Tell whether anybody serves this order, though all may be busy."""
-        return bool(self._candidates(order))
+        return bool(self._candidates(order, self._now()))
 
     def hopeful(self, order: Order) -> bool:
         """Tell whether somebody serves this order, or is about to."""
-        return bool(self._candidates(order) or self._prospects(order))
+        return bool(self._candidates(order, self._now()) or self._prospects(order))
 
     def nobody_serves(self, order: Order) -> GatewayError:
         """Say that nobody serves an order, and who did or what they lack."""
@@ -214,7 +214,7 @@ class Slots:
 
     def waiting_by_provider(self) -> Counter[str]:
         """Count for each provider the waiters that it could serve; one may be counted at several."""
-        return Counter(p.name for order in self.line.orders for p in self._candidates(order))
+        return Counter(p.name for order in self.line.orders for p in self._candidates(order, self._now()))
 
     # -- waiting
 
@@ -234,7 +234,7 @@ class Slots:
             if was_granted(granted):
                 return granted.result().provider
             words = f"No slot for {_wish(order)} became free in time."
-            if not self._candidates(order):
+            if not self._candidates(order, self._now()):
                 words = f"No provider had {_wish(order)} ready in time."
             raise self.line.overloaded(order.model, words, now=self._now()) from None
         except BaseException:
@@ -266,8 +266,7 @@ class Slots:
             words = f"{full}, and you have the most requests in it."
             answer.set_exception(self.line.overloaded(order.model, words, now=now))
 
-    def _candidates(self, order: Order) -> Sequence[Provider]:
-        now = self._now()
+    def _candidates(self, order: Order, now: float) -> Sequence[Provider]:
         return candidates(
             self._fleet, order.caller, order.model, order.tried, order.endpoint, order.only, now=now
         )
@@ -278,7 +277,7 @@ class Slots:
     def _keep_looking(self) -> None:
         """While anybody waits, look every second for what tells nobody: the end of a pause, a sleeper."""
         for order in self.line.orders:
-            if not self._candidates(order):
+            if not self._candidates(order, self._now()):
                 self._wake(self._prospects(order))
         if self._timer is None and self.line.orders:
             self._timer = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
@@ -312,17 +311,15 @@ class Slots:
         return False
 
     def _home_is_free(self, order: Order) -> bool:
-        conversation = self._affinity.find(order.thread, now=self._now())
+        now = self._now()
+        conversation = self._affinity.find(order.thread, now=now)
         if conversation is None:
             return False
-        return any(
-            p.name == conversation.home and p.has_room_for(order.model) for p in self._candidates(order)
-        )
+        home = conversation.home
+        return any(p.name == home and p.has_room_for(order.model) for p in self._candidates(order, now))
 
     def _place(self, order: Order, now: float) -> Placement | None:
-        among = candidates(
-            self._fleet, order.caller, order.model, order.tried, order.endpoint, order.only, now=now
-        )
+        among = self._candidates(order, now)
         if not among:
             return None
         return place(among, order.caller, order.model, order.thread, self._affinity, self._chance, now=now)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from tests.tools import package
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,8 +46,8 @@ def fuzz(folder: Path, *, broken: bool, seconds: int) -> str:
 
 
 @pytest.mark.timeout(180)  # each process takes a while to begin
-@pytest.mark.skipif(find_spec("atheris") is None, reason="atheris is not installed")
 def test_what_is_found_is_kept_and_tried_again_until_it_is_mended(tmp_path: Path) -> None:
+    package("atheris")
     assert fuzz(tmp_path, broken=True, seconds=0) == "[True]"
     assert fuzz(tmp_path, broken=True, seconds=20) == "[True]"
     assert fuzz(tmp_path, broken=False, seconds=1) == "[]"

@@ -322,16 +322,22 @@ async def test_the_id_is_that_of_who_answered_in_the_end(
 async def test_what_comes_behind_a_keepalive_is_known_as_well(
     gateway_for: GatewayFor, provider: FakeProvider
 ) -> None:
-    shelf = Shelf(provider)
+    shelf, waited = Shelf(provider), asyncio.Event()
     made = shelf.make
 
     async def late(exchange: Any) -> None:
-        await asyncio.sleep(0.3)
+        await waited.wait()
         await made(exchange)
 
     provider.script = late
     gateway = await gateway_for(provider, streams={"keepalive": "100ms"})
-    response = await ask(gateway.port, made_from({"stream": True}))
+    async with RawClient(gateway.port) as client:
+        await client.send(made_from({"stream": True}))
+        response = await client.head()
+        await client.piece(response)
+        waited.set()
+        while await client.piece(response):
+            pass
     assert response.body.startswith(b": waiting")
     assert (await about(gateway, shelf.made[0])).status == 200
 

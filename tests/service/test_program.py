@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import sys
@@ -26,6 +25,7 @@ from tests.journey import eventually, settings
 from tests.program import Finished, Program, run, running
 from tests.raw_client import Ending, RawClient, Response, chat, request
 from tests.script import done, head, play, raw, sse, stall, wait, word
+from tests.tools import tool
 
 
 async def ask(port: int, message: bytes) -> Response:
@@ -307,8 +307,8 @@ def curl_of(program: Program) -> str | None:
     )
 
 
-@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
 async def test_with_no_config_file_the_printed_curl_works_when_pasted(tmp_path: Path) -> None:
+    tool("curl")
     if any(map(somebody_listens, WELL_KNOWN.values())):
         pytest.skip("an LLM server may be running on a well-known port of this machine")
     async with running("--port", "0", cwd=tmp_path) as program:

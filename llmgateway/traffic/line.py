@@ -13,13 +13,11 @@ from typing import Final
 
 import msgspec
 
-from llmgateway.access.keys import Caller
 from llmgateway.errors import OVERLOADED, GatewayError, ProviderFailed
 from llmgateway.fleet.breaker import Breaker
 from llmgateway.fleet.provider import Provider
-from llmgateway.traffic.affinity import Thread
 from llmgateway.traffic.fairness import FairShare, Standing
-from llmgateway.traffic.router import Placement
+from llmgateway.traffic.router import Placement, Wish
 
 MAX_OVERTAKEN: Final = 8  # times that one whose cache is on the freed machine may go before an older waiter
 RETRY_AFTER_S: Final = (1, 600)
@@ -47,20 +45,12 @@ class Doubt(msgspec.Struct, frozen=True):
     trials: tuple[Breaker, ...]
 
 
-class Order(msgspec.Struct, eq=False):
+class Order(Wish, kw_only=True):
     """One request's wish to be served. `estimate` is in virtual tokens (see fairness)."""
 
-    caller: Caller
-    model: str
-    thread: Thread
     estimate: float
     standing: Standing
     request_id: str = ""
-    endpoint: str = ""
-    """The name of the endpoint that is wanted; "" for one that everybody has."""
-    only: str = ""
-    """The name of the one provider that will do; "" if any will."""
-    tried: set[str] = msgspec.field(default_factory=set)
     waited_s: float = 0.0
     affinity: str = ""
     expected: float = 0.0

@@ -3,7 +3,7 @@
 Plain functions of values; time and chance are arguments. Nothing is changed here.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from random import Random
 from typing import Final, Literal
 
@@ -22,6 +22,20 @@ CROWDED_TIMES: Final = 2
 SYSTEM_PROMPT_SLACK: Final = 2  # live conversations more than the least that a shared system prompt is worth
 
 
+class Wish(msgspec.Struct, eq=False):
+    """What is asked for, by whom: all of a request that bears on who may serve it."""
+
+    caller: Caller
+    model: str
+    thread: Thread = Thread()
+    endpoint: str = ""
+    """The name of the endpoint that is wanted; "" for one that everybody has."""
+    only: str = ""
+    """The name of the one provider that will do; "" if any will."""
+    tried: set[str] = msgspec.field(default_factory=set)
+    """The names of those that will not do any more."""
+
+
 class Placement(msgspec.Struct, frozen=True):
     """Where a call goes.
 
@@ -34,60 +48,37 @@ class Placement(msgspec.Struct, frozen=True):
     match: Match = NO_MATCH
 
 
-def candidates(
-    fleet: Fleet,
-    caller: Caller,
-    model: str,
-    tried: Collection[str] = (),
-    endpoint: str = "",
-    only: str = "",
-    *,
-    now: float,
-) -> Sequence[Provider]:
+def candidates(fleet: Fleet, wish: Wish, *, now: float) -> Sequence[Provider]:
     """Give the providers that could take a call: online, usable, with this model and endpoint, not tried.
 
     One that fails real requests again and again is left out, unless there is no other. With `only` there is
     no other than the one of that name.
     """
-    found = fleet.serving(caller, model, endpoint)
-    if only:
-        found = [p for p in found if p.name == only]
-    if tried:
-        found = [p for p in found if p.name not in tried]
+    found = fleet.serving(wish.caller, wish.model, wish.endpoint)
+    if wish.only:
+        found = [p for p in found if p.name == wish.only]
+    if wish.tried:
+        found = [p for p in found if p.name not in wish.tried]
     if len(found) < 2:
         return found
-    return [p for p in found if p.conduct.spotless or p.conduct.lets_through(model, now)] or found
+    return [p for p in found if p.conduct.spotless or p.conduct.lets_through(wish.model, now)] or found
 
 
-def prospects(
-    fleet: Fleet,
-    caller: Caller,
-    model: str,
-    tried: Collection[str] = (),
-    endpoint: str = "",
-    only: str = "",
-) -> list[Provider]:
+def prospects(fleet: Fleet, wish: Wish) -> list[Provider]:
     """Give the providers that are worth waiting for.
 
     Those that warm up, or sleep and can be woken; and those that have the model loaded only by somebody else.
     """
     return [
         p
-        for p in fleet.usable_by(caller)
-        if p.name not in tried and p.may_come_to_serve(model) and p.has_endpoint(endpoint, model)
-        if not only or p.name == only
+        for p in fleet.usable_by(wish.caller)
+        if p.name not in wish.tried and p.may_come_to_serve(wish.model)
+        if p.has_endpoint(wish.endpoint, wish.model) and (not wish.only or p.name == wish.only)
     ]
 
 
 def place(
-    among: Sequence[Provider],
-    caller: Caller,
-    model: str,
-    thread: Thread,
-    affinity: Affinity,
-    chance: Random,
-    *,
-    now: float,
+    among: Sequence[Provider], wish: Wish, affinity: Affinity, chance: Random, *, now: float
 ) -> Placement | None:
     """Pick the provider for a call, or None if all slots are taken.
 
@@ -96,11 +87,12 @@ def place(
     prompt in memory; the fewest live conversations per weight; the fewest in flight per weight; one that
     lists the model by this very name; chance.
     """
+    thread = wish.thread
     match = affinity.match(thread, now=now) if thread.links else NO_MATCH
     if len(among) != 1:
-        return _choose(among, caller, model, thread, match, affinity, chance, now=now)
+        return _choose(among, wish, match, affinity, chance, now=now)
     (only,) = among
-    if not only.has_room_for(model):
+    if not only.has_room_for(wish.model):
         return None
     _, conversation = match
     known = conversation is not None and conversation.home == only.name
@@ -108,16 +100,9 @@ def place(
 
 
 def _choose(
-    among: Sequence[Provider],
-    caller: Caller,
-    model: str,
-    thread: Thread,
-    match: Match,
-    affinity: Affinity,
-    chance: Random,
-    *,
-    now: float,
+    among: Sequence[Provider], wish: Wish, match: Match, affinity: Affinity, chance: Random, *, now: float
 ) -> Placement | None:
+    caller, model, thread = wish.caller, wish.model, wish.thread
     _, conversation = match
     free = [p for p in among if p.has_room_for(model)]
     if caller.route == "prefer_own":

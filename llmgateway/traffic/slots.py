@@ -90,9 +90,16 @@ class Slots:
         What `correct` has not corrected by then stays charged as it was estimated.
         """
         self._arrivals += 1
-        standing = self._fair.enter(caller.party)
-        arrival = self._arrivals
-        return Order(caller, model, thread, estimate, standing, request_id, endpoint, arrival=arrival)
+        return Order(
+            caller,
+            model,
+            thread,
+            endpoint,
+            estimate=estimate,
+            standing=self._fair.enter(caller.party),
+            request_id=request_id,
+            arrival=self._arrivals,
+        )
 
     def permitted_name(self, caller: Caller, model: str) -> str:
         """Give the name by which a caller may have a model. Raises GatewayError (403)."""
@@ -267,12 +274,10 @@ class Slots:
             answer.set_exception(self.line.overloaded(order.model, words, now=now))
 
     def _candidates(self, order: Order, now: float) -> Sequence[Provider]:
-        return candidates(
-            self._fleet, order.caller, order.model, order.tried, order.endpoint, order.only, now=now
-        )
+        return candidates(self._fleet, order, now=now)
 
     def _prospects(self, order: Order) -> list[Provider]:
-        return prospects(self._fleet, order.caller, order.model, order.tried, order.endpoint, order.only)
+        return prospects(self._fleet, order)
 
     def _keep_looking(self) -> None:
         """While anybody waits, look every second for what tells nobody: the end of a pause, a sleeper."""
@@ -322,7 +327,7 @@ class Slots:
         among = self._candidates(order, now)
         if not among:
             return None
-        return place(among, order.caller, order.model, order.thread, self._affinity, self._chance, now=now)
+        return place(among, order, self._affinity, self._chance, now=now)
 
     def _grant(self, order: Order, placement: Placement, now: float) -> None:
         provider = placement.provider

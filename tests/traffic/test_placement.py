@@ -14,7 +14,7 @@ from llmgateway.fleet.fleet import Fleet
 from llmgateway.fleet.provider import Probe, State
 from llmgateway.servers.models import Model
 from llmgateway.traffic.affinity import Affinity, Thread
-from llmgateway.traffic.router import Placement, candidates, place, prospects
+from llmgateway.traffic.router import Placement, Wish, candidates, place, prospects
 from tests import simulation
 
 BOB = Caller("bob")
@@ -47,14 +47,14 @@ def living(**counts: int) -> Affinity:
 def placement(
     them: Fleet, thread: Thread, affinity: Affinity, caller: Caller = BOB, seed: int = 0
 ) -> Placement | None:
-    among = candidates(them, caller, "m", now=0)
-    return place(among, caller, "m", thread, affinity, Random(seed), now=0)
+    among = candidates(them, Wish(caller, "m"), now=0)
+    return place(among, Wish(caller, "m", thread), affinity, Random(seed), now=0)
 
 
 def places(them: Fleet, thread: Thread = NEW, affinity: Affinity | None = None, caller: Caller = BOB) -> str:
     """Where a call goes, over many throws of the dice, and what became of its affinity."""
-    among, known = candidates(them, caller, "m", now=0), affinity or Affinity()
-    found = [place(among, caller, "m", thread, known, Random(seed), now=0) for seed in range(60)]
+    among, known = candidates(them, Wish(caller, "m"), now=0), affinity or Affinity()
+    found = [place(among, Wish(caller, "m", thread), known, Random(seed), now=0) for seed in range(60)]
     return " ".join(sorted({shown(one) for one in found}))
 
 
@@ -195,8 +195,8 @@ def test_chance_decides_between_equals_only() -> None:
     assert places(fleet("1 1 2", a={}, b={}, c={})) == "a miss b miss"
     them = fleet(a={}, b={}, c={})
     chance = Random(5)
-    among = candidates(them, BOB, "m", now=0)
-    found = (place(among, BOB, "m", NEW, Affinity(), chance, now=0) for _ in range(3_000))
+    among = candidates(them, Wish(BOB, "m"), now=0)
+    found = (place(among, Wish(BOB, "m", NEW), Affinity(), chance, now=0) for _ in range(3_000))
     wins = Counter(one.provider.name for one in found if one)
     assert all(900 < wins[name] < 1_100 for name in "abc"), wins
 
@@ -208,10 +208,10 @@ def test_chance_decides_between_equals_only() -> None:
 def test_a_system_prompt_that_all_share_does_not_pile_them_up(seed: int) -> None:
     them = fleet(a={"slots": 4}, b={"slots": 4}, c={"slots": 4})
     affinity, chance, homes = Affinity(), Random(seed), Counter[str]()
-    among = candidates(them, BOB, "m", now=0)
+    among = candidates(them, Wish(BOB, "m"), now=0)
     for number in range(20):
         thread = Thread((f"talk {number}".encode(),), SHARED.system)
-        found = place(among, BOB, "m", thread, affinity, chance, now=number)
+        found = place(among, Wish(BOB, "m", thread), affinity, chance, now=number)
         assert found
         affinity.remember(thread, found.provider.name, now=number)
         affinity.computed(thread, found.provider.name, now=number)
@@ -222,11 +222,11 @@ def test_a_system_prompt_that_all_share_does_not_pile_them_up(seed: int) -> None
 def test_conversations_spread_by_weight_and_stay() -> None:
     them = fleet(a={"weight": 2}, b={})
     affinity, chance, homes = Affinity(), Random(1), dict[int, str]()
-    among = candidates(them, BOB, "m", now=0)
+    among = candidates(them, Wish(BOB, "m"), now=0)
     for turn in range(5):
         for number in range(30):
             links = tuple(f"{number} {link}".encode() for link in range(turn + 1))
-            found = place(among, BOB, "m", Thread(links), affinity, chance, now=turn)
+            found = place(among, Wish(BOB, "m", Thread(links)), affinity, chance, now=turn)
             assert found
             affinity.remember(Thread(links), found.provider.name, now=turn)
             assert homes.setdefault(number, found.provider.name) == found.provider.name
@@ -242,10 +242,10 @@ def test_one_that_keeps_failing_is_no_candidate_unless_it_is_the_last() -> None:
     for name in "ab":
         for _ in range(FAILURES_IN_A_ROW):
             them.providers[name].fared_badly(None, now=0)
-        left = [provider.name for provider in candidates(them, BOB, "m", now=0)]
+        left = [provider.name for provider in candidates(them, Wish(BOB, "m"), now=0)]
         assert left == (["b"] if name == "a" else ["a", "b"])
-    assert len(candidates(them, BOB, "m", now=FIRST_PAUSE_S)) == 2
-    assert [provider.name for provider in candidates(them, BOB, "m", {"b"}, now=0)] == ["a"]
+    assert len(candidates(them, Wish(BOB, "m"), now=FIRST_PAUSE_S)) == 2
+    assert [provider.name for provider in candidates(them, Wish(BOB, "m", tried={"b"}), now=0)] == ["a"]
 
 
 def test_worth_waiting_for_is_what_loads_a_model_or_can_be_woken() -> None:
@@ -254,16 +254,16 @@ def test_worth_waiting_for_is_what_loads_a_model_or_can_be_woken() -> None:
         them.providers["b"].observe(Probe(State.WARMING, "it is loading its model"), now=0)
         them.providers["c"].observe(Probe(State.OFFLINE, "it is unreachable"), now=0)
         them.providers["d"].observe(Probe(State.OFFLINE, "it is unreachable"), now=0)
-    assert [provider.name for provider in prospects(them, BOB, "m")] == ["b", "c"]
-    assert [provider.name for provider in prospects(them, BOB, "m", {"b"})] == ["c"]
-    assert prospects(them, BOB, "other") == []
+    assert [provider.name for provider in prospects(them, Wish(BOB, "m"))] == ["b", "c"]
+    assert [provider.name for provider in prospects(them, Wish(BOB, "m", tried={"b"}))] == ["c"]
+    assert prospects(them, Wish(BOB, "other")) == []
 
 
 def test_many_that_open_in_the_same_way_at_once_are_spread() -> None:
     house, affinity = fleet(a={}, b={}, c={}), Affinity()
     opening = Thread((b"Hi",), opening=True)
     for _ in range(9):
-        found = place(list(house.providers.values()), BOB, "m", opening, affinity, Random(1), now=0)
+        found = place(list(house.providers.values()), Wish(BOB, "m", opening), affinity, Random(1), now=0)
         assert found is not None
         found.provider.in_flight += 1
         affinity.remember(opening, found.provider.name, now=0)

@@ -25,6 +25,7 @@ from llmgateway.traffic.affinity import Affinity, Thread
 from llmgateway.traffic.router import (
     SYSTEM_PROMPT_SLACK,
     Placement,
+    Wish,
     candidates,
     place,
     prospects,
@@ -64,8 +65,8 @@ def placed(
     chance: Random | None = None,
 ) -> Placement | None:
     """Where a call goes; it is recorded nowhere."""
-    among = candidates(them, caller, "m", now=0)
-    return place(among, caller, "m", thread, memory or Affinity(), chance or Random(7), now=0)
+    among = candidates(them, Wish(caller, "m"), now=0)
+    return place(among, Wish(caller, "m", thread), memory or Affinity(), chance or Random(7), now=0)
 
 
 def choose(them: Fleet, caller: Caller = BOB, chance: Random | None = None) -> Provider:
@@ -90,23 +91,23 @@ def test_a_candidate_is_online_serves_exactly_this_model_is_usable_and_not_tried
     them = fleet({}, {}, {"owner": "alice"}, {}, {})
     them.providers["p2"].warm("it is loading its model")
     them.providers["p4"].models = {"M": Model("M"), "m:latest": Model("m:latest")}
-    assert names(candidates(them, BOB, "m", now=0)) == "p1 p5"
-    assert names(candidates(them, BOB, "m", {"p1"}, now=0)) == "p5"
-    assert names(candidates(them, BOB, "m", {"p1", "p5"}, now=0)) == ""
-    assert names(candidates(them, Caller("alice"), "m", now=0)) == "p1 p3 p5"
-    assert names(candidates(them, BOB, "other", now=0)) == ""
+    assert names(candidates(them, Wish(BOB, "m"), now=0)) == "p1 p5"
+    assert names(candidates(them, Wish(BOB, "m", tried={"p1"}), now=0)) == "p5"
+    assert names(candidates(them, Wish(BOB, "m", tried={"p1", "p5"}), now=0)) == ""
+    assert names(candidates(them, Wish(Caller("alice"), "m"), now=0)) == "p1 p3 p5"
+    assert names(candidates(them, Wish(BOB, "other"), now=0)) == ""
 
 
 def test_the_only_one_that_will_do_is_the_only_candidate_even_if_it_fails_and_others_do_not() -> None:
     them = fleet({}, {})
     for _ in range(FAILURES_IN_A_ROW):
         them.providers["p1"].fared_badly("m", now=0)
-    assert names(candidates(them, BOB, "m", now=0)) == "p2"
-    assert names(candidates(them, BOB, "m", only="p1", now=0)) == "p1"
-    assert names(candidates(them, BOB, "m", {"p1"}, only="p1", now=0)) == ""
+    assert names(candidates(them, Wish(BOB, "m"), now=0)) == "p2"
+    assert names(candidates(them, Wish(BOB, "m", only="p1"), now=0)) == "p1"
+    assert names(candidates(them, Wish(BOB, "m", tried={"p1"}, only="p1"), now=0)) == ""
     for provider in them.providers.values():
         provider.observe(Probe(State.WARMING), now=0)
-    assert names(prospects(them, BOB, "m", only="p2")) == "p2"
+    assert names(prospects(them, Wish(BOB, "m", only="p2"))) == "p2"
 
 
 def test_who_is_known_to_lack_an_endpoint_is_no_candidate_for_it_and_not_waited_for() -> None:
@@ -114,13 +115,15 @@ def test_who_is_known_to_lack_an_endpoint_is_no_candidate_for_it_and_not_waited_
     for name, state in (("p2", State.ONLINE), ("p3", State.WARMING), ("p4", State.WARMING)):
         kind = generic.KIND if name == "p4" else DEAF
         them.providers[name].observe(Probe(state, "", {"m": Model("m")}, kind=kind), now=0)
-    assert names(candidates(them, BOB, "m", endpoint="transcriptions", now=0)) == "p1"
-    assert names(candidates(them, BOB, "m", endpoint="messages", now=0)) == "p1", "nor has it that dialect"
-    assert names(candidates(them, BOB, "m", endpoint="chat", now=0)) == "p1 p2"
-    assert names(candidates(them, BOB, "m", now=0)) == "p1 p2", "what has no name is had by everybody"
-    assert names(candidates(them, BOB, "", endpoint="transcriptions", now=0)) == "p1"
-    assert names(prospects(them, BOB, "m", endpoint="transcriptions")) == "p4"
-    assert names(prospects(them, BOB, "m", endpoint="chat")) == "p3 p4"
+    assert names(candidates(them, Wish(BOB, "m", endpoint="transcriptions"), now=0)) == "p1"
+    assert names(candidates(them, Wish(BOB, "m", endpoint="messages"), now=0)) == "p1", (
+        "nor has it that dialect"
+    )
+    assert names(candidates(them, Wish(BOB, "m", endpoint="chat"), now=0)) == "p1 p2"
+    assert names(candidates(them, Wish(BOB, "m"), now=0)) == "p1 p2", "what has no name is had by everybody"
+    assert names(candidates(them, Wish(BOB, "", endpoint="transcriptions"), now=0)) == "p1"
+    assert names(prospects(them, Wish(BOB, "m", endpoint="transcriptions"))) == "p4"
+    assert names(prospects(them, Wish(BOB, "m", endpoint="chat"))) == "p3 p4"
 
 
 @pytest.mark.parametrize(
@@ -215,20 +218,20 @@ def test_worth_waiting_for_is_who_warms_up_or_sleeps_and_can_be_woken() -> None:
     for provider in (p3, p4, p6):
         for _ in range(2):
             provider.observe(Probe(State.OFFLINE, "it is unreachable"), now=0)
-    assert names(prospects(them, BOB, "m")) == "p2 p4"
-    assert names(prospects(them, BOB, "m", {"p2"})) == "p4"
-    assert names(prospects(them, BOB, "other")) == ""
-    assert names(prospects(them, Caller("alice"), "m")) == "p2 p4 p6"
-    assert names(candidates(them, Caller("alice"), "m", now=0)) == "p1 p5"
+    assert names(prospects(them, Wish(BOB, "m"))) == "p2 p4"
+    assert names(prospects(them, Wish(BOB, "m", tried={"p2"}))) == "p4"
+    assert names(prospects(them, Wish(BOB, "other"))) == ""
+    assert names(prospects(them, Wish(Caller("alice"), "m"))) == "p2 p4 p6"
+    assert names(candidates(them, Wish(Caller("alice"), "m"), now=0)) == "p1 p5"
 
 
 def test_one_that_keeps_failing_is_left_out_for_a_while_unless_there_is_no_other() -> None:
     them = fleet({}, {})
     for _ in range(FAILURES_IN_A_ROW):
         them.providers["p1"].fared_badly(None, now=0)
-    assert names(candidates(them, BOB, "m", now=FIRST_PAUSE_S / 2)) == "p2"
-    assert names(candidates(them, BOB, "m", {"p2"}, now=FIRST_PAUSE_S / 2)) == "p1"
-    assert names(candidates(them, BOB, "m", now=FIRST_PAUSE_S)) == "p1 p2"
+    assert names(candidates(them, Wish(BOB, "m"), now=FIRST_PAUSE_S / 2)) == "p2"
+    assert names(candidates(them, Wish(BOB, "m", tried={"p2"}), now=FIRST_PAUSE_S / 2)) == "p1"
+    assert names(candidates(them, Wish(BOB, "m"), now=FIRST_PAUSE_S)) == "p1 p2"
 
 
 # --- where a conversation goes --------------------------------------------------------------------

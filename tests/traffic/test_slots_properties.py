@@ -251,7 +251,7 @@ class Story:
 
     def check_work_is_conserved(self, request: Request) -> None:
         order = request.order
-        able = candidates(self.fleet, order.caller, order.model, order.tried, now=now())
+        able = candidates(self.fleet, order, now=now())
         assert not [provider.name for provider in able if provider.has_room_for(order.model)], (
             "somebody waits for an idle slot"
         )

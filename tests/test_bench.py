@@ -28,10 +28,15 @@ asyncio.run(main(int(sys.argv[sys.argv.index("--port") + 1])))
 """
 
 
-def run(script: str, *arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+SMALL = ("--scale", "0.05")
+
+
+def run(
+    script: str, *arguments: str, small: tuple[str, ...] = SMALL, path: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a script to its end, with small loads; programs in `path` are found first."""
     return subprocess.run(
-        [sys.executable, SCRIPTS / script, "--rounds", "1", "--scale", "0.05", *arguments],
+        [sys.executable, SCRIPTS / script, "--rounds", "1", *small, *arguments],
         env=os.environ | {"PATH": f"{path}:{os.environ['PATH']}"} if path else None,
         capture_output=True,
         text=True,
@@ -71,6 +76,18 @@ def test_a_peer_that_fails_is_left_out_with_a_word(tmp_path: Path) -> None:
         "vllm-router is left out: a stream ended without [DONE]",
     ]
     assert [cells[0] for cells in rows(finished.stdout)] == ["direct"]
+
+
+def test_what_grows_is_measured_beside_another_checkout() -> None:
+    small = ("--most", "100", "--beside", str(SCRIPTS.parent))
+    finished = run("bench_growth.py", "waiting", "conversing", small=small)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    waiting, conversing = (row for row in rows(finished.stdout) if "->" in row[1])
+    assert waiting[:2] == ["100 wait for 10 providers, 10 users", "100 -> 100"]
+    numbers = [
+        float(number) for row in (waiting, conversing) for cell in row[2:] for number in cell.split(" -> ")
+    ]
+    assert min(numbers) >= 0
 
 
 @pytest.mark.parametrize("arguments", [("--paths", "direct,apache"), ("--loads", "huge")], ids=" ".join)

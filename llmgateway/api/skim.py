@@ -5,7 +5,7 @@ Rules:
 - It is looked at in steps, and no step is long, whatever it is made of: who looks lets others go on between.
 - Strings, and objects without objects in them, are skipped by a pattern each; nothing is built of them.
 - What is no JSON to `peek` may pass here, if it is only deep inside of a value: servers judge that. What
-  passes there passes here, and says the same.
+  passes there passes here, and says the same; but half a surrogate pair in what was said stays as it came.
 - The body may grow between two looks; nothing holds on to its memory.
 """
 

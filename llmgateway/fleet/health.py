@@ -75,7 +75,7 @@ async def _look(upstream: Upstream, provider: Provider) -> Probe:
         where = f"not an LLM API: GET {provider.config.url.removesuffix('/.')}/models answers {status}"
         return Probe(State.MISCONFIGURED, where + await _api_beside(upstream, provider, status))
     try:
-        listing = read_listing(body)
+        listing = _list_in(body)
     except NotAnLLMServer as exc:
         return Probe(State.MISCONFIGURED, f"not an LLM API: {quote(str(exc).encode(), provider.secrets)}")
     models = {name: model for name, model in listing.models.items() if upstream.name not in model.via}
@@ -90,6 +90,13 @@ def _refused(provider: Provider, status: int) -> Probe:
     return Probe(State.MISCONFIGURED, f"it {reason} ({status})", certain=True)
 
 
+def _list_in(body: bytes) -> Listing:
+    """Read a list of models. Raises NotAnLLMServer, also for one of which there was more than is read."""
+    if len(body) > _LIST_BYTES:
+        raise NotAnLLMServer(f"its answer is longer than {_LIST_BYTES >> 20} MiB")
+    return read_listing(body)
+
+
 async def _api_beside(upstream: Upstream, provider: Provider, status: int) -> str:
     """Look whether the API has no `/v1`, as some have it; gives the end of a sentence that says so."""
     root = provider.config.url.removesuffix("/v1")
@@ -97,7 +104,7 @@ async def _api_beside(upstream: Upstream, provider: Provider, status: int) -> st
         return ""
     try:
         status, body = await upstream.get(provider, "/models", _LIST_BYTES)
-        if status == 200 and read_listing(body):
+        if status == 200 and _list_in(body):
             is_origin = root.endswith(":") or (root.count("/") == 2 and not root.startswith("unix:"))
             return f", but its API is above: write {root}{'/.' if is_origin else ''} as its url"
     except (ProviderFailed, NotAnLLMServer):
@@ -108,7 +115,7 @@ async def _api_beside(upstream: Upstream, provider: Provider, status: int) -> st
 async def _configured(upstream: Upstream, provider: Provider, status: int, body: bytes) -> Probe:
     """Keep to the models that the config names, and add what the server says of them if it says anything."""
     try:
-        listing = read_listing(body) if status == 200 else Listing({})
+        listing = _list_in(body) if status == 200 else Listing({})
     except NotAnLLMServer:
         listing = Listing({})
     told = (provider.config.listed or {}).values()

@@ -527,6 +527,16 @@ async def test_a_list_without_end_is_given_up(provider: FakeProvider, gateway_fo
     gateway = await gateway_for(provider, health=SELDOM)
     assert not known(gateway).online
     assert 8_000_000 < taken[0]() < 40_000_000
+    assert "longer than 8 MiB" in known(gateway).reason
+
+
+async def test_a_list_that_is_a_little_too_long_is_told_as_that_and_not_as_broken(
+    provider: FakeProvider, gateway_for: GatewayFor
+) -> None:
+    provider.on[MODELS] = listing("m", "x" * (8 << 20))
+    gateway = await gateway_for(provider, health=SELDOM)
+    assert not known(gateway).online
+    assert known(gateway).reason == "not an LLM API: its answer is longer than 8 MiB"
 
 
 # --- another config ----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from llmgateway.api.multipart import form_with_model, peek_multipart
-from llmgateway.api.peek import NoModel, Peek, peek_json
+from llmgateway.api.peek import NoModel, Peek, as_json, peek_json
 from llmgateway.api.rename import with_model
 from llmgateway.api.skim import Skim
 from llmgateway.errors import GatewayError
@@ -141,7 +141,12 @@ def skim(data: bytes) -> None:
         small = peek_json(body)
     except GatewayError:
         return
-    assert whole == _told(small), "a small body would say something else"
+    assert _mended(whole) == _mended(_told(small)), "a small body would say something else"
+
+
+def _mended(told: tuple[object, ...]) -> tuple[object, ...]:
+    """Have U+FFFD for half a surrogate pair in a text, as a small body has it, and a large one has not."""
+    return tuple(as_json(b'"%b"' % each) if isinstance(each, bytes) else each for each in told)
 
 
 def _skimmed(some: list[bytes]) -> tuple[object, ...]:

@@ -73,8 +73,12 @@ class Events:
         self._logger.handle(record)
 
 
-def configure(*, level: str, form: Literal["text", "json"], stream: TextIO | None = None) -> None:
+def configure(
+    *, level: str, form: Literal["text", "json"], stream: TextIO | None = None, instance: str = ""
+) -> None:
     """Send the program's log to `stream` (standard error by default), as text in colour on a terminal.
+
+    `instance` is what this gateway is called among several, in every line.
 
     Other libraries speak from warning up. NO_COLOR in the environment keeps colours out (no-color.org).
     """
@@ -84,7 +88,7 @@ def configure(*, level: str, form: Literal["text", "json"], stream: TextIO | Non
     handler = (
         logging.StreamHandler(stream) if stream is not None else _outlet() or Outlet(sys.stderr.fileno())
     )
-    handler.setFormatter(JsonLines() if form == "json" else TextLines(coloured=coloured))
+    handler.setFormatter(JsonLines(instance) if form == "json" else TextLines(instance, coloured=coloured))
     root = logging.getLogger()
     if handler not in root.handlers:
         logging.basicConfig(handlers=[handler, LastLines()], force=True)
@@ -220,20 +224,22 @@ class Outlet(logging.Handler):
                 return
 
 
-def _fields_of(record: logging.LogRecord) -> Iterator[dict[str, Any]]:
+def _fields_of(record: logging.LogRecord, instance: str) -> Iterator[dict[str, Any]]:
     """Give the fields of each line that a record makes; one of another library makes a line without any."""
     current = request_id.get()
     each: dict[str, Any]
     for each in getattr(record, "many", ({},)):
         fields = each if not current or "request" in each else each | {"request": current}
+        fields = fields | {"instance": instance} if instance else fields
         yield {name: value for name, value in fields.items() if value is not None and value != ""}
 
 
 class _Lines(logging.Formatter):
     """What both forms have in common: the time, which is told anew only once a second."""
 
-    def __init__(self) -> None:
+    def __init__(self, instance: str = "") -> None:
         super().__init__()
+        self._instance = instance
         self._second = (0, "")
 
     def stamp(self, record: logging.LogRecord) -> str:
@@ -250,8 +256,8 @@ _COLOURS: Final = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "
 class TextLines(_Lines):
     """`time level event name=value ...`, for people."""
 
-    def __init__(self, *, coloured: bool = False) -> None:
-        super().__init__()
+    def __init__(self, instance: str = "", *, coloured: bool = False) -> None:
+        super().__init__(instance)
         self._coloured = coloured
 
     def format(self, record: logging.LogRecord) -> str:
@@ -262,7 +268,7 @@ class TextLines(_Lines):
             level = f"\x1b[{_COLOURS.get(record.levelname, '0')}m{level}\x1b[0m"
             before, after = "\x1b[2m", "\x1b[0m"
         head = f"{self.stamp(record)} {level} {_one_line(record.getMessage())}{before}"
-        lines = [f"{head}{_facts(fields)}{after}" for fields in _fields_of(record)]
+        lines = [f"{head}{_facts(fields)}{after}" for fields in _fields_of(record, self._instance)]
         if record.exc_info:
             lines.append(self.formatException(record.exc_info))
         return veiled("\n".join(lines))
@@ -275,7 +281,8 @@ class JsonLines(_Lines):
         """Render one record; a traceback is one more field."""
         head = {"time": self.stamp(record), "level": record.levelname.lower(), "event": record.getMessage()}
         tail = {"traceback": self.formatException(record.exc_info)} if record.exc_info else {}
-        lines = (json.dumps(head | fields | tail, default=str) for fields in _fields_of(record))
+        told = _fields_of(record, self._instance)
+        lines = (json.dumps(head | fields | tail, default=str) for fields in told)
         return veiled("\n".join(lines))
 
 

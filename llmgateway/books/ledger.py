@@ -61,6 +61,8 @@ class Ledger:
         is no label.
         """
         self._is_known = is_known
+        self.instance = ""
+        """What this gateway is called among several."""
         self.in_flight: dict[Entry, None] = {}
         self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
         self.totals = Accounts()
@@ -126,7 +128,7 @@ class Ledger:
             time[:DAY_CHARACTERS],
         )
         heard = entry.user is not None or self._hears_strangers(wall)
-        return traits, line_of(entry, tokens, time, now) if heard else None
+        return traits, line_of(entry, tokens, time, now, self.instance) if heard else None
 
     def _book(self, traits: _Traits, ended: Sequence[Ended]) -> None:
         """Book requests that differ in nothing but their times and tokens."""

@@ -26,7 +26,7 @@ _LOGGED_CHARACTERS: Final = 100  # of what a client chose
 # --- Written --------------------------------------------------------------------------------------
 
 
-def line_of(entry: Entry, tokens: Tokens | None, time: str, now: float) -> dict[str, Any]:
+def line_of(entry: Entry, tokens: Tokens | None, time: str, now: float, instance: str = "") -> dict[str, Any]:
     """Give a request's line in the request log: never a prompt, an answer or a key."""
     first_byte_at = entry.first_byte_at
     line = {
@@ -57,6 +57,8 @@ def line_of(entry: Entry, tokens: Tokens | None, time: str, now: float) -> dict[
         line["asked_model"] = entry.asked_model
     if entry.person is not None:  # few keys have any, and the line is long enough
         line["person"] = entry.person
+    if instance:
+        line["instance"] = instance
     return line
 
 

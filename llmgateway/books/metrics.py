@@ -101,6 +101,8 @@ class Metrics:
         self._failovers: dict[Labels, int] = {}
         self._reloads: dict[Labels, int] = {}
         self._departures = 0
+        self.instance = ""
+        """The label `instance` of everything, where there are several gateways."""
         self._prepare: Callable[[], None] = lambda: None
         Info("gateway_build", "What runs.", registry=self.registry).info(
             {"version": version, "python": platform.python_version()}
@@ -226,7 +228,23 @@ class Metrics:
         """Give the page and its Content-Type, in the format that the scraper prefers."""
         self._prepare()
         encode, content_type = choose_encoder(accept)
-        return encode(self.registry), content_type
+        told = _Labelled(self.registry, self.instance) if self.instance else self.registry
+        return encode(told), content_type
+
+
+class _Labelled(CollectorRegistry):
+    """What another registry has, with one more label."""
+
+    def __init__(self, registry: CollectorRegistry, instance: str) -> None:
+        super().__init__()
+        self._registry = registry
+        self._instance = {"instance": instance}
+
+    def collect(self) -> Iterator[Metric]:
+        """Collect what the other has; it makes its samples anew each time."""
+        for family in self._registry.collect():
+            family.samples = [one._replace(labels={**one.labels, **self._instance}) for one in family.samples]
+            yield family
 
 
 def _counter(name: str, what: str, labels: Labels, counts: dict[Labels, int]) -> Metric:

@@ -46,6 +46,24 @@ ONCE_EXTRA: Final = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
+class RedisAddress:
+    """A database of a Redis server, and who we are to it."""
+
+    tls: bool
+    host: str
+    port: int
+    number: int
+    user: str = field(default="", repr=False)
+    password: str = field(default="", repr=False)
+
+    @property
+    def place(self) -> str:
+        """Where it is, without who we are."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'rediss' if self.tls else 'redis'}://{host}:{self.port}/{self.number}"
+
+
+@dataclass(frozen=True, slots=True)
 class ProxyAddress:
     """A proxy by which a provider is reached, and who we are to it."""
 
@@ -273,6 +291,30 @@ def proxy(text: str) -> ProxyAddress:
     if at:
         _check_credentials(user, password)
     return ProxyAddress(scheme, parts[1].strip("[]").lower(), int(parts[2]), user, password)
+
+
+def redis(text: str) -> RedisAddress:
+    """redis://[[user]:password@]host[:port][/number]; odd characters of the credentials may be %-encoded."""
+    example = "such as redis://127.0.0.1:6379/0"
+    if not VISIBLE.fullmatch(text):
+        raise ValueError(
+            f"is empty or has spaces, control or non-ASCII characters in it; write one {example}"
+        )
+    scheme, _, rest = text.partition("://")
+    scheme = scheme.lower()
+    if scheme not in ("redis", "rediss"):
+        raise ValueError(f"has no redis:// in front, nor rediss:// for TLS; write one {example}")
+    credentials, at, place = rest.rpartition("@")
+    parts = re.fullmatch(r"(\[[^\]%]*\]|[^:\[\]/?#]+)(?::([0-9]+))?(?:/([0-9]{0,4}))?", place)
+    if parts is None or (parts[2] is not None and not _is_port(parts[2])):
+        raise ValueError(f"is not {scheme}://, host, port and number; write nothing else, {example}")
+    if not _is_host_of_url(parts[1]):
+        raise ValueError(f"has no valid host; write a host name or an IP address, {example}")
+    user, _, password = credentials.partition(":")
+    if at and not password:
+        raise ValueError("has an @ but no password; write :password@ or user:password@, or no @")
+    host, port, number = parts[1].strip("[]").lower(), int(parts[2] or 6379), int(parts[3] or 0)
+    return RedisAddress(scheme == "rediss", host, port, number, unquote(user), unquote(password))
 
 
 def _check_credentials(user: str, password: str) -> None:

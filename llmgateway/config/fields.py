@@ -114,6 +114,11 @@ _SIZE: Final = WithJsonSchema({"type": ["string", "integer"], "examples": ["100M
 Port = Annotated[int, _number(values.port), _or_variable(type="integer", minimum=0, maximum=65535)]
 UnavailableStatus = Annotated[int, _number(values.unavailable_status), _or_variable(enum=[404, 503])]
 Count = Annotated[int, _number(values.count), _or_variable(type="integer", minimum=1)]
+Instances = Annotated[
+    int | Literal["own"],
+    _value(values.instances),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"enum": ["own"]}, _VARIABLE]}),
+]
 Weight = Annotated[float, _number(values.weight), _or_variable(type="number", exclusiveMinimum=0)]
 Amount = Annotated[
     int,
@@ -139,6 +144,9 @@ Url = Annotated[str, _value(addresses.base_url, "the URL"), WithJsonSchema({"typ
 AnyPath = Annotated[str, _value(addresses.free_path), WithJsonSchema({"type": "string"})]
 Proxy = Annotated[
     addresses.ProxyAddress, _value(addresses.proxy, "the proxy"), WithJsonSchema({"type": "string"})
+]
+Redis = Annotated[
+    addresses.RedisAddress, _value(addresses.redis, "the URL"), WithJsonSchema({"type": "string"})
 ]
 BasePath = Annotated[str, _value(addresses.base_path), WithJsonSchema({"type": "string"})]
 Origin = Annotated[str, _value(addresses.origin), WithJsonSchema({"type": "string"})]

@@ -27,6 +27,7 @@ from llmgateway.config.fields import (
     FreeName,
     HeaderName,
     Hosts,
+    Instances,
     Level,
     ListOf,
     LogCount,
@@ -40,6 +41,7 @@ from llmgateway.config.fields import (
     OrNothing,
     Port,
     PositiveDuration,
+    Redis,
     Reference,
     Section,
     Size,
@@ -169,6 +171,24 @@ class AffinityConfig(Section):
     )
 
 
+class ClusterConfig(Section):
+    """Several gateways with the same providers."""
+
+    name: Name | None = Field(
+        None,
+        description="What this one is called, in logs, metrics and x-gateway-instance: gw1, with its number.",
+    )
+    instances: Instances = Field(
+        1,
+        description="How many there are: each takes its share of a provider's slots; own: each takes all.",
+    )
+    limits: Redis | None = Field(
+        None,
+        repr=False,
+        description="A Redis that counts for all of them: redis://HOST:PORT/NUMBER; unset: each for itself.",
+    )
+
+
 class LogConfig(Section):
     """What the gateway writes: events to standard error, requests to a file."""
 
@@ -211,6 +231,9 @@ class Config(Section):
     )
     affinity: OrNothing[AffinityConfig] = Field(
         AffinityConfig(), description="How a conversation stays where its cache is."
+    )
+    cluster: OrNothing[ClusterConfig] = Field(
+        ClusterConfig(), description="Several gateways with the same providers, and what they share."
     )
     log: OrNothing[LogConfig] = Field(
         LogConfig(), description="What the gateway writes: events to standard error, requests to a file."

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from hashlib import sha256
 from math import isfinite
-from typing import Final
+from typing import Final, Literal
 
 from llmgateway.http import headers
 
@@ -96,6 +96,16 @@ def count(text: str) -> int:
     if value < 1:
         raise ValueError("is too small; write 1 or more")
     return value
+
+
+def instances(text: str) -> int | Literal["own"]:
+    """How many gateways share the providers; `own` if each has slots of its own."""
+    if text == "own":
+        return "own"
+    try:
+        return count(text)
+    except ValueError as exc:
+        raise ValueError(f"{exc}, or own") from None
 
 
 def amount(text: str) -> int:

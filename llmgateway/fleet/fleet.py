@@ -8,8 +8,10 @@ time.
 from collections.abc import Callable, Collection, Sequence
 
 from llmgateway.access.keys import Caller
+from llmgateway.config.providers import ProviderConfig
 from llmgateway.config.settings import Config
 from llmgateway.fleet.provider import Provider
+from llmgateway.fleet.share import ALL, Share
 from llmgateway.servers.models import Model
 
 
@@ -17,6 +19,7 @@ class Fleet:
     """All providers of the gateway, in the order of the config file."""
 
     def __init__(self, config: Config) -> None:
+        self._share = ALL
         self._listeners: list[Callable[[], None]] = []
         self._serving: dict[tuple[object, ...], list[Provider]] = {}
         self.providers: dict[str, Provider] = {}
@@ -38,7 +41,7 @@ class Fleet:
         for name, provider in kept.items():
             provider.adopt(config.providers[name], config.health)
         self.providers = {
-            name: kept.get(name) or Provider(name, entry, config.health, changed=self._changed)
+            name: kept.get(name) or self._join(name, entry, config)
             for name, entry in config.providers.items()
         }
         gone = tuple(provider for name, provider in before.items() if name not in kept)
@@ -46,6 +49,16 @@ class Fleet:
             provider.gone = True
         self._changed()
         return gone
+
+    def _join(self, name: str, entry: ProviderConfig, config: Config) -> Provider:
+        return Provider(name, entry, config.health, changed=self._changed, share=self._share)
+
+    def share_out(self, share: Share) -> None:
+        """Have another share of the providers' slots."""
+        self._share = share
+        moved = [provider for provider in self.providers.values() if provider.share_out(share)]
+        if moved:
+            self._changed()
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Have a function called whenever a provider's state, models or capacity change, or who is there."""

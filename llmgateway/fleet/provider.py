@@ -25,6 +25,7 @@ from llmgateway.errors import (
 from llmgateway.fleet.breaker import Breaker, Conduct, Sequel
 from llmgateway.fleet.publishing import published
 from llmgateway.fleet.repertoire import Repertoire
+from llmgateway.fleet.share import ALL, Share
 from llmgateway.log import Events
 from llmgateway.servers import generic
 from llmgateway.servers.kind import Kind
@@ -81,8 +82,10 @@ class Provider:
     in_flight: int = 0
     changed: Callable[[], None] = lambda: None
     conduct: Conduct = field(default_factory=Conduct)
+    share: Share = ALL
+    """How much of it is this gateway's."""
     capacity: int | None = None
-    """How many requests it works on at once; None if nobody knows."""
+    """How many requests of ours it works on at once; None if nobody knows."""
     kind: Kind = generic.KIND
     """Which kind of LLM server it is: as the config says, else as far as it has told."""
     kind_is_known: bool = False
@@ -107,7 +110,7 @@ class Provider:
     def __post_init__(self) -> None:
         self.since = self.wall()
         self._publish()
-        self.capacity = self.config.slots
+        self._share_out()
         self._told_kind = self.kind
         self.repertoire = Repertoire()
         self._take_kind()
@@ -138,14 +141,16 @@ class Provider:
     def slots_for(self, model: str) -> int | None:
         """Tell how many requests for a model it works on at once, if anybody knows."""
         found = self.find(model) if self._slots_by_model else None
-        return self.capacity if self.capacity is not None or found is None else found.slots
+        if self.capacity is not None or found is None or found.slots is None:
+            return self.capacity
+        return self.share.of(found.slots, self.name)
 
     @property
     def slots(self) -> int | None:
         """How many requests it works on at once, for all models that it has told of."""
         if self.capacity is not None or not self._slots_by_model:
             return self.capacity
-        return sum(model.slots or 0 for model in self.models.values())
+        return sum(self.share.of(model.slots or 0, self.name) for model in self.models.values())
 
     @property
     def secrets(self) -> list[str]:
@@ -207,9 +212,25 @@ class Provider:
         until the next probe.
         """
         self.config, self.health = config, health
-        self.capacity = config.slots or self._told_slots
+        self._share_out()
         self._take_kind()
         self._publish()
+
+    def share_out(self, share: Share) -> bool:
+        """Have another share of it; tells whether that changes anything."""
+        another, before = self.share != share, self.capacity
+        self.share = share
+        self._share_out()
+        return self.capacity != before or (another and self._slots_by_model)
+
+    @property
+    def all_slots(self) -> int | None:
+        """How many requests it works on at once for all gateways, if that is one number."""
+        return self.config.slots or self._told_slots
+
+    def _share_out(self) -> None:
+        slots = self.all_slots
+        self.capacity = None if slots is None else self.share.of(slots, self.name)
 
     def _publish(self) -> None:
         """Have the models that its server has, as the config wants them, by the names that clients see."""
@@ -253,7 +274,7 @@ class Provider:
             self._take_kind()
         if probe.slots is not None:
             self._told_slots = probe.slots
-            self.capacity = self.config.slots or probe.slots
+            self._share_out()
         self.repertoire.expire(now)
         if self._believes(probe):
             self._become(probe.state, probe.reason)

@@ -57,6 +57,7 @@ NOT_RETURNED: Final = HOP_BY_HOP | {
     b"x-gateway-affinity",
     b"x-gateway-queue-wait",
     b"x-gateway-error",
+    b"x-gateway-instance",
 }
 
 

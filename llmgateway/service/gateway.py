@@ -27,6 +27,7 @@ from llmgateway.fleet.breaker import RetryBudget
 from llmgateway.fleet.fleet import Fleet
 from llmgateway.fleet.health import Watch
 from llmgateway.fleet.names import LookUp, look_up
+from llmgateway.fleet.rota import Rota
 from llmgateway.fleet.upstream import Upstream
 from llmgateway.fleet.wake import Alarm
 from llmgateway.http.body import Patience
@@ -89,6 +90,7 @@ class Gateway:
         self.limits = Limits(time.time)
         self.journal = Journal(**_journal(config))
         self.ledger = _ledger(self.metrics, self.journal, self.fleet)
+        self._rota = Rota(self.fleet, config, Random())
         self._certificate = None if config.server.tls is None else _certificate(config.server.tls)
         self._upstream = Upstream(look_up, self.condition.name)
         clock = asyncio.get_running_loop().time  # the one that slots, providers and their breakers go by
@@ -133,6 +135,7 @@ class Gateway:
         self._crowd = Crowd(most_connections, clock)
         self._server = ClientServer(self._app.handle, self._patience, self._crowd, self._app.answers_always)
         self._adopt_bounds(config)
+        self._adopt_name(config)
         self.metrics.observe_refused(lambda: self._crowd.refused)
         self._stack = AsyncExitStack()
         self._adopters = (*also, *self._who_adopts())
@@ -158,6 +161,7 @@ class Gateway:
         # Steps of the end, the last one first: cut what is in flight, close its connections, write down what
         # became of it, stop looking, stop listening.
         self._stack.callback(self._upstream.close)
+        self._stack.enter_context(self._rota)
         self._stack.enter_context(self._pressure.watching(asyncio.get_running_loop()))
         await self._stack.enter_async_context(self._watch)
         await self._stack.enter_async_context(self.journal)
@@ -207,6 +211,7 @@ class Gateway:
     def _who_adopts(self) -> tuple[Adopter, ...]:
         """Give all who keep a config, or a part of it, in the order in which they get another one."""
         return (
+            self._rota.adopt,
             self._adopt_providers,  # before those that look at providers
             self.slots.adopt,
             self._doorkeeper.adopt,
@@ -216,6 +221,7 @@ class Gateway:
             self._app.adopt,
             self._adopt_journal,
             self._adopt_bounds,
+            self._adopt_name,
         )
 
     def _adopt_providers(self, config: Config) -> None:
@@ -228,6 +234,9 @@ class Gateway:
     def _adopt_bounds(self, config: Config) -> None:
         self._server.min_rate = config.server.min_rate
         self._crowd.bound(config.server.connections_per_address, config.server.trusted_proxies)
+
+    def _adopt_name(self, config: Config) -> None:
+        self.metrics.instance = self.ledger.instance = config.cluster.name or ""
 
     def renew_certificate(self) -> None:
         """Take in a certificate that has changed on disk. Raises BadCertificate; then the old one stays."""

@@ -64,7 +64,7 @@ class ConfigFile:
 
 
 def _set_log(config: Config) -> None:
-    log.configure(level=config.log.level, form=config.log.format)
+    log.configure(level=config.log.level, form=config.log.format, instance=config.cluster.name or "")
 
 
 async def serve(

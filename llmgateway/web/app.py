@@ -103,6 +103,8 @@ class App:
     def adopt(self, config: Config) -> None:
         """Take in a config: it holds for every request that comes from now on."""
         self._config = config
+        name = config.cluster.name
+        self._signature = () if name is None else (("x-gateway-instance", name),)
         self._origins = frozenset(config.server.cors)
         self._calls = CallReader(config, partial(self._visitors.who, by_protocol=True, by_network=True))
         self._room.limit_bytes = config.server.bodies_memory
@@ -128,6 +130,8 @@ class App:
             client.dialect = dialect_spoken(path, client.head.named, optional=self._config.server.ollama_api)
         client.request_id = self._id_of(client.head.named.get(b"x-request-id"))
         request_id.set(client.request_id)
+        if self._signature:
+            client.tell(self._signature)
         if self._condition.draining:
             client.close_after()
         try:

@@ -17,6 +17,7 @@ from llmgateway.config.settings import (
     LOOPBACK,
     SESSION_HEADERS,
     AffinityConfig,
+    ClusterConfig,
     HealthConfig,
     LogConfig,
     QueueConfig,
@@ -145,6 +146,7 @@ def test_the_other_defaults_that_it_tells_are_the_defaults() -> None:
     assert read(TEXT).config.affinity == AffinityConfig(headers=SESSION_HEADERS) == AffinityConfig()
     assert "Default: 255.255.255.255" in TEXT[_start(WakeConfig) :]
     assert WakeConfig(mac="aabbccddeeff").broadcast == "255.255.255.255"
+    assert read(TEXT).config.cluster == ClusterConfig(name=None, instances=1, limits=None) == ClusterConfig()
     for model in (UserConfig, ProviderConfig):
         assert re.search(r"Default: 1\.\n[# ]*weight: ", TEXT[_start(model) :])
         assert model.model_fields["weight"].default == 1.0
@@ -163,6 +165,7 @@ STARTS = {
     QueueConfig: "\nqueue:",
     StreamsConfig: "\nstreams:",
     AffinityConfig: "\naffinity:",
+    ClusterConfig: "\ncluster:",
     LogConfig: "\nlog:",
 }
 

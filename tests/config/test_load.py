@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from llmgateway.config.addresses import ProxyAddress
+from llmgateway.config.addresses import ProxyAddress, RedisAddress
 from llmgateway.config.load import Loaded, build, load, parse, schema
 from llmgateway.config.providers import ProviderConfig, TimeoutsConfig, WakeConfig
 from llmgateway.config.settings import (
@@ -708,6 +708,61 @@ def test_a_password_of_a_proxy_that_looks_like_a_variable_is_warned_of() -> None
     assert not [each for each in warnings(text % "${PW}", PW="$PW") if "proxy" in each]
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("redis://rig", RedisAddress(False, "rig", 6379, 0)),
+        ("REDISS://Rig:1/2", RedisAddress(True, "rig", 1, 2)),
+        ("redis://[fd00::1]/", RedisAddress(False, "fd00::1", 6379, 0)),
+        ("redis://:p%40s:s@10.0.0.1", RedisAddress(False, "10.0.0.1", 6379, 0, "", "p@s:s")),
+        ("redis://me:p@s/s#s?@rig:1", RedisAddress(False, "rig", 1, 0, "me", "p@s/s#s?")),
+    ],
+)
+def test_a_redis_is_taken_apart(written: str, meant: RedisAddress) -> None:
+    made = config("cluster: {limits: '${P}'}", P=written).cluster
+    assert made.limits == meant
+    assert "p@s" not in f"{made!r}{made.limits!r}{meant.place}"
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("", "is empty or has spaces"),
+        ("redis://:p w@rig:1", "is empty or has spaces"),
+        ("rig:6379", "has no redis:// in front, nor rediss:// for TLS"),
+        ("http://rig:6379", "has no redis:// in front"),
+        ("redis://rig:0", "is not redis://, host, port and number"),
+        ("redis://rig/zero", "is not redis://, host, port and number"),
+        ("redis://rig/0?pw=1", "is not redis://, host, port and number"),
+        ("redis://", "is not redis://, host, port and number"),
+        ("redis://1.2.3", "has no valid host"),
+        ("redis://pw@rig", "has an @ but no password"),
+        ("redis://pw:@rig", "has an @ but no password"),
+    ],
+)
+def test_a_wrong_redis(written: str, expected: str) -> None:
+    found = problem(f"cluster:\n  limits: '{written}'\n")
+    assert found.startswith(f"c.yaml:2:11: cluster.limits: the URL {expected}")
+    assert "pw" not in found
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("instances: 0", "2:14: cluster.instances: '0' is too small; write 1 or more, or own"),
+        (
+            "instances: many",
+            "2:14: cluster.instances: 'many' is not a whole number; write one in digits, such as 3, or own",
+        ),
+        ("name: gw 1", "2:9: cluster.name: 'gw 1' is not a usable name"),
+        ("instance: 2", "2:3: cluster.instance: unknown key; did you mean `instances`?"),
+        ("limits: 3", "2:11: cluster.limits: the URL has no redis:// in front"),
+    ],
+)
+def test_a_wrong_cluster(line: str, expected: str) -> None:
+    assert problem(f"cluster:\n  {line}\n").startswith(f"c.yaml:{expected}")
+
+
 def test_no_proxy_leads_to_a_unix_socket() -> None:
     found = problem("providers:\n  rig:\n    url: unix:/run/llm.sock\n    proxy: http://rig:1\n")
     assert found.startswith("c.yaml:4:5: providers.rig.proxy: no proxy leads to a Unix socket")
@@ -1186,7 +1241,7 @@ SETTINGS = """
     server.base_path server.tls server.tls.cert server.tls.key server.cors server.cors.0
     server.trusted_proxies.0 server.metrics_from.0 users.a.admin users.a.limits users.a.limits.parallel
     users.a.keys.0.limits users.a.keys.0.limits.tokens_per_day
-    log.requests log.requests_size log.requests_keep
+    log.requests log.requests_size log.requests_keep cluster cluster.name cluster.instances cluster.limits
 """.split()
 
 

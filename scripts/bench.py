@@ -18,7 +18,7 @@ from statistics import median
 from typing import Final
 
 import psutil
-from bench_load import LOAD_LIMIT_S, Load, LoadFailed, Measure, put
+from bench_load import LATE_TIMES, LOAD_LIMIT_S, Load, LoadFailed, Measure, put
 from bench_process import (
     Cpus,
     DidNotStart,
@@ -38,6 +38,7 @@ LOADS: Final = (
     Load("streams", connections=50, chunks=100, gap_ms=10),
     Load("slow", connections=1000, chunks=30, gap_ms=100),
 )
+LARGE: Final = (Load("crowd", connections=5000, chunks=40, gap_ms=500),)  # only when it is asked for
 WARM_UP: Final = (
     Load("warm-up", connections=32, lasts_s=0.3),
     Load("warm-up", connections=20, chunks=20, gap_ms=10),
@@ -54,6 +55,7 @@ class Results:
     starts_s: list[float] = field(default_factory=list)
     idle_bytes: list[int] = field(default_factory=list)
     peak_bytes: list[int] = field(default_factory=list)
+    stream_bytes: list[float] = field(default_factory=list)
 
     def cpu_us(self, load: Load) -> list[float]:
         """CPU per request or chunk, in each round that has it."""
@@ -144,7 +146,13 @@ class Bench:
             peak_bytes = running.peak_rss_bytes()
         except psutil.Error:
             return  # it has ended, which the loads have told
-        self.results[running.target.name].peak_bytes.append(peak_bytes)
+        results = self.results[running.target.name]
+        results.peak_bytes.append(peak_bytes)
+        grown_bytes, streams = (
+            peak_bytes - results.idle_bytes[-1],
+            max(load.connections for load in self.loads),
+        )
+        results.stream_bytes.append(grown_bytes / streams)
 
     def fails(self, target: Target, load: Load | None, why: str) -> None:
         self.failed.add((target, load))
@@ -188,7 +196,10 @@ STARTING: Final[tuple[Column, ...]] = (
     ("idle RSS MB", lambda of: number(of.idle_bytes, ",.0f", 2**20)),
     ("cold start s", lambda of: number(of.starts_s, ".2f")),
 )
-FULL: Final[tuple[Column, ...]] = (("peak RSS MB", lambda of: number(of.peak_bytes, ",.0f", 2**20)),)
+FULL: Final[tuple[Column, ...]] = (
+    ("peak RSS MB", lambda of: number(of.peak_bytes, ",.0f", 2**20)),
+    ("KB/stream", lambda of: number(of.stream_bytes, ",.1f", 2**10)),
+)
 
 
 def table(results: dict[str, Results], columns: Sequence[Column]) -> Iterator[str]:
@@ -221,7 +232,8 @@ CPU is what the target's processes used; in brackets, how many times the gateway
 fake provider's own. Chunks count while all streams run, without the start and end of a request; of a target
 too slow for that, all count, with both. `p50` of requests is to the end of the answer; with many at once that
 is mostly queueing, for the target or, where that is quicker, in the load. TTFT: to the first chunk. RSS: idle
-after the first answer; the peak of the whole run. `-`: failed, or not done within {LOAD_LIMIT_S} s."""
+after the first answer; the peak of the whole run, and what that is above idle for each of the streams.
+`-`: failed, or not done within {LOAD_LIMIT_S} s, or {LATE_TIMES} times what is planned, if that is more."""
 
 
 def conditions(cpus: Cpus, rounds: int, load_before: float, worst: tuple[float, str]) -> Iterator[str]:
@@ -258,10 +270,10 @@ def possible(loads: Sequence[Load]) -> list[Load]:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure what the gateway costs, beside others.")
-    paths, loads = (", ".join(one.name for one in TARGETS), ", ".join(load.key for load in LOADS))
+    paths, loads = (", ".join(one.name for one in TARGETS), ", ".join(load.key for load in LOADS + LARGE))
     parser.add_argument("--rounds", type=int, default=3, help="rounds to take the median of (3)")
     parser.add_argument("--paths", metavar="NAMES", help=f"of {paths} (all that are installed)")
-    parser.add_argument("--loads", metavar="NAMES", help=f"of {loads} (all)")
+    parser.add_argument("--loads", metavar="NAMES", help=f"of {loads} (all but {LARGE[0].key})")
     parser.add_argument("--scale", type=float, default=1.0, help="make the loads smaller: 0.1 (1)")
     return parser.parse_args()
 
@@ -269,8 +281,8 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     given = arguments()
     names = chosen(given.paths, [one.name for one in TARGETS], [one.name for one in TARGETS if one.found()])
-    keys = chosen(given.loads, [load.key for load in LOADS], [load.key for load in LOADS])
-    loads = possible([load.scaled(given.scale) for load in LOADS if load.key in keys])
+    keys = chosen(given.loads, [load.key for load in LOADS + LARGE], [load.key for load in LOADS])
+    loads = possible([load.scaled(given.scale) for load in LOADS + LARGE if load.key in keys])
     warm_up = [load.scaled(given.scale) for load in WARM_UP]
     bench = Bench([one for one in TARGETS if one.name in names], loads, warm_up)
     load_before = os.getloadavg()[0]

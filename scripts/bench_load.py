@@ -20,6 +20,7 @@ import uvloop
 
 KEY: Final = "sk-bench-0123456789abcdefghijklmnopqrstuvwxyzABCDEFGH"
 LOAD_LIMIT_S: Final = 20
+LATE_TIMES: Final = 3  # what is planned to take longer than that limit may take so many times as long
 STAGGER_S: Final = 0.001  # between the starts of streams: people do not press Enter all at once
 LAST_BYTES: Final = 64
 QUOTED_CHARACTERS: Final = 300
@@ -42,6 +43,12 @@ class Load:
             return f"{self.connections:,} streams, a chunk every {self.gap_ms} ms"
         many = "one at a time" if self.connections == 1 else f"{self.connections} at once"
         return f"{self.body_bytes // 1024} KB, {many}"
+
+    @property
+    def limit_s(self) -> float:
+        """How long it may take in all."""
+        planned_s = self.connections * STAGGER_S + self.chunks * self.gap_ms / 1000
+        return max(LOAD_LIMIT_S, LATE_TIMES * planned_s)
 
     def scaled(self, factor: float) -> "Load":
         """Give the same with less of everything; streams keep their pace."""
@@ -251,10 +258,10 @@ async def put_streams(load: Load, port: int, probe: Probe, clients: list[Client]
 async def put_limited(load: Load, port: int, probe: Probe) -> Measure:
     clients: list[Client] = []
     try:
-        async with asyncio.timeout(LOAD_LIMIT_S):
+        async with asyncio.timeout(load.limit_s):
             return await (put_streams if load.chunks else put_requests)(load, port, probe, clients)
     except TimeoutError:
-        raise LoadFailed(f"not done within {LOAD_LIMIT_S} s") from None
+        raise LoadFailed(f"not done within {load.limit_s:.0f} s") from None
     except OSError as exc:
         raise LoadFailed(str(exc)) from None
     finally:

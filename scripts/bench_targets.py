@@ -6,6 +6,7 @@ None logs requests, but for the gateway, which runs as it comes.
 """
 
 import hashlib
+import resource
 import shutil
 import sys
 from collections.abc import Mapping
@@ -18,7 +19,8 @@ from bench_load import KEY
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 SYSTEM_FOLDERS: Final = "/usr/sbin:/usr/local/sbin"
-OPEN_FILES: Final = 8192
+OPEN_FILES: Final = 16384  # two for each of many streams
+OTHER_FILES: Final = 192
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,6 +40,7 @@ class Target:
 
 
 def fill(template: str, directory: Path, port: int, other_port: int, provider_port: int) -> str:
+    open_files = min(OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     return Template(template).substitute(
         root=ROOT,
         directory=directory,
@@ -46,7 +49,8 @@ def fill(template: str, directory: Path, port: int, other_port: int, provider_po
         provider_port=provider_port,
         key=KEY,
         key_digest=hashlib.sha256(KEY.encode()).hexdigest(),
-        open_files=OPEN_FILES,
+        open_files=open_files,
+        connections=(open_files - OTHER_FILES) // 2,
     )
 
 
@@ -68,12 +72,12 @@ PEERS: Final = (
         files={
             "nginx.conf": """
 daemon off; worker_processes 1; pid nginx.pid; error_log stderr; worker_rlimit_nofile $open_files;
-events { worker_connections 4096; }
+events { worker_connections $open_files; }
 http {
   access_log off; keepalive_requests 1000000; client_max_body_size 32m; client_body_buffer_size 256k;
   client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi;
   scgi_temp_path scgi;
-  upstream provider { server 127.0.0.1:$provider_port; keepalive 2048; keepalive_requests 1000000; }
+  upstream provider { server 127.0.0.1:$provider_port; keepalive $connections; keepalive_requests 1000000; }
   server {
     listen 127.0.0.1:$port backlog=4096;
     location / {
@@ -94,7 +98,7 @@ http {
             "haproxy.cfg": """
 global
   nbthread 1
-  maxconn 4000
+  maxconn $connections
 defaults
   mode http
   timeout connect 5s
@@ -107,7 +111,7 @@ frontend clients
   http-request deny deny_status 401 unless { req.hdr(authorization) -m str "Bearer $key" }
   default_backend provider
 backend provider
-  server provider 127.0.0.1:$provider_port pool-max-conn 4000
+  server provider 127.0.0.1:$provider_port pool-max-conn $connections
 """
         },
     ),
@@ -129,7 +133,7 @@ http://:$port {
   reverse_proxy 127.0.0.1:$provider_port {
     flush_interval -1
     transport http {
-      keepalive_idle_conns_per_host 2048
+      keepalive_idle_conns_per_host $connections
     }
   }
 }
@@ -163,7 +167,7 @@ litellm_settings: {telemetry: false, set_verbose: false}
         (
             *("--worker-urls", "http://127.0.0.1:$provider_port", "--api-key", "$key"),
             *("--host", "127.0.0.1", "--port", "$port", "--log-level", "warning"),
-            *("--policy", "round_robin", "--max-concurrent-requests", "4096"),
+            *("--policy", "round_robin", "--max-concurrent-requests", "$connections"),
             *("--prometheus-port", "$other_port"),
         ),
         program="vllm-router",

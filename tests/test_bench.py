@@ -84,10 +84,10 @@ def test_what_grows_is_measured_beside_another_checkout() -> None:
     assert (finished.returncode, finished.stderr) == (0, "")
     waiting, conversing = (row for row in rows(finished.stdout) if "->" in row[1])
     assert waiting[:2] == ["100 wait for 10 providers, 10 users", "100 -> 100"]
-    numbers = [
-        float(number) for row in (waiting, conversing) for cell in row[2:] for number in cell.split(" -> ")
-    ]
-    assert min(numbers) >= 0
+    cells = [cell for row in (waiting, conversing) for cell in row[2:]]
+    numbers = [float(number.replace(",", "")) for cell in cells for number in cell.split(" -> ")]
+    assert len(numbers) == 2 * len(cells)
+    assert min(numbers[2:]) > 0  # a burst of a hundred may take no hundredth of a second
 
 
 @pytest.mark.parametrize("arguments", [("--paths", "direct,apache"), ("--loads", "huge")], ids=" ".join)

@@ -153,21 +153,28 @@ def test_a_request_that_failed_over_was_served_well_by_the_last_alone() -> None:
     assert any("served by another" in each for each in four.disagreements())
 
 
-def test_nothing_that_is_held_for_requests_may_be_left_at_all() -> None:
+def held(*files: str, **more: Any) -> Any:
+    """What a gateway holds that is at rest, and more."""
     nothing = dict.fromkeys(watch.NONE_LEFT, 0)
-    before = watch.Held({"tasks": {"run": 2}, **nothing}, ["socket"], 0)
-    assert watch.more_than(before, before) == []
+    return watch.Held({"tasks": {"run": 2}, **nothing, "files": ["socket", *files], "idle": 0, **more}, 0)
+
+
+def test_nothing_that_is_held_for_requests_may_be_left_at_all() -> None:
+    assert watch.more_than(held(), held()) == []
     for name in watch.NONE_LEFT:
-        held = watch.Held({"tasks": {"run": 2}, **nothing, name: 3}, ["socket"], 0)
-        assert any(name in each for each in watch.more_than(held, held)), name
+        left = held(**{name: 3})
+        assert any(name in each for each in watch.more_than(left, left)), name
 
 
 def test_more_tasks_or_descriptors_than_at_first_are_named() -> None:
-    nothing = dict.fromkeys(watch.NONE_LEFT, 0)
-    before = watch.Held({"tasks": {"run": 2}, **nothing}, ["socket"], 0)
-    after = watch.Held({"tasks": {"run": 2, "stray": 1}, **nothing}, ["pipe", "socket"], 0)
-    assert any("stray" in each for each in watch.more_than(before, after))
-    assert any("pipe" in each for each in watch.more_than(before, after))
+    after = held("pipe", tasks={"run": 2, "stray": 1})
+    assert any("stray" in each for each in watch.more_than(held(), after))
+    assert any("pipe" in each for each in watch.more_than(held(), after))
+
+
+def test_a_connection_that_waits_for_the_next_look_at_its_provider_is_not_left_over() -> None:
+    assert watch.more_than(held(), held("socket", idle=1)) == []
+    assert watch.more_than(held(), held("socket", "socket", idle=1))
 
 
 def test_memory_that_grows_is_told_from_memory_that_is_only_large() -> None:

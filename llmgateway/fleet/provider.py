@@ -101,6 +101,8 @@ class Provider:
     """True once a newer config has no place for it: what it works on may end, and nothing new comes."""
     renames: bool = False
     """Whether its server knows any of its models by another name than clients do."""
+    loads_first: bool = False
+    """Whether it is known to have to load any of its models before it can use it."""
     _names: Mapping[str, str] = field(default_factory=dict)  # of those, by the name that clients see
     _listed: Mapping[str, Model] = field(default_factory=dict)  # by the names that its server has for them
     _slots_by_model: bool = False
@@ -140,9 +142,11 @@ class Provider:
 
     def slots_for(self, model: str) -> int | None:
         """Tell how many requests for a model it works on at once, if anybody knows."""
-        found = self.find(model) if self._slots_by_model else None
-        if self.capacity is not None or found is None or found.slots is None:
+        if self.capacity is not None or not self._slots_by_model:
             return self.capacity
+        found = self.find(model)
+        if found is None or found.slots is None:
+            return None
         return self.share.of(found.slots, self.name)
 
     @property
@@ -237,6 +241,7 @@ class Provider:
         if (told := self.config.listed) is not None:
             self._listed = {name: self._listed.get(name) or Model(name) for name in told.values()}
         self.models = published(self.config, self._listed)
+        self.loads_first = any(model.loaded is False for model in self.models.values())
         before, self._names = self._names, {m.id: m.told_as for m in self.models.values() if m.told_as}
         self.renames = bool(self._names)
         if self.renames and self._names != before:

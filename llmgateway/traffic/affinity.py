@@ -17,9 +17,9 @@ nothing with the conversation, but would take its slot.
 Pure: time is an argument, nothing waits. Two bounds hold always: the number of chains, and their age.
 """
 
-from collections import OrderedDict
-from collections.abc import Container, Hashable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, OrderedDict
+from collections.abc import Collection, Container, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -33,9 +33,9 @@ MAX_CHAINS: Final = 20_000
 MAX_LINKS: Final = 1_000  # of one request: the longest chains are what the next turn is known by
 MAX_AGE_S: Final = 3_600.0  # a KV cache that nobody used for an hour has most likely gone
 LIVE_S: Final = 300.0  # a conversation without a turn for so long does not count as live
-MAX_LIVE: Final = 5_000
+MAX_LIVE: Final = 20_000
 TRIM_S: Final = 1.0  # what is too old is not found, so that it need not go at once
-MAX_SYSTEM_PROMPTS: Final = 1_000
+MAX_SYSTEM_PROMPTS: Final = 3_000
 SYSTEM_PROMPT_BYTES: Final = 512
 _LAST_MESSAGES: Final = 16  # among which that of the user is looked for: the others are calls of tools
 
@@ -111,14 +111,6 @@ class Conversation:
     length: int = 0
 
 
-@dataclass(slots=True)
-class _House:
-    """What one provider holds: its live conversations and system prompts, the least recently used first."""
-
-    live: OrderedDict[int, Conversation] = field(default_factory=OrderedDict)
-    systems: OrderedDict[Hashable, float] = field(default_factory=OrderedDict)
-
-
 Match = tuple[Hashable, Conversation | None]
 """The longest known link of a thread, and the conversation that it belongs to."""
 NO_MATCH: Final[Match] = (0, None)
@@ -126,13 +118,17 @@ _EVE: Final = "eve"
 
 
 class Affinity:
-    """The memory of all conversations."""
+    """The memory of all conversations; of each kind, the least recently used is forgotten first."""
 
     def __init__(self, *, max_chains: int = MAX_CHAINS, max_age_s: float = MAX_AGE_S) -> None:
         self._max_chains = max_chains
         self._max_age_s = max_age_s
         self._chains: OrderedDict[Hashable, Conversation] = OrderedDict()
-        self._houses: dict[Hashable, _House] = {}
+        self._live: OrderedDict[int, Conversation] = OrderedDict()
+        self._living: Counter[Hashable] = Counter()
+        """How many live with each home, so that nobody has to count them for every choice."""
+        self._systems: OrderedDict[Hashable, dict[Hashable, float]] = OrderedDict()
+        """Who has begun to answer with each system prompt, and when last."""
         self._trimmed_at = 0.0
 
     def __len__(self) -> int:
@@ -180,12 +176,13 @@ class Affinity:
             conversation = Conversation(home, now, tip, length=thread.length)
         else:
             if conversation.home != home:
-                self._house(conversation.home).live.pop(id(conversation), None)
+                if self._live.pop(id(conversation), None) is not None:
+                    self._living[conversation.home] -= 1
                 conversation.home = home
             conversation.last_turn, conversation.tip = now, tip
-        chains, key = self._chains, id(conversation)
-        house = self._houses.get(home) or self._house(home)
-        live = house.live
+        chains, live, key = self._chains, self._live, id(conversation)
+        if key not in live:
+            self._living[home] += 1
         chains[tip] = live[key] = conversation
         chains.move_to_end(tip)
         live.move_to_end(key)
@@ -194,7 +191,7 @@ class Affinity:
         if thread.session is not None:
             self._remember_session(thread.session, thread.length, conversation, now)
         if now - self._trimmed_at > TRIM_S or len(chains) > self._max_chains or len(live) > MAX_LIVE:
-            self._trim(house, now)
+            self._trim(now)
 
     def _remember_eve(self, eve: Hashable, conversation: Conversation, now: float) -> None:
         conversation.eve = eve
@@ -224,59 +221,42 @@ class Affinity:
     def computed(self, thread: Thread, home: Hashable, *, now: float) -> None:
         """Remember that a provider has begun to answer, so that it holds the system prompt from now on."""
         if thread.system is not None:
-            house = self._house(home)
-            house.systems[thread.system] = now
-            house.systems.move_to_end(thread.system)
-            self._trim(house, now)
+            self._systems.setdefault(thread.system, {})[home] = now
+            self._systems.move_to_end(thread.system)
+            if len(self._systems) > MAX_SYSTEM_PROMPTS:
+                self._systems.popitem(last=False)
 
     def keep(self, homes: Container[Hashable]) -> None:
         """Forget what other providers than these hold: they are gone."""
-        self._houses = {home: house for home, house in self._houses.items() if home in homes}
+        self._live = OrderedDict((key, each) for key, each in self._live.items() if each.home in homes)
+        self._living = Counter(each.home for each in self._live.values())
+        for seen in self._systems.values():
+            for home in [home for home in seen if home not in homes]:
+                del seen[home]
 
-    def live(self, home: Hashable, *, now: float) -> int:
-        """Count the conversations that live with a provider."""
-        house = self._houses.get(home)
-        if house is None:
-            return 0
-        self._trim_live(house, now)
-        return len(house.live)
+    def living(self, *, now: float) -> Counter[Hashable]:
+        """Count the conversations that live with each provider."""
+        self._trim_live(now)
+        return self._living
 
-    def holds_system(self, thread: Thread, home: Hashable, *, now: float) -> bool:
-        """Tell whether a provider has lately seen the system prompt that this request begins with."""
-        house = self._houses.get(home)
-        if thread.system is None or house is None:
-            return False
-        seen = house.systems.get(thread.system)
-        return seen is not None and now - seen <= self._max_age_s
+    def holders(self, thread: Thread, *, now: float) -> Collection[Hashable]:
+        """Name the providers that have lately seen the system prompt that this request begins with."""
+        if thread.system is None:
+            return ()
+        seen = self._systems.get(thread.system, {})
+        return {home for home, last in seen.items() if now - last <= self._max_age_s}
 
-    def _house(self, home: Hashable) -> _House:
-        house = self._houses.get(home)
-        if house is None:
-            house = self._houses[home] = _House()
-        return house
-
-    def _trim(self, house: _House, now: float) -> None:
+    def _trim(self, now: float) -> None:
         self._trimmed_at = now
         while self._chains and (
             len(self._chains) > self._max_chains
             or now - next(iter(self._chains.values())).last_turn > self._max_age_s
         ):
             self._chains.popitem(last=False)
-        while len(house.systems) > MAX_SYSTEM_PROMPTS:
-            house.systems.popitem(last=False)
-        self._trim_live(house, now)
+        self._trim_live(now)
 
-    def _trim_live(self, house: _House, now: float) -> None:
-        for key in _aged(house.live, now):
-            del house.live[key]
-        while len(house.live) > MAX_LIVE:
-            house.live.popitem(last=False)
-
-
-def _aged(live: OrderedDict[int, Conversation], now: float) -> list[int]:
-    aged = []
-    for key, conversation in live.items():
-        if now - conversation.last_turn <= LIVE_S:
-            break
-        aged.append(key)
-    return aged
+    def _trim_live(self, now: float) -> None:
+        live = self._live
+        while live and (len(live) > MAX_LIVE or now - next(iter(live.values())).last_turn > LIVE_S):
+            _, conversation = live.popitem(last=False)
+            self._living[conversation.home] -= 1

@@ -12,7 +12,7 @@ import msgspec
 from llmgateway.access.keys import Caller
 from llmgateway.fleet.fleet import Fleet
 from llmgateway.fleet.provider import Provider
-from llmgateway.traffic.affinity import NO_MATCH, Affinity, Match, Thread
+from llmgateway.traffic.affinity import NO_MATCH, Affinity, Conversation, Match, Thread
 
 # Where slots are unknown, a provider is too busy beside another if it has at least so many more in flight,
 # and more than twice as many. Leaving a conversation's home at a smaller difference recomputes its prompt for
@@ -102,52 +102,99 @@ def place(
 def _choose(
     among: Sequence[Provider], wish: Wish, match: Match, affinity: Affinity, chance: Random, *, now: float
 ) -> Placement | None:
-    caller, model, thread = wish.caller, wish.model, wish.thread
-    _, conversation = match
+    model, thread, (_, conversation) = wish.model, wish.thread, match
     free = [p for p in among if p.has_room_for(model)]
-    if caller.route == "prefer_own":
-        free = [p for p in free if p.config.owner == caller.user] or free
+    if wish.caller.route == "prefer_own":
+        free = [p for p in free if p.config.owner == wish.caller.user] or free
     if not free:
         return None
-    home = next((p for p in among if conversation is not None and p.name == conversation.home), None)
-    if home is not None and thread.opening and not _least_busy(home, free):
-        home = None  # it opens as another one did: most likely a conversation of its own
-    if home in free:
-        if not _crowded(home, free, model):
+    home = None if conversation is None else _home(conversation, among, free, thread)
+    has_room = home is not None and home in free
+    if home is not None and has_room and home.slots_for(model) is not None:
+        return Placement(home, "hit", match)
+    calm = _calm(free, model)
+    if home is not None and has_room:
+        if home in calm:
             return Placement(home, "hit", match)
         free.remove(home)
-    subject = affinity.subject(thread, now=now) if conversation is None else None
-    live = {p.name: affinity.live(p.name, now=now) for p in free}
-    least = min(live.values())
-
-    def standing(p: Provider) -> tuple[bool, bool, bool, float, float, bool, float]:
-        found = p.find(model)
-        loads = (found is not None and found.loaded is False) or _crowded(p, free, model)
-        pushes_out = subject is not None and p.name == subject.home and not _has_room_beside(p, model)
-        holds = affinity.holds_system(thread, p.name, now=now) and live[p.name] <= least + SYSTEM_PROMPT_SLACK
-        weight = p.config.weight
-        living = live[p.name] / weight if thread.known else 0.0
-        by_another_name = model not in p.models
-        return loads, pushes_out, not holds, living, p.in_flight / weight, by_another_name, chance.random()
-
-    best = min(free, key=standing)
+    ready = [p for p in calm if not p.loads_first or not _loads(p, model)] or free
+    best = _best(ready, free, wish, conversation, affinity, now=now)
+    found = best[int(chance.random() * len(best))]
     if not thread.known:
-        return Placement(best)
-    return Placement(best, "miss" if home is None else "spill", match)
+        return Placement(found)
+    return Placement(found, "miss" if home is None else "spill", match)
+
+
+def _home(
+    conversation: Conversation, among: Sequence[Provider], free: Sequence[Provider], thread: Thread
+) -> Provider | None:
+    """Give the home of a conversation, if this is that conversation.
+
+    What opens as another one did, while its home is not the least busy, is most likely one of its own.
+    """
+    for p in among:
+        if p.name == conversation.home:
+            return None if thread.opening and _load(p) > min(map(_load, free)) else p
+    return None
+
+
+def _calm(among: Sequence[Provider], model: str) -> Sequence[Provider]:
+    """Leave out those of unknown capacity that are clearly busier than another; there is always one left."""
+    unsure = [p for p in among if p.capacity is None]
+    if not unsure:
+        return among
+    least = min([p.in_flight / p.config.weight for p in among])
+    return [
+        p
+        for p in among
+        if p.in_flight < (fair := least * p.config.weight) + CROWDED_BY
+        or p.in_flight <= CROWDED_TIMES * fair
+        or p.slots_for(model) is not None
+    ]
+
+
+def _best(
+    ready: Sequence[Provider],
+    free: Sequence[Provider],
+    wish: Wish,
+    conversation: Conversation | None,
+    affinity: Affinity,
+    *,
+    now: float,
+) -> Sequence[Provider]:
+    """Give those that are left when each rule in turn has its say, if they are more than one for chance.
+
+    A rule that none would be left by has none.
+    """
+    best, thread, living = ready, wish.thread, affinity.living(now=now)
+    subject = affinity.subject(thread, now=now) if conversation is None else None
+    if subject is not None:
+        best = [p for p in best if p.name != subject.home or _has_room_beside(p, wish.model)] or best
+    if holders := affinity.holders(thread, now=now):
+        most = min([living.get(p.name, 0) for p in free]) + SYSTEM_PROMPT_SLACK
+        best = [p for p in best if p.name in holders and living.get(p.name, 0) <= most] or best
+    if thread.known and len(best) > 1:
+        best = _least(best, [living.get(p.name, 0) / p.config.weight for p in best])
+    if len(best) > 1:
+        best = _least(best, [p.in_flight / p.config.weight for p in best])
+    return [p for p in best if wish.model in p.models] or best
+
+
+def _least(among: Sequence[Provider], burdens: Sequence[float]) -> Sequence[Provider]:
+    least = min(burdens)
+    return [p for p, burden in zip(among, burdens, strict=True) if burden == least]
+
+
+def _load(provider: Provider) -> float:
+    return provider.in_flight / provider.config.weight
+
+
+def _loads(provider: Provider, model: str) -> bool:
+    """Tell whether a provider is known to have to load a model first."""
+    found = provider.find(model)
+    return found is not None and found.loaded is False
 
 
 def _has_room_beside(provider: Provider, model: str) -> bool:
     """Tell whether a provider surely has a free slot beside that in which a conversation rests."""
     return provider.slots_for(model) is not None and provider.has_room_for(model, 2)
-
-
-def _least_busy(provider: Provider, among: Sequence[Provider]) -> bool:
-    return provider.in_flight / provider.config.weight <= min(p.in_flight / p.config.weight for p in among)
-
-
-def _crowded(provider: Provider, among: Sequence[Provider], model: str) -> bool:
-    """Tell whether a provider of unknown capacity is clearly busier than another that could take the call."""
-    if provider.slots_for(model) is not None:
-        return False
-    fair = min(p.in_flight / p.config.weight for p in among) * provider.config.weight
-    return provider.in_flight >= fair + CROWDED_BY and provider.in_flight > CROWDED_TIMES * fair

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from collections import Counter
 from random import Random
 from typing import Any
 
@@ -85,7 +86,7 @@ def test_a_conversation_is_known_over_many_turns() -> None:
         assert (found is None) is (turn == 0)
         affinity.remember(thread, "rig", now=turn)
         messages += [says("assistant", f"answer {turn}")]
-    assert affinity.live("rig", now=50) == 1
+    assert affinity.living(now=50)["rig"] == 1
 
 
 def test_an_edited_last_message_goes_back_to_the_home_and_so_does_a_second_answer() -> None:
@@ -208,7 +209,7 @@ def test_a_reminded_conversation_is_one_and_moves_as_one() -> None:
     affinity = Affinity()
     for turn in range(1, 9):
         affinity.remember(chat(*reminded(turn)), "a" if turn < 6 else "b", now=turn)
-    assert (affinity.live("a", now=9), affinity.live("b", now=9)) == (0, 1)
+    assert (affinity.living(now=9)["a"], affinity.living(now=9)["b"]) == (0, 1)
 
 
 def test_eves_count_among_the_chains() -> None:
@@ -274,7 +275,7 @@ def test_a_shared_beginning_of_plain_text_is_no_match() -> None:
 def test_what_says_nothing_is_not_known(body: dict[str, Any]) -> None:
     affinity = Affinity()
     affinity.remember(request(**body), "rig", now=0)
-    assert affinity.live("rig", now=0) <= 1
+    assert affinity.living(now=0)["rig"] <= 1
 
 
 # --- homes -------------------------------------------------------------------------------------------
@@ -284,7 +285,7 @@ def test_a_conversation_that_moves_lives_in_its_new_home_only() -> None:
     affinity = Affinity()
     affinity.remember(chat(HELLO), "a", now=0)
     affinity.remember(chat(HELLO, ANSWER, MORE), "b", now=1)
-    assert (affinity.live("a", now=1), affinity.live("b", now=1)) == (0, 1)
+    assert (affinity.living(now=1)["a"], affinity.living(now=1)["b"]) == (0, 1)
     found = affinity.find(chat(HELLO), now=2)
     assert found is not None
     assert found.home == "b"
@@ -293,8 +294,8 @@ def test_a_conversation_that_moves_lives_in_its_new_home_only() -> None:
 def test_a_conversation_without_a_turn_for_a_while_is_not_live_but_is_known() -> None:
     affinity = Affinity()
     affinity.remember(chat(HELLO), "a", now=0)
-    assert affinity.live("a", now=LIVE_S) == 1
-    assert affinity.live("a", now=LIVE_S + 1) == 0
+    assert affinity.living(now=LIVE_S)["a"] == 1
+    assert affinity.living(now=LIVE_S + 1)["a"] == 0
     assert affinity.find(chat(HELLO), now=LIVE_S + 1) is not None
 
 
@@ -310,12 +311,12 @@ def test_a_conversation_is_forgotten_with_age() -> None:
 def test_a_provider_holds_the_system_prompts_it_has_lately_seen() -> None:
     affinity = Affinity()
     affinity.remember(chat(SYSTEM, HELLO), "a", now=0)
-    assert not affinity.holds_system(chat(SYSTEM, MORE, user="bob"), "a", now=0), "nothing is computed yet"
+    assert "a" not in affinity.holders(chat(SYSTEM, MORE, user="bob"), now=0), "nothing is computed yet"
     affinity.computed(chat(SYSTEM, HELLO), "a", now=0)
-    assert affinity.holds_system(chat(SYSTEM, MORE, user="bob"), "a", now=1)
-    assert not affinity.holds_system(chat(SYSTEM, MORE, model="n"), "a", now=1)
-    assert not affinity.holds_system(chat(SYSTEM, MORE), "b", now=1)
-    assert not affinity.holds_system(chat(SYSTEM, MORE), "a", now=MAX_AGE_S + 1)
+    assert "a" in affinity.holders(chat(SYSTEM, MORE, user="bob"), now=1)
+    assert "a" not in affinity.holders(chat(SYSTEM, MORE, model="n"), now=1)
+    assert "b" not in affinity.holders(chat(SYSTEM, MORE), now=1)
+    assert "a" not in affinity.holders(chat(SYSTEM, MORE), now=MAX_AGE_S + 1)
 
 
 # --- bounds ------------------------------------------------------------------------------------------
@@ -342,7 +343,7 @@ def test_the_system_prompts_of_a_provider_are_bounded_and_the_latest_are_kept() 
     threads = [Thread((b"talk",), str(number).encode()) for number in range(2 * MAX_SYSTEM_PROMPTS)]
     for number, thread in enumerate(threads):
         affinity.computed(thread, "a", now=number / 100)
-    held = [affinity.holds_system(thread, "a", now=20) for thread in threads]
+    held = ["a" in affinity.holders(thread, now=20) for thread in threads]
     assert held == [False] * MAX_SYSTEM_PROMPTS + [True] * MAX_SYSTEM_PROMPTS
 
 
@@ -363,7 +364,7 @@ def test_a_fork_lives_where_it_was_sent_and_leaves_the_original_at_home() -> Non
     fork = affinity.find(chat(HELLO, ANSWER, HELLO, ANSWER, MORE), now=3)
     assert original is not None and fork is not None
     assert (original.home, fork.home) == ("a", "b")
-    assert (affinity.live("a", now=3), affinity.live("b", now=3)) == (1, 1)
+    assert (affinity.living(now=3)["a"], affinity.living(now=3)["b"]) == (1, 1)
 
 
 Turn = tuple[int, int, int]
@@ -381,8 +382,23 @@ def test_a_live_conversation_lives_in_one_place_and_bounds_hold(turns: list[Turn
         assert found is not None
         assert found.home == where
         assert len(affinity) <= 6
-        assert sum(affinity.live(home, now=clock) for home in range(3)) <= len(turns)
-    assert sum(affinity.live(home, now=clock + LIVE_S + 1) for home in range(3)) == 0
+        assert sum(affinity.living(now=clock)[home] for home in range(3)) <= len(turns)
+    assert sum(affinity.living(now=clock + LIVE_S + 1)[home] for home in range(3)) == 0
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2), st.integers(0, 200)), max_size=60))
+def test_the_living_are_counted_where_they_had_their_last_turn(turns: list[Turn]) -> None:
+    affinity, clock, last = Affinity(), 0, dict[int, tuple[int, int]]()
+    for talk, where, pause in turns:
+        clock += pause
+        affinity.remember(Thread((talk,)), where, now=clock)
+        last[talk] = where, clock
+        if talk == 9:
+            affinity.keep({0, 1})
+            last = {each: (home, at) for each, (home, at) in last.items() if home != 2}
+        living = Counter(home for home, at in last.values() if clock - at <= LIVE_S)
+        assert +affinity.living(now=clock) == living
 
 
 def test_what_a_provider_that_is_gone_holds_is_forgotten() -> None:
@@ -392,4 +408,4 @@ def test_what_a_provider_that_is_gone_holds_is_forgotten() -> None:
     affinity.remember(thread, "gone", now=0.0)
     affinity.remember(thread, "kept", now=0.0)
     affinity.keep({"kept"})
-    assert (affinity.live("gone", now=0.0), affinity.live("kept", now=0.0)) == (0, 1)
+    assert (affinity.living(now=0.0)["gone"], affinity.living(now=0.0)["kept"]) == (0, 1)

@@ -30,7 +30,7 @@ def fleet(in_flight: str = "", *, unloaded: str = "", **providers: Any) -> Fleet
     for provider, count in zip(made.providers.values(), in_flight.split(), strict=False):
         provider.in_flight = int(count)
     for name in unloaded.split():
-        made.providers[name].models = {"m": Model("m", loaded=False)}
+        made.providers[name].observe(Probe(State.ONLINE, "", {"m": Model("m", loaded=False)}), now=0)
     return made
 
 

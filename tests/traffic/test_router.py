@@ -278,7 +278,7 @@ def test_new_conversations_go_where_the_fewest_live_per_weight() -> None:
         found = placed(them, thread=thread(f"hi {number}"), memory=memory, chance=Random(number))
         assert found is not None and found.affinity == "miss"
         memory.remember(thread(f"hi {number}"), found.provider.name, now=0)
-    assert [memory.live(name, now=0) for name in them.providers] == [20, 10]
+    assert [memory.living(now=0)[name] for name in them.providers] == [20, 10]
 
 
 def test_a_shared_system_prompt_draws_but_does_not_pile_up() -> None:
@@ -312,7 +312,7 @@ def test_who_has_the_model_in_memory_is_preferred_unless_clearly_busier(
 ) -> None:
     them = fleet({"in_flight": in_flight}, {})
     for provider, held in zip(them.providers.values(), loaded, strict=True):
-        provider.models = {"m": Model("m", loaded=held)}
+        provider.observe(Probe(State.ONLINE, "", {"m": Model("m", loaded=held)}), now=0)
     assert chosen(them) == {expected}
 
 

@@ -15,13 +15,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import zlib
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 import uvloop
+from bench_bodies_cases import ANSWERS, AUDIO, CASES, JSON, LISTED, MB, SMALL
 
 from llmgateway.config.load import build
 from llmgateway.service.gateway import Gateway
@@ -29,84 +28,72 @@ from llmgateway.service.serve import GC_THRESHOLDS
 
 KEY: Final = "sk-bench-0123456789abcdefghijklmnopqrstuvwxyz"
 PEERS: Final = "--peers"
-MB: Final = 1_000_000
-FORM: Final = b'--XX\r\nContent-Disposition: form-data; name="%b\r\n\r\n%b\r\n'
-
-
-def chat(messages: bytes, more: bytes = b"") -> bytes:
-    return b'{"model":"m","stream":false,"messages":[%b]%b}' % (messages, more)
-
-
-def image(size: int) -> bytes:
-    url = b"data:image/png;base64," + b"iVBORw0KGgo" * (size // 11)
-    return b'{"role":"user","content":[{"type":"image_url","image_url":{"url":"%b"}}]}' % url
-
-
-def form(*parts: bytes) -> bytes:
-    return b"".join(parts) + b"--XX--\r\n"
-
-
-MODEL: Final = FORM % (b'model"', b"m")
-BODIES: Final[dict[str, Callable[[], bytes]]] = {
-    "1 MB of text": lambda: chat(b'{"role":"user","content":"%b"}' % (b"so it goes " * (MB // 11))),
-    "60 MB image": lambda: chat(image(60 * MB)),
-    "95 MB image": lambda: chat(image(95 * MB)),
-    "95 MB in 100 images": lambda: chat(b",".join([image(950_000)] * 100)),
-    "200,000 messages": lambda: chat(b",".join([b'{"role":"user","content":"so it goes"}'] * 200_000)),
-    "95 MB of escapes": lambda: chat(b'{"role":"user","content":"%b"}' % (b"\\n" * (95 * MB // 2))),
-    "95 MB not ASCII": lambda: chat(b'{"role":"user","content":"%b"}' % ("é".encode() * (95 * MB // 2))),
-    "20 MB of brackets": lambda: chat(b"1", b',"x":[%b1]' % (b"[[[]]]," * (20 * MB // 7))),
-    "95 MB, role last": lambda: chat(b'{"content":"%b","role":"user"}' % (b"a" * 95 * MB)),
-    "95 MB of gzip": lambda: zlib.compress(chat(image(95 * MB)), 1, zlib.MAX_WBITS | 16),
-    "95 MB form, model first": lambda: form(MODEL, FORM % (b'file"; filename="a"', b"\x00\xff" * 47 * MB)),
-    "95 MB form, model last": lambda: form(FORM % (b'file"; filename="a"', b"\x00\xff" * 47 * MB), MODEL),
-}
 
 
 # --- The other process ----------------------------------------------------------------------------
 
 
-def received(conn: socket.socket) -> bool:
-    """Read one request, whole; tells whether there was one."""
+def received(conn: socket.socket) -> bytes:
+    """Read one request, whole, and give what it begins with; nothing if there is none."""
     data = b""
     while b"\r\n\r\n" not in data:
         more = conn.recv(65_536)
         if not more:
-            return False
+            return b""
         data += more
     head, _, rest = data.partition(b"\r\n\r\n")
     fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
     left = int(fields.get(b"content-length", b"0")) - len(rest)
     while left > 0:
-        left -= len(conn.recv(min(left, 1 << 20)))
-    return True
+        more = conn.recv(min(left, 1 << 20))
+        left -= len(more)
+        data = data if len(data) > 4096 else data + more
+    return data[:4096]
+
+
+def answer_to(request: bytes) -> tuple[bytes, bytes]:
+    """Give the lines of an answer's head, without its length, and the answer."""
+    if request.startswith(b"GET"):
+        models = [b'{"id":"%b","object":"model"}' % name.encode() for name in ("m", *ANSWERS)]
+        return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n", LISTED % b",".join(models)
+    model = request.partition(b'"model":"')[2].partition(b'"')[0].decode()
+    kind, make = ANSWERS.get(model, (JSON, lambda: SMALL))
+    status = b"400 Bad Request" if "refusal" in model else b"200 OK"
+    coding = b"Content-Encoding: gzip\r\n" if "gzip" in model else b""
+    return b"HTTP/1.1 %b\r\nContent-Type: %b\r\n%b" % (status, kind, coding), make()
 
 
 def provide(listener: socket.socket) -> None:
-    """Be a provider with one model, until the listener is closed."""
-    listing = b'{"object":"list","data":[{"id":"m","object":"model"}]}'
+    """Be a provider, until the listener is closed."""
     while True:
         conn, _ = listener.accept()
         if os.fork() == 0:
-            while received(conn):
-                head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-                conn.sendall(head % len(listing) + listing)
+            while request := received(conn):
+                head, body = answer_to(request)
+                length = b"Content-Length: %d" % len(body)
+                framing = b"Transfer-Encoding: chunked" if body.endswith(b"\n0\r\n\r\n") else length
+                conn.sendall(head + framing + b"\r\n\r\n")
+                conn.sendall(body)
             os._exit(0)
         conn.close()
 
 
 def send(port: int, name: str) -> None:
-    """Send one body, and wait for its answer."""
-    body = BODIES[name]()
-    kind = "multipart/form-data; boundary=XX" if "form" in name else "application/json"
-    path = "audio/transcriptions" if "form" in name else "chat/completions"
-    lines = [f"POST /v1/{path} HTTP/1.1", "Host: x", f"Authorization: Bearer {KEY}", f"Content-Type: {kind}"]
-    lines += ["Content-Encoding: gzip"] * ("gzip" in name) + [f"Content-Length: {len(body)}", "", ""]
+    """Send one body, and wait for the end of its answer."""
+    case = CASES[name]
+    body = case.body()
+    kind = "multipart/form-data; boundary=XX" if case.path == AUDIO else "application/json"
+    lines = [f"POST /v1/{case.path} HTTP/1.1", "Host: x", f"Authorization: Bearer {KEY}"]
+    lines += [f"Content-Type: {kind}", f"Content-Length: {len(body)}", "Connection: close"]
+    lines += [f"Content-Encoding: {case.packing}"] * bool(case.packing) + ["", ""]
     with closing(socket.create_connection(("127.0.0.1", port))) as conn:
         print("ready", flush=True)
         sys.stdin.readline()
         conn.sendall("\r\n".join(lines).encode() + body)
-        print(conn.recv(65_536).split(b" ")[1].decode(), flush=True)
+        answer = conn.recv(65_536)
+        while conn.recv(65_536):
+            pass
+        print(answer.split(b" ")[1].decode(), flush=True)
 
 
 # --- This process ---------------------------------------------------------------------------------
@@ -155,7 +142,7 @@ async def measure(gateway: Gateway, name: str, before: int) -> str:
     took_s, longest_s = time.monotonic() - began, turns.stop()
     await peer.wait()
     grown_mb = (memory("VmHWM") - before) / MB
-    return f"{name:24} {status:>6} {longest_s * 1e3:12.1f} {took_s:10.2f} {grown_mb:10.0f}"
+    return f"{name:32} {status:>6} {longest_s * 1e3:12.1f} {took_s:10.2f} {grown_mb:10.0f}"
 
 
 async def run(names: list[str], port: int) -> None:
@@ -164,6 +151,7 @@ async def run(names: list[str], port: int) -> None:
         "log": {"requests": "none"},
         "users": {"bench": {"keys": [KEY]}},
         "providers": {"one": {"url": f"http://127.0.0.1:{port}/v1"}},
+        "aliases": {"alias": "m"},
     }
     async with Gateway(build(config)) as gateway:
         await gateway.ready.wait()
@@ -171,7 +159,7 @@ async def run(names: list[str], port: int) -> None:
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
         before = memory("VmRSS")
-        print(f"{'':24} {'status':>6} {'longest ms':>12} {'seconds':>10} {'MB more':>10}")
+        print(f"{'':32} {'status':>6} {'longest ms':>12} {'seconds':>10} {'MB more':>10}")
         for name in names:
             print(await measure(gateway, name, before), flush=True)
 
@@ -183,8 +171,8 @@ def main() -> None:
         send(int(sys.argv[2]), sys.argv[3])
         return
     parser = argparse.ArgumentParser(description="Measure what large bodies cost everybody else.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of: {', '.join(BODIES)}")
-    names = parser.parse_args().names or [*BODIES]
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of: {', '.join(CASES)}")
+    names = parser.parse_args().names or [*CASES]
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         port, file = listener.getsockname()[1], listener.fileno()
         provider = subprocess.Popen([sys.executable, __file__, PEERS, str(file)], pass_fds=(file,))

@@ -2,7 +2,8 @@
 
 The rules:
 
-- However an answer is cut into pieces, it costs the same. Of a stream only whole lines are read.
+- However an answer is cut into pieces, it costs the same, unless it tells of that hundreds of times and never
+  all of it. Of a stream only whole lines are read.
 - What an answer tells is found wherever it stands, in long lines too; whether they carry output, their
   beginning says.
 - Whatever the bytes, nothing raises. Memory is bounded, and so is the time a byte takes, whoever sent it.
@@ -25,6 +26,7 @@ LAST_BYTES: Final = 16 * 1024
 MOST_BYTES: Final = 2 * (FIRST_BYTES + LAST_BYTES)
 _OVERLAP: Final = OBJECT_BYTES + 64
 """What is kept of a long line beside its beginning: as much as an object may take that has begun."""
+_LINE_BREAKS: Final = bytes.maketrans(b"\n", b" ")
 
 
 @dataclass(slots=True, eq=False)
@@ -79,7 +81,7 @@ class Reading:
             del buffer[:end]
         if len(buffer) > MOST_BYTES:
             until = len(buffer) - _OVERLAP
-            self._learn(buffer if self.stream else buffer.replace(b"\n", b" "), until)
+            self._learn(buffer if self.stream else _in_one_line(buffer), until)
             del buffer[FIRST_BYTES:until]
             self._dropped += until - FIRST_BYTES
             self._seen = FIRST_BYTES
@@ -157,7 +159,7 @@ class Reading:
     def _read(self, part: bytearray) -> None:
         """Learn from whole lines of a stream, or from what was kept of an answer that is none."""
         if not self.stream:
-            part = part.replace(b"\n", b" ")
+            part = _in_one_line(part)
         self._learn(part, len(part))
         if self.stream:
             if self._dropped or _has_a_long_line(part):
@@ -231,6 +233,11 @@ def _last_lines(tail: bytes) -> bytes:
     """Give the last lines whole, and the one before them, which may name the event that they are."""
     at = tail.rfind(b"\n", 0, max(0, len(tail) - TAIL_BYTES))
     return tail[tail.rfind(b"\n", 0, max(0, at)) + 1 :]
+
+
+def _in_one_line(part: bytearray) -> bytearray:
+    """Give it without line breaks. However many there are, that takes no longer than with a few of them."""
+    return part.translate(_LINE_BREAKS) if b"\n" in part else part
 
 
 def _is_json(line: bytearray) -> bool:

@@ -8,6 +8,7 @@ framing. The rules that they keep:
 """
 
 import re
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -30,6 +31,8 @@ _SOME_TEXT: Final = rb'[^"\n]'
 _ESCAPE_BYTES: Final = 3  # what `\u1234` takes more than most of what it stands for
 LONG_PIECE_BYTES: Final = 7
 """Pieces of more text than that, by their mean, hold more than a token each."""
+_MOST_TOLD: Final = 500
+"""So often usage is read in what comes at a time, from its end on; who tells it more often means harm."""
 _NUMBER: Final = rb"0|[1-9]\d{0,8}"
 _MOST_TOKENS: Final = 1_000_000_000  # more is no count, but an attempt at somebody's limits
 
@@ -179,15 +182,21 @@ class Usage:
         Up to `longest` bytes of a line are surely there if `until` is the end.
         """
         told: dict[str, int] = {}
+        if (flat := self._flat) is None:
+            return told
+        lines: deque[tuple[int, int]] = deque(maxlen=_MOST_TOLD)
         at = since
-        while self._flat is not None and (found := self._flat.search(part, at)) and found.start() < until:
+        while (found := flat.search(part, at)) and found.start() < until:
             start, end = part.rfind(b"\n", 0, found.start()) + 1, part.find(b"\n", found.end())
             at = end if end >= 0 else len(part)
-            line = part[start:at]
+            lines.append((start, at))
+        for start, end in lines:
+            line = part[start:end]
             if start >= since and until == len(part) and len(line) <= longest and (own := _object(line)):
                 told |= {name: own[name] for name in self._flat_names & own.keys() if _is_count(own[name])}
             else:
-                told |= {name.decode(): int(count) for name, count in self._flat.findall(line, since - start)}
+                last = {found[1]: found[2] for found in flat.finditer(line, since - start)}
+                told |= {name.decode(): int(count) for name, count in last.items()}
         return told
 
     def last_word(
@@ -200,7 +209,9 @@ class Usage:
         Backwards, since a stream may tell all of it in every event.
         """
         later: dict[str, int] = {}
-        while at >= 0:
+        for _ in range(_MOST_TOLD):
+            if at < 0:
+                break
             counts = self._counts(part, at + len(mark))
             for completion, opening in self._openings:
                 if completion in counts and _is_in_event(part, at, opening):

@@ -28,6 +28,7 @@ _TLS_RECORDS: Final = (b"\x15\x03", b"\x16\x03")  # an alert and a handshake, of
 _LENGTH: Final = b"content-length"
 _LENGTH_CHARACTERS: Final = len(_LENGTH)
 MAX_INTERIM_ANSWERS: Final = 16
+_LARGE_BYTES: Final = 128 * 1024  # of what comes at a time: half of what the loop reads
 DEFAULT_IDLE_S: Final = 4.0  # uvicorn (vLLM) and llama.cpp close after 5 s; most do not say so
 MAX_IDLE_S: Final = 60.0
 
@@ -263,7 +264,9 @@ class Connection(asyncio.Protocol):
                 exchange.sink.feed_chunk(data[len(line) : -2], data, now)
                 return
         exchange.untouched = False
-        self._packet_bytes = len(data)
+        self._packet_bytes = size = len(data)
+        if size >= _LARGE_BYTES:
+            exchange.rest()
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as exc:

@@ -214,6 +214,16 @@ class Exchange:
         if self._connection is not None and self._connection.resume_reading():
             self.last_byte = self._loop.time()  # the provider was not silent, it was not heard
 
+    def rest(self) -> None:
+        """Read on only once others have had their turn: the loop alone would read on up to 32 times."""
+        if self.sink is not None and self._connection is not None and not self.paused:
+            self.pause()
+            self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        if self.sink is not None and not self.sink.full:
+            self.resume()
+
     @property
     def paused(self) -> bool:
         """True while the sink holds the provider back."""

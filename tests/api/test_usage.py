@@ -459,6 +459,18 @@ def test_no_words_of_a_model_are_taken_for_anything_else(words: str) -> None:
     assert cost_of(buffered(content=words)) == guessed(0)
 
 
+@pytest.mark.parametrize(
+    "last", [b"", b'data: {"usage":{"completion_tokens":8}}\n\n'], ids=["", "and the output"]
+)
+def test_usage_that_is_told_without_end_is_read_from_the_end(last: bytes) -> None:
+    """Each time that it is told takes its time, and a provider may tell it in every few bytes."""
+    events = b"".join(b'data: {"usage":{"prompt_tokens":%d}}\n\n' % each for each in range(2_000))
+    meter = Meter(stream=True, writes=True)
+    meter.feed(b'data: {"usage":{"completion_tokens":7}}\n\n' + events + last)
+    tokens = meter.tokens(5)
+    assert (tokens.prompt, tokens.completion) == (1_999, 8 if last else 0)
+
+
 def test_a_schema_that_has_usage_among_its_properties_is_not_counted() -> None:
     schema = {"usage": {"type": "object", "prompt_tokens": {"type": "integer"}, "output_tokens": None}}
     assert cost_of(buffered(tools=[{"parameters": {"properties": schema}}])) == guessed(0)

@@ -503,6 +503,50 @@ async def test_a_sink_that_is_full_from_the_start_holds_the_provider_back() -> N
         assert this.exchange.paused
         early = len(kept.body)
         assert not sending.done() and early < 1_000_000
+        kept.full = False
+        this.exchange.resume()
+        await relaying
+        await sending
+        assert (len(kept.body), kept.complete) == (50_000_000, True)
+
+
+async def test_others_have_their_turn_between_two_large_packets_of_a_fast_provider() -> None:
+    size, seen, largest = 8_000_000, 0, 0
+    loop = asyncio.get_running_loop()
+
+    def turn() -> None:
+        nonlocal largest, seen
+        largest, seen = max(largest, this.ours.seen - seen), this.ours.seen
+        if seen < size:
+            loop.call_soon(turn)
+
+    async with line() as this:
+        this.theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        await this.say(OK + b"Content-Length: %d\r\n\r\n" % size)
+        relaying = asyncio.create_task(received(this.exchange))
+        loop.call_soon(turn)
+        await asyncio.to_thread(this.theirs.sendall, b"x" * size)
+        kept = await relaying
+        assert (len(kept.body), kept.complete) == (size, True)
+        assert largest <= 256 * 1024
+
+
+async def test_a_provider_is_held_back_where_a_sink_has_filled_in_its_turn_of_rest() -> None:
+    async with line() as this:
+        this.theirs.setblocking(False)
+        this.theirs.send(OK + b"Content-Length: 50000000\r\n\r\nx")
+        await this.exchange.first_byte(Deadlines(LIMIT_S))
+        kept = Kept(full=False)
+        relaying = asyncio.create_task(this.exchange.relay(kept, LIMIT_S))
+        await asyncio.sleep(0)
+        this.exchange.rest()
+        kept.full = True
+        assert this.exchange.paused
+        sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(this.theirs, b"x" * 49_999_999))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert (this.exchange.paused, kept.body, sending.done()) == (True, b"x", False)
+        kept.full = False
         this.exchange.resume()
         await relaying
         await sending

@@ -22,6 +22,7 @@ class Fleet:
         self._share = ALL
         self._listeners: list[Callable[[], None]] = []
         self._serving: dict[tuple[object, ...], list[Provider]] = {}
+        self._usable: dict[tuple[object, ...], list[Provider]] = {}
         self.providers: dict[str, Provider] = {}
         self.adopt(config)
 
@@ -47,6 +48,7 @@ class Fleet:
         gone = tuple(provider for name, provider in before.items() if name not in kept)
         for provider in gone:
             provider.gone = True
+        self._usable.clear()
         self._changed()
         return gone
 
@@ -94,11 +96,15 @@ class Fleet:
         usable = self.usable_by(caller)
         return any(p.may_come_to_serve(model) and p.has_endpoint(endpoint, model) for p in usable)
 
-    def usable_by(self, caller: Caller) -> list[Provider]:
-        """Give the providers that this caller may use, whatever their state, in their order."""
-        usable = [p for p in self.providers.values() if p.usable_by(caller)]
-        if caller.route == "only_own":
-            return [p for p in usable if p.config.owner == caller.user]
+    def usable_by(self, caller: Caller) -> Sequence[Provider]:
+        """Give the providers that this caller may use, whatever their state, in their order. Remembered."""
+        who = (caller.user, caller.groups, caller.route)
+        usable = self._usable.get(who)
+        if usable is None:
+            usable = [p for p in self.providers.values() if p.usable_by(caller)]
+            if caller.route == "only_own":
+                usable = [p for p in usable if p.config.owner == caller.user]
+            self._usable[who] = usable
         return usable
 
     def models_for(self, caller: Caller, via: Collection[str] = ()) -> dict[str, tuple[Model, str]]:

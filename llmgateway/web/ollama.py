@@ -10,6 +10,7 @@ Rules:
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final
 
 import orjson
@@ -24,6 +25,7 @@ from llmgateway.fleet.provider import Provider
 from llmgateway.http.client import Client
 from llmgateway.servers.models import Model
 from llmgateway.web.cors import share
+from llmgateway.web.lists import Lists
 from llmgateway.web.routes import Page, Route, Told
 
 _NEVER: Final = "0001-01-01T00:00:00Z"
@@ -47,6 +49,7 @@ class OllamaPages:
         """Tell of a fleet; `settled` waits for the first look at its providers."""
         self._fleet = fleet
         self._settled = settled
+        self._lists = Lists(fleet)
         self._started_at = time.time()
         self.routes: Mapping[str, Route] = {
             "/": Page(self._here, hidden=True),
@@ -79,18 +82,23 @@ class OllamaPages:
 
     async def _tags(self, caller: Caller, client: Client) -> None:
         await self._settled()
+        client.respond(200, self._lists.of(caller, TAGS, partial(self._tags_of, caller)))
+
+    def _tags_of(self, caller: Caller) -> bytes:
         models = self._models(caller)
         names = {name: name for name in models} | aliases_for(self._fleet, caller, models, _CHAT)
-        entries = [self._entry(name, models[names[name]]) for name in sorted(names)]
-        client.respond(200, orjson.dumps({"models": entries}))
+        return orjson.dumps({"models": [self._entry(name, models[names[name]]) for name in sorted(names)]})
 
     async def _ps(self, caller: Caller, client: Client) -> None:
         await self._settled()
+        client.respond(200, self._lists.of(caller, PS, partial(self._ps_of, caller)))
+
+    def _ps_of(self, caller: Caller) -> bytes:
         entries = [
             {**_known(name, model), "expires_at": _NEVER, "size_vram": 0, **model.in_memory}
             for name, model in sorted(self._models(caller, loaded=True).items())
         ]
-        client.respond(200, orjson.dumps({"models": entries}))
+        return orjson.dumps({"models": entries})
 
     def _entry(self, name: str, model: Model) -> dict[str, object]:
         made = datetime.fromtimestamp(model.created or self._started_at, UTC)

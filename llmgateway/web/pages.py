@@ -16,6 +16,7 @@ from typing import Final
 import orjson
 
 from llmgateway.access.keys import Caller
+from llmgateway.api.dialect import Dialect
 from llmgateway.api.endpoints import names_of
 from llmgateway.books.metrics import Metrics
 from llmgateway.config.settings import Config
@@ -29,11 +30,12 @@ from llmgateway.fleet.provider import Provider
 from llmgateway.http.client import Client
 from llmgateway.http.via import hops
 from llmgateway.servers.models import Model, as_alias, model_entry
+from llmgateway.web.lists import Lists
 from llmgateway.web.routes import NO_STORE, PAGE, Page
 from llmgateway.web.status import Condition
 from llmgateway.web.visitors import Visitors
 
-_CODEX_ASKS: Final = re.compile(r"[?&]client_version=")
+_CODEX_ASKS: Final = re.compile(r"(^|[?&])client_version=")
 _SAFE_LINES: Final = (
     "X-Content-Type-Options: nosniff\r\n"
     "Referrer-Policy: no-referrer\r\n"
@@ -69,6 +71,7 @@ class Pages:
         self._fleet = fleet
         self._metrics = metrics
         self._visitors = visitors
+        self._lists = Lists(fleet)
         self._started_at = int(time.time())
         self.adopt(config)
         self.routes: Mapping[str, Page] = {
@@ -86,22 +89,17 @@ class Pages:
         """Take in a config: who may scrape, and below which path the page is."""
         self._server = config.server
         self._endpoints = names_of(optional=config.server.ollama_api)
+        self._lists.clear()
 
     async def models(self, wanted: str, caller: Caller, client: Client) -> None:
         """Answer with the models that a caller can use now, or with the one that is wanted."""
         via = hops(client.head.named.get(b"via", b""))
         await self._settled(of_a_gateway=bool(via))
         if not wanted:
-            entries = self._entries(caller, via)
-            if client.dialect.models is not None:
-                page = client.dialect.models(entries, client.raw_path.partition("?")[2])
-                client.respond(200, orjson.dumps(page))
-                return
-            sender = {"via": self._condition.name} if via else {}
-            # Codex reads this list of its own, and what it finds there takes the place of all that it knows
-            # of a model, its instructions as well: it knows better.
-            of_codex: dict[str, list[object]] = {"models": []} if _CODEX_ASKS.search(client.raw_path) else {}
-            client.respond(200, orjson.dumps({"object": "list", **sender, "data": entries, **of_codex}))
+            query = client.raw_path.partition("?")[2]
+            what = client.dialect.name, via, query
+            make = partial(self._list, caller, via, client.dialect, query)
+            client.respond(200, self._lists.of(caller, what, make))
             return
         name = meant(self._fleet, caller, wanted)
         if (found := model_for(self._fleet, caller, name, via)) is None:
@@ -110,6 +108,16 @@ class Pages:
         if name != wanted:
             entry = as_alias(wanted, entry)
         client.respond(200, orjson.dumps(client.dialect.model(entry) if client.dialect.model else entry))
+
+    def _list(self, caller: Caller, via: Collection[str], dialect: Dialect, query: str) -> bytes:
+        entries = self._entries(caller, via)
+        if dialect.models is not None:
+            return orjson.dumps(dialect.models(entries, query))
+        sender = {"via": self._condition.name} if via else {}
+        # Codex reads this list of its own, and what it finds there takes the place of all that it knows
+        # of a model, its instructions as well: it knows better.
+        of_codex: dict[str, list[object]] = {"models": []} if _CODEX_ASKS.search(query) else {}
+        return orjson.dumps({"object": "list", **sender, "data": entries, **of_codex})
 
     def _entries(self, caller: Caller, via: Collection[str]) -> list[dict[str, object]]:
         """Give the entries of all names that a caller can use now, aliases among them, in their order."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+import hypothesis
 import orjson
 import pytest
 import yaml
@@ -18,6 +20,7 @@ import yaml
 from llmgateway.access.keys import Caller
 from llmgateway.http.body import Patience
 from tests.fake_provider import FakeProvider
+from tests.guard import HANG_S, LINGERS_S
 from tests.journey import KEY, eventually, settings
 from tests.llamacpp.fixtures import llama_embeddings, llama_endless, llama_keyed, llama_models, llama_server
 from tests.program import Program, running
@@ -28,6 +31,12 @@ if TYPE_CHECKING:
     from llmgateway.service.gateway import Gateway
 
 __all__ = ["llama_embeddings", "llama_endless", "llama_keyed", "llama_models", "llama_server"]
+
+# How long an example takes is a matter of what else the machine does.
+hypothesis.settings.register_profile(
+    "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("unhurried")
 
 ADMIN = Caller("", admin=True)
 ProviderFor = Callable[..., Awaitable[FakeProvider]]
@@ -71,7 +80,7 @@ async def nothing_leaks() -> AsyncIterator[None]:
     def left() -> set[asyncio.Task[Any]]:
         return {task for task in asyncio.all_tasks() - before if task is not asyncio.current_task()}
 
-    await eventually(lambda: not left(), 2, saying=f"tasks are left behind: {left()}")
+    await eventually(lambda: not left(), LINGERS_S, saying=f"tasks are left behind: {left()}")
     gc.collect(1)  # an unclosed transport warns when it is collected
 
 
@@ -111,7 +120,7 @@ async def gateway_for(nothing_leaks: None) -> AsyncIterator[GatewayFor]:
             known.extend(providers)
             config = build(settings(*providers, **sections))
             gateway = await stack.enter_async_context(Gateway(config, patience))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(HANG_S):
                 await gateway.ready.wait()
             gateways.append(gateway)
             return gateway
@@ -119,7 +128,17 @@ async def gateway_for(nothing_leaks: None) -> AsyncIterator[GatewayFor]:
         yield start
         for gateway in gateways:
             look_at(gateway)
-    await eventually(lambda: not _open_connections(known), 2, saying="connections to providers are left open")
+    none_open, saying = lambda: not _open_connections(known), "connections to providers are left open"
+    await eventually(none_open, LINGERS_S, saying=saying)
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A port for a server that cannot be asked which one it took. Nobody else is given it meanwhile."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # who listens may have it all the same
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
 
 
 @pytest.fixture
@@ -127,7 +146,7 @@ async def http(nothing_leaks: None) -> AsyncIterator[aiohttp.ClientSession]:
     """An HTTP client that carries alice's key and shows bodies as they came."""
     async with aiohttp.ClientSession(
         headers={"Authorization": f"Bearer {KEY}"},
-        timeout=aiohttp.ClientTimeout(total=20),
+        timeout=aiohttp.ClientTimeout(total=HANG_S),
         auto_decompress=False,
         trace_configs=[_heard_by(watch.sent("what an HTTP client received"))],
     ) as session:

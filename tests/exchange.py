@@ -14,6 +14,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+from tests.guard import HANG_S
+
 Headers = Mapping[str, str] | None
 
 
@@ -148,7 +150,7 @@ class Exchange:
         """`time.monotonic()` of the moment when the client left, if it left early."""
         return self._wire.gone_at if self.left_early else None
 
-    async def hung_up(self, within: float = 5) -> None:
+    async def hung_up(self, within: float = HANG_S) -> None:
         """Wait until the client leaves before the answer is complete; fail if it does not."""
         try:
             async with asyncio.timeout(within):
@@ -157,7 +159,7 @@ class Exchange:
             raise AssertionError(f"the client did not hang up within {within} s") from None
         assert self.left_early, "the exchange came to its own end; nobody hung up"
 
-    async def over(self, within: float = 5) -> None:
+    async def over(self, within: float = HANG_S) -> None:
         """Wait until the exchange has ended, in whatever way."""
         async with asyncio.timeout(within):
             await self._over.wait()

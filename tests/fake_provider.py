@@ -5,7 +5,7 @@
         provider.script = stream("Hello", " world")   # all calls after that
         ...
         exchange = await provider.next_call()         # the first call that nobody has asked for yet
-        await exchange.hung_up(within=1)
+        await exchange.hung_up()
 
 It answers `GET /v1/models` by itself (`provider.on` overrides any path) and any other GET with 404. A
 script that fails also fails the test, when the provider closes. The port stays reserved between `refuse`
@@ -23,6 +23,7 @@ from dataclasses import replace
 from typing import Any, Self
 
 from tests.exchange import Exchange, Request, Script, Wire
+from tests.guard import HANG_S
 from tests.script import answer, error, listing, polite
 from tests.secrecy import watch
 
@@ -101,7 +102,7 @@ class FakeProvider:
         """Answer the next calls so, one script each, before going back to `script`."""
         self._once.extend(scripts)
 
-    async def next_call(self, within: float = 5) -> Exchange:
+    async def next_call(self, within: float = HANG_S) -> Exchange:
         """The next call in the order of arrival; wait for it."""
         try:
             async with asyncio.timeout(within):
@@ -117,7 +118,7 @@ class FakeProvider:
         for task in self._tasks:
             task.cancel()
         wires = list(self._wires)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANG_S):
             await asyncio.gather(
                 *(wire.made.wait() for wire in wires)
             )  # of one just accepted, that comes next

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, overload
 
 from tests.fake_provider import FakeProvider
+from tests.guard import HANG_S, MANY_LOOKS
 from tests.secrecy import PROMPT, watch
 
 T = TypeVar("T")
@@ -29,16 +30,17 @@ async def eventually(
     condition: Callable[[], T], limit: float = ..., *, every: float = ..., saying: str = ...
 ) -> T: ...
 async def eventually(
-    condition: Callable[[], Any], limit: float = 5, *, every: float = 0.01, saying: str = ""
+    condition: Callable[[], Any], limit: float = HANG_S, *, every: float = 0.01, saying: str = ""
 ) -> Any:
     """Poll a condition, sync or async, until it holds; give what it returned. Fails after `limit` seconds."""
-    end = time.monotonic() + limit
+    end, looks = time.monotonic() + limit, 0
     while True:
         result = condition()
         value = await result if inspect.isawaitable(result) else result
         if value:
             return value
-        if time.monotonic() > end:
+        looks += 1
+        if looks > MANY_LOOKS and time.monotonic() > end:
             raise AssertionError(saying or f"did not come true within {limit} s; last seen: {value!r}")
         await asyncio.sleep(every)
 
@@ -51,6 +53,7 @@ def settings(*providers: FakeProvider, **sections: Any) -> dict[str, Any]:
     tree = {
         "users": {"alice": {"keys": [KEY]}},
         "log": {"requests": "none"},
+        "health": {"timeout": "10m"},  # a probe may take its time on a busy machine
         **sections,
         "server": {"port": 0, **sections.get("server", {})},
         "providers": {provider.name: provider.entry for provider in providers}

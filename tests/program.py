@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.guard import HANG_S
 from tests.journey import eventually
 from tests.secrecy import MOST_BYTES, watch
 
@@ -43,7 +44,7 @@ class Program:
     def pid(self) -> int:
         return self._process.pid
 
-    async def says(self, pattern: str, limit: float = 15) -> re.Match[str]:
+    async def says(self, pattern: str, limit: float = HANG_S) -> re.Match[str]:
         """Wait until stderr or stdout matches."""
 
         def said() -> re.Match[str] | None:
@@ -76,7 +77,7 @@ class Program:
     def running(self) -> bool:
         return self._process.returncode is None
 
-    async def ended(self, limit: float = 10) -> Finished:
+    async def ended(self, limit: float = HANG_S) -> Finished:
         """Wait until it has ended and everything it said is here."""
         async with asyncio.timeout(limit):
             code = await self._process.wait()
@@ -124,7 +125,7 @@ async def running(
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG_S):
             await process.wait()
             await listening
         watch.kept(f"stderr of {arguments}", program.err[-MOST_BYTES:])
@@ -132,7 +133,7 @@ async def running(
             watch.kept(f"stdout of {arguments}", program.out[-MOST_BYTES:])
 
 
-async def run(*arguments: str, cwd: Path, limit: float = 20) -> Finished:
+async def run(*arguments: str, cwd: Path, limit: float = HANG_S) -> Finished:
     """Run the program to its end."""
     async with running(*arguments, cwd=cwd) as program:
         return await program.ended(limit)

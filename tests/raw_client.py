@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Self
 
+from tests.guard import HANG_S
 from tests.journey import KEY
 from tests.secrecy import PROMPT, hear, watch
 
@@ -131,7 +132,7 @@ class RawClient:
         try:
             if self._source:
                 self._socket.bind((self._source, 0))
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(HANG_S):
                 await asyncio.get_running_loop().sock_connect(self._socket, ("127.0.0.1", self._port))
         except BaseException:
             self._socket.close()
@@ -141,7 +142,7 @@ class RawClient:
     async def __aexit__(self, *_: object) -> None:
         self.leave()
 
-    async def send(self, *pieces: bytes, pause_s: float = 0, limit: float = 10) -> None:
+    async def send(self, *pieces: bytes, pause_s: float = 0, limit: float = HANG_S) -> None:
         """Send each piece in a write of its own. Raises ConnectionError when the other side has closed."""
         async with asyncio.timeout(limit):
             for piece in pieces:
@@ -165,7 +166,7 @@ class RawClient:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._socket.close()
 
-    async def response(self, limit: float = 10, *, to: str = "POST") -> Response:
+    async def response(self, limit: float = HANG_S, *, to: str = "POST") -> Response:
         """Read one whole answer, to whatever end. `to` is the method it answers (HEAD has no body)."""
         async with asyncio.timeout(limit):
             response = await self.head(limit, to=to)
@@ -173,7 +174,7 @@ class RawClient:
                 pass
             return response
 
-    async def head(self, limit: float = 10, *, to: str = "POST") -> Response:
+    async def head(self, limit: float = HANG_S, *, to: str = "POST") -> Response:
         """Read the status and headers, past any 1xx. Raises EOFError when the other side closes before."""
         interim: list[int] = []
         async with asyncio.timeout(limit):
@@ -189,7 +190,7 @@ class RawClient:
         response.framing, response.left = _framing(response, to)
         return response
 
-    async def piece(self, response: Response, limit: float = 10) -> bytes:
+    async def piece(self, response: Response, limit: float = HANG_S) -> bytes:
         """Read the next piece of the body, as it comes; at its end give b"" and set `response.ending`."""
         if response.ending is not Ending.OPEN:
             return b""
@@ -206,14 +207,14 @@ class RawClient:
             response.ending = Ending.COMPLETE
         return piece
 
-    async def events(self, response: Response, count: int, limit: float = 10) -> list[Any]:
+    async def events(self, response: Response, count: int, limit: float = HANG_S) -> list[Any]:
         """Read until so many SSE events have come in all, or the body has ended; give those that came."""
         async with asyncio.timeout(limit):
             while len(response.events) < count and await self.piece(response, limit):
                 pass
         return response.events
 
-    async def closed(self, limit: float = 10) -> Ending:
+    async def closed(self, limit: float = HANG_S) -> Ending:
         """Wait until the other side closes; what still comes is thrown away."""
         async with asyncio.timeout(limit):
             with contextlib.suppress(EOFError):

@@ -23,6 +23,7 @@ from llmgateway.config.values import duration
 from llmgateway.service.gateway import LAST_WORDS_S
 from tests.conftest import GatewayFor
 from tests.fake_provider import FakeProvider
+from tests.guard import HANG_S
 from tests.journey import ASK, KEY, settings
 from tests.program import run, running
 from tests.tools import tool
@@ -141,7 +142,7 @@ def test_promtool_accepts_the_alerts_and_sees_them_fire() -> None:
     promtool = tool("promtool")
     for command in ("check rules alerts.yaml", "test rules alerts.test.yaml"):
         done = subprocess.run(
-            [promtool, *command.split()], cwd=CONTRIB, capture_output=True, text=True, timeout=30
+            [promtool, *command.split()], cwd=CONTRIB, capture_output=True, text=True, timeout=HANG_S
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -154,7 +155,7 @@ def test_promtool_accepts_what_the_dashboard_asks(tmp_path: Path) -> None:
     ]
     file = tmp_path / "rules.yaml"
     file.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
-    done = subprocess.run([promtool, "check", "rules", file], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([promtool, "check", "rules", file], capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -195,7 +196,7 @@ def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
     # It looks whether the program is there.
     file.write_text(text.replace(PYTHON, sys.executable).replace(INSTALLED, str(ROOT)))
     command = (analyze, "verify", "--recursive-errors=no", file)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
     said = [line for line in (done.stdout + done.stderr).splitlines() if file.name in line]
     assert (done.returncode, said) == (0, [])
 
@@ -203,7 +204,7 @@ def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
 def test_systemd_finds_little_exposed() -> None:
     command = (tool("systemd-analyze"), "security", "--offline=true", f"--threshold={MOST_EXPOSED}")
     done = subprocess.run(
-        [*command, CONTRIB / "llmgateway.service"], capture_output=True, text=True, timeout=30
+        [*command, CONTRIB / "llmgateway.service"], capture_output=True, text=True, timeout=HANG_S
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -254,7 +255,7 @@ async def healthy(url: str) -> int:
     process = await asyncio.create_subprocess_exec(
         sys.executable, *rest, env=env, stderr=asyncio.subprocess.DEVNULL
     )
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANG_S):
         return await process.wait()
 
 

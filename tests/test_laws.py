@@ -66,6 +66,14 @@ MUTATORS: Final = frozenset(
     | {"pop", "popitem", "popleft", "remove", "discard", "clear", "sort", "reverse"}
 )
 MOCKS: Final = frozenset({"unittest.mock", "mock", "pytest_mock"})
+# What waits under a limit, and the place of the limit among its arguments.
+WAITS: Final = (
+    {"timeout": 0, "eventually": 1, "wait_for": 1}
+    | {"next_call": 0, "hung_up": 0, "over": 0, "says": 1, "ended": 0}
+    | {"response": 0, "piece": 1, "events": 2, "closed": 0, "receive_str": 0, "receive_bytes": 0}
+)
+LIMITS: Final = frozenset({"limit", "within", "timeout"})
+CLOCKS: Final = frozenset({"monotonic", "perf_counter", "process_time", "time"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +259,40 @@ def a_test_mocks_nothing(source: Source) -> Iterator[str]:
             yield f"{line}: imports {name}; script a small real provider instead"
 
 
+def is_number(node: ast.expr) -> bool:
+    match node:
+        case ast.BinOp(left=left, right=right):
+            return is_number(left) and is_number(right)
+        case ast.Constant(value=int() | float()):
+            return True
+    return False
+
+
+def a_test_knows_no_number_of_seconds(source: Source) -> Iterator[str]:
+    """Whether something took so long depends on what else the machine does."""
+    for node in ast.walk(source.tree):
+        match node:
+            case ast.Call(func=func, args=args, keywords=keywords) if waits(func):
+                limits = args[WAITS[last_name(func)] :][:1]
+                limits += [keyword.value for keyword in keywords if keyword.arg in LIMITS]
+                if any(map(is_number, limits)):
+                    yield f"{node.lineno}: waits for so many seconds; take HANG_S of tests/guard.py"
+            case ast.Assert(test=test):
+                for compared in (each for each in ast.walk(test) if isinstance(each, ast.Compare)):
+                    sides = (compared.left, *compared.comparators)
+                    if any(map(is_number, sides)) and any(map(reads_a_clock, sides)):
+                        yield f"{node.lineno}: asserts a number of seconds; compare two times of one run"
+
+
+def waits(func: ast.expr) -> bool:
+    return last_name(func) in WAITS and (isinstance(func, ast.Attribute) or last_name(func) == "eventually")
+
+
+def reads_a_clock(node: ast.expr) -> bool:
+    calls = (each for each in ast.walk(node) if isinstance(each, ast.Call))
+    return any(last_name(call.func) in CLOCKS for call in calls)
+
+
 def a_file_opens_with_its_promise(source: Source) -> Iterator[str]:
     if not (ast.get_docstring(source.tree) or "").strip():
         yield "1: has no docstring: say in one sentence what the file is for"
@@ -270,7 +312,11 @@ PROGRAM: Final[tuple[Law, ...]] = (
     no_failure_is_swallowed_whole,
     a_file_opens_with_its_promise,
 )
-TESTS: Final[tuple[Law, ...]] = (a_test_mocks_nothing, no_failure_is_swallowed_whole)
+TESTS: Final[tuple[Law, ...]] = (
+    a_test_mocks_nothing,
+    a_test_knows_no_number_of_seconds,
+    no_failure_is_swallowed_whole,
+)
 
 MODULES: Final = tuple(sorted((ROOT / PACKAGE).rglob("*.py")))
 FRONT_DOOR: Final = tuple(ROOT.glob("gateway.py"))
@@ -394,6 +440,11 @@ BAD: Final[tuple[tuple[Law, str, str], ...]] = (
     (a_test_mocks_nothing, "tests.test_x", "from unittest.mock import AsyncMock"),
     (a_test_mocks_nothing, "tests.test_x", "from unittest import mock"),
     (a_test_mocks_nothing, "tests.test_x", "import unittest.mock"),
+    (a_test_knows_no_number_of_seconds, "tests.test_x", "async with asyncio.timeout(5):\n    pass"),
+    (a_test_knows_no_number_of_seconds, "tests.test_x", "pytest.mark.timeout(2 * 60)"),
+    (a_test_knows_no_number_of_seconds, "tests.test_x", "eventually(lambda: done, 0.5)"),
+    (a_test_knows_no_number_of_seconds, "tests.test_x", "exchange.hung_up(within=1)"),
+    (a_test_knows_no_number_of_seconds, "tests.test_x", "assert time.monotonic() - began < 10"),
     (a_file_opens_with_its_promise, "app", "import os"),
     (a_file_opens_with_its_promise, "app", "'  '"),
 )

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmgateway.api.multipart import peek_multipart
@@ -86,7 +86,6 @@ def test_a_hostile_event_of_another_library_stays_in_its_line() -> None:
     assert len(line_of(JsonLines(), HOSTILE).splitlines()) == 1
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.from_regex(r"[a-z_]{1,9}", fullmatch=True), st.text() | st.integers() | st.none()))
 def test_any_fields_make_one_line(fields: dict[str, Any]) -> None:
     assert len(line_of(TextLines(), "event", **fields).splitlines()) == 1

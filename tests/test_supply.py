@@ -16,6 +16,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.guard import HANG_S
+
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements.lock"
 
@@ -100,7 +102,7 @@ def audit(folder: Path, printed: str) -> tuple[int, str]:
         env={"PYTHONPATH": str(folder)},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=HANG_S,
         check=False,
     )
     return done.returncode, done.stdout + done.stderr

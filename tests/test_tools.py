@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.guard import HANG_S
 from tests.tools import what_was_skipped
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,7 +26,7 @@ def run_tests(bin_folder: Path, *arguments: str, **environ: str) -> subprocess.C
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=3 * HANG_S,
         check=False,
     )  # fmt: skip
 

@@ -102,7 +102,7 @@ def test_what_is_no_id_or_stands_elsewhere_is_not_found(data: bytes, size: int) 
     assert looked_for(data, size) == ""
 
 
-@hypothesis_settings(max_examples=300, deadline=None)
+@hypothesis_settings(max_examples=300)
 @given(OBJECTS, st.integers(0, 9), st.booleans(), st.sampled_from([None, 1]))
 def test_a_whole_answer_has_the_id_that_a_json_parser_finds(
     answer: dict[str, Any], size: int, ascii_only: bool, indent: int | None
@@ -111,7 +111,7 @@ def test_a_whole_answer_has_the_id_that_a_json_parser_finds(
     assert looked_for(data, size) == told_in(answer)
 
 
-@hypothesis_settings(max_examples=300, deadline=None)
+@hypothesis_settings(max_examples=300)
 @given(st.lists(OBJECTS, max_size=4), st.integers(0, 9), st.sampled_from([b"\n", b"\r\n"]))
 def test_a_stream_has_the_id_of_the_first_response_that_has_one(
     events: list[dict[str, Any]], size: int, ending: bytes
@@ -125,7 +125,7 @@ def test_a_stream_has_the_id_of_the_first_response_that_has_one(
     assert looked_for(stream, size) == (ids[0] if ids and is_id(ids[0]) else "")
 
 
-@hypothesis_settings(max_examples=300, deadline=None)
+@hypothesis_settings(max_examples=300)
 @given(
     st.binary(max_size=300) | st.text('{}[]",:\\\n data: "id"', max_size=300).map(str.encode),
     st.integers(1, 9),

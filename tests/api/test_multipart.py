@@ -5,14 +5,12 @@ from __future__ import annotations
 import tracemalloc
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llmgateway.api.multipart import peek_multipart
 from llmgateway.api.peek import Peek
 from llmgateway.errors import INVALID_REQUEST, GatewayError
-
-unhurried = settings(deadline=None)
 
 
 def refusal(body: bytes, content_type: bytes) -> str:
@@ -129,13 +127,11 @@ def test_files_in_a_form_are_skipped_not_copied() -> None:
     assert peak < 1_000_000
 
 
-@pytest.mark.timeout(10)
-def test_an_endless_part_header_is_refused_quickly() -> None:
+def test_an_endless_part_header_is_refused_quickly() -> None:  # a quadratic search would hang
     body = b"--XX\r\nContent-Disposition: " + b"x" * 50_000_000 + b"\r\n\r\nm\r\n" + END
     refusal(body, FORM)
 
 
-@unhurried
 @given(
     st.binary()
     | st.lists(st.sampled_from([MODEL, END, b"--XX", b"\r\n", b"model", b'; name="', b"\xff", b":"])).map(

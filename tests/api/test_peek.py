@@ -7,7 +7,7 @@ import tracemalloc
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llmgateway.api.peek import Peek, peek_json
@@ -15,7 +15,6 @@ from llmgateway.api.turns import is_marked
 from llmgateway.errors import INVALID_REQUEST, GatewayError
 
 SLICE_BYTES = 1 << 16
-unhurried = settings(deadline=None)
 
 
 def refusal(body: bytes | bytearray) -> str:
@@ -145,7 +144,6 @@ JSON = st.recursive(
 )
 
 
-@unhurried
 @given(st.dictionaries(st.text(), JSON), st.text(min_size=1), st.booleans(), st.booleans())
 def test_any_object_with_a_model_is_understood(
     extra: dict[str, Any], model: str, streams: bool, ascii_only: bool
@@ -155,7 +153,6 @@ def test_any_object_with_a_model_is_understood(
     assert (seen.model, seen.streams) == (model, streams)
 
 
-@unhurried
 @given(st.binary() | st.binary().map(lambda middle: b'{"model": "m", "x": ' + middle + b"}"))
 def test_any_bytes_are_peeked_at_or_refused(body: bytes) -> None:
     try:
@@ -316,7 +313,6 @@ SPOKEN = (
 )
 
 
-@unhurried
 @given(st.dictionaries(st.sampled_from(SPOKEN), ODD), st.booleans())
 @example({"messages": [{"role": "\ud800", "content": "half an emoji"}]}, True)
 def test_malformed_messages_never_fail_a_request(fields: dict[str, Any], ascii_only: bool) -> None:
@@ -366,9 +362,9 @@ def test_a_long_conversation_takes_little_memory() -> None:
     assert peak < len(body)
 
 
-@pytest.mark.timeout(10)
 @pytest.mark.parametrize("filler", [" ", "\\n", ",", ", ", '\\"cache_control\\":{'])
 def test_looking_for_marks_of_a_cache_takes_linear_time(filler: str) -> None:
+    """Where it were quadratic, this would hang."""
     content = filler * (900_000 // len(filler))
     said = f'{{"role": "user", "content": "{content}", "cache_control": {{"type": "ephemeral"}}}}'
     blank = f'{{"role": "user",{" " * 900_000}"cache_control": 3}}'
@@ -379,7 +375,6 @@ def test_looking_for_marks_of_a_cache_takes_linear_time(filler: str) -> None:
 SPOTS = st.sampled_from(['"cache_control"', '"cache_control', "_", "_" * 20, "cache_", '"cache'])
 
 
-@settings(deadline=None)
 @given(st.sampled_from([10, 9_000, 20_000]), st.lists(st.tuples(st.integers(0, 19_999), SPOTS), max_size=24))
 def test_a_cache_mark_is_found_wherever_it_stands(size: int, spots: list[tuple[int, str]]) -> None:
     body = bytearray(b"a" * size)

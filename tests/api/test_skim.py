@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmgateway.api.peek import Peek, peek_json
@@ -19,7 +19,7 @@ from llmgateway.api.skim import Skim
 from llmgateway.errors import GatewayError
 from llmgateway.traffic.affinity import thread_of
 
-unhurried = settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+thorough = settings(max_examples=400)
 
 MOST_CALLS = 200_000
 """Of functions in one step; a call takes 0.1 us or so, and looks at no more than the bytes of a step."""
@@ -98,7 +98,7 @@ def bodies(draw: st.DrawFn) -> bytes:
     return f"{gap}{{{gap}{separators[0].join(written)}{gap}}}{gap}".encode("utf-8", "surrogatepass")
 
 
-@unhurried
+@thorough
 @given(bodies(), st.data())
 @example(b'{"model":"x","model":"m","stream":true,"messages":[{"role":"system","content":"a"},"b"]}', None)
 @example(b'{"messages":[{"content":"a","cache_control":{}},1,[{}],{"a":{}}],"model":"\\u006d"}', None)
@@ -111,7 +111,7 @@ def test_a_body_says_the_same_however_it_is_read(body: bytes, data: st.DataObjec
     assert outcome(skimmed, body, *cuts) == outcome(peek_json, body)
 
 
-@unhurried
+@thorough
 @given(bodies(), st.data())
 def test_what_passes_at_once_passes_in_steps(body: bytes, data: st.DataObject) -> None:
     """Bodies with something wrong in them: in steps no more are refused."""

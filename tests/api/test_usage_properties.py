@@ -80,14 +80,14 @@ def deflated(body: bytes, window: int) -> bytes:
 # --- pieces ------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.sampled_from(sorted(ANSWERS)), st.lists(st.integers(0, 60_000), max_size=12))
 def test_an_answer_costs_the_same_in_any_pieces(name: str, cuts: list[int]) -> None:
     body, expected = ANSWERS[name]
     assert metered(body, *cuts, sse=is_stream(body)) == expected
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     st.lists(st.sampled_from([*CONTENT.values(), *NO_CONTENT.values(), USAGE, *RESPONSES, START])),
     st.lists(st.integers(0, 60_000), max_size=12),
@@ -100,7 +100,7 @@ def test_a_stream_cut_off_anywhere_costs_the_same_in_any_pieces(
     assert metered(body, *cuts, sse=True) == metered(body, sse=True)
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(
     st.lists(st.sampled_from(PARTS) | st.binary(max_size=20), max_size=60),
     st.lists(st.integers(0, 200_000), max_size=12),
@@ -119,7 +119,7 @@ def test_any_bytes_cost_the_same_in_any_pieces(parts: list[bytes], cuts: list[in
     assert 0 <= whole.reasoning <= whole.completion
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(
     st.lists(st.sampled_from(LINE_PARTS) | st.binary(max_size=20), max_size=60),
     st.lists(st.integers(0, 200_000), max_size=12),
@@ -138,7 +138,7 @@ def test_any_lines_cost_the_same_in_any_pieces(
     assert metered(body, *cuts, sse=stream, framing=LINES, writes=writes) == whole
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.lists(st.binary(max_size=200), max_size=20),
     st.booleans(),
@@ -174,7 +174,7 @@ def test_a_compressed_answer_is_read(answer: str, name: str) -> None:
     assert metered(packed, *range(1, 200), sse=is_stream(body), coding=coding) == expected
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     st.sampled_from(sorted(ANSWERS)),
     st.sampled_from(sorted(PACKED)),

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmgateway.api.usage import Tokens
@@ -64,7 +64,6 @@ class Books:
         return rounded, hour, self.lines, list(self.ledger.recent), self.ledger.totals
 
 
-@settings(deadline=None)
 @given(st.lists(entries(), max_size=12), st.floats(-100, 100))
 def test_what_is_booked_together_is_booked_as_one_by_one(ended: list[Entry], from_midnight_s: float) -> None:
     together, apart = Books(lambda book: None), Books(lambda book: book())
@@ -77,7 +76,6 @@ def test_what_is_booked_together_is_booked_as_one_by_one(ended: list[Entry], fro
     assert together.told(1000.0, wall) == apart.told(1000.0, wall)
 
 
-@settings(deadline=None)
 @given(st.lists(entries(), max_size=12), st.floats(-100, 100))
 def test_what_the_lines_tell_adds_up_to_what_was_booked(ended: list[Entry], from_midnight_s: float) -> None:
     books = Books(lambda book: None)

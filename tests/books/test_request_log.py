@@ -709,7 +709,7 @@ async def test_a_log_that_takes_nothing_does_not_hold_up_the_end(
         program = await program_for(provider, log={"requests": str(pipe)})
         await ask(program.port)
         program.signal(signal.SIGTERM)
-        assert (await program.ended(10)).code == 0
+        assert (await program.ended()).code == 0
     finally:
         os.close(reader)
         os.close(filler)

@@ -7,7 +7,6 @@ import json
 import os
 import pty
 import re
-import socket
 import stat
 import sys
 from pathlib import Path
@@ -25,12 +24,6 @@ from tests.raw_client import RawClient, chat, request
 from tests.script import done, play, sse, wait, word
 
 BOB = "sk-bob-0123456789abcdefghijklmnopqrstuvwxyz012"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        port: int = held.getsockname()[1]
-        return port
 
 
 # init
@@ -132,17 +125,17 @@ async def test_usage_without_a_log_says_what_to_do(tmp_path: Path) -> None:
 # status
 
 
-def two_users(*providers: FakeProvider) -> dict[str, object]:
+def two_users(port: int, *providers: FakeProvider) -> dict[str, object]:
     users = {"alice": {"admin": True, "keys": [KEY]}, "bob": {"keys": [BOB]}}
-    return settings(*providers, users=users, server={"port": free_port()})
+    return settings(*providers, users=users, server={"port": port})
 
 
 async def test_status_needs_no_key_where_the_config_can_be_read(
-    provider: FakeProvider, tmp_path: Path
+    provider: FakeProvider, tmp_path: Path, port: int
 ) -> None:
     gate = asyncio.Event()
     provider.script = play(sse(), word("one"), wait(gate), done())
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(two_users(provider)))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(two_users(port, provider)))
     async with running(cwd=tmp_path) as program:
         await program.url()
         async with RawClient(program.port) as client:
@@ -159,8 +152,10 @@ async def test_status_needs_no_key_where_the_config_can_be_read(
             gate.set()
 
 
-async def test_status_with_a_key_shows_what_that_key_may_see(provider: FakeProvider, tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(two_users(provider)))
+async def test_status_with_a_key_shows_what_that_key_may_see(
+    provider: FakeProvider, tmp_path: Path, port: int
+) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(two_users(port, provider)))
     async with running(cwd=tmp_path) as program:
         url = await program.url()
         (tmp_path / "elsewhere").mkdir()
@@ -171,8 +166,8 @@ async def test_status_with_a_key_shows_what_that_key_may_see(provider: FakeProvi
         assert "--key" in refused.err and "Traceback" not in refused.err
 
 
-async def test_status_says_when_nobody_answers(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(two_users()))
+async def test_status_says_when_nobody_answers(tmp_path: Path, port: int) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(two_users(port)))
     asked = await run("status", cwd=tmp_path)
     assert asked.code == 1
     assert "Is it running?" in asked.err and "Traceback" not in asked.err
@@ -199,7 +194,7 @@ async def test_on_a_terminal_the_table_is_drawn_again_and_again(
         return seen.count(b"\x1b[H") >= 2
 
     try:
-        await eventually(drawn, 15)
+        await eventually(drawn)
     finally:
         process.terminate()
         await process.wait()

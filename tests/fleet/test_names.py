@@ -16,6 +16,7 @@ from llmgateway.fleet.names import Found
 from llmgateway.fleet.provider import State
 from llmgateway.service.gateway import Gateway
 from tests.fake_provider import FakeProvider
+from tests.guard import HANG_S
 from tests.journey import eventually, settings
 from tests.raw_client import RawClient, chat
 
@@ -43,7 +44,7 @@ class Names:
     def __call__(self, host: str, port: int) -> Found:
         self.asked.append(host)
         if gate := self._gates.get(host):
-            gate.wait(30)
+            gate.wait(3 * HANG_S)
         if host not in self.known:
             raise socket.gaierror(-2, "Name or service not known")
         return ((self.known[host], port),)
@@ -75,12 +76,12 @@ async def test_many_look_ups_that_hang_delay_no_other_provider(provider: FakePro
         resolver.hang(*lost)
         absent = {f"p{number}": named(provider, host) for number, host in enumerate(lost)}
         async with gateway_with(resolver, {**absent, "rig": named(provider, "rig.lan")}) as gateway:
-            await eventually(lambda: gateway.fleet.providers["rig"].online, 2)
+            await eventually(lambda: gateway.fleet.providers["rig"].online)
             async with RawClient(gateway.port) as client:
                 for _ in range(3):
                     provider.drop_idle()  # so that the name is needed anew
                     await client.send(chat())
-                    assert (await client.response(limit=2)).status == 200
+                    assert (await client.response()).status == 200
             assert all(resolver.asked.count(host) == 1 for host in lost), "one look-up at a time of each"
 
 
@@ -116,7 +117,7 @@ async def test_a_name_that_nobody_has_is_told_at_once(provider: FakeProvider) ->
 @pytest.mark.parametrize("trouble", ["hangs", "fails"])
 async def test_the_last_good_address_is_used_when_a_look_up(provider: FakeProvider, trouble: str) -> None:
     with names({"rig.lan": "127.0.0.1"}) as resolver:
-        rig = named(provider, "rig.lan", timeouts={"connect": "10s"})
+        rig = named(provider, "rig.lan", timeouts={"connect": "1h"})
         async with gateway_with(resolver, {"rig": rig}, health={"interval": "1h"}) as gateway:
             await eventually(lambda: gateway.fleet.providers["rig"].online)
             if trouble == "hangs":
@@ -127,7 +128,7 @@ async def test_the_last_good_address_is_used_when_a_look_up(provider: FakeProvid
                 for _ in range(3):
                     provider.drop_idle()
                     await client.send(chat())
-                    assert (await client.response(limit=5)).status == 200
+                    assert (await client.response()).status == 200
 
 
 async def test_a_machine_that_has_moved_is_found_at_its_new_address(provider: FakeProvider) -> None:
@@ -143,7 +144,7 @@ async def test_a_late_answer_counts_where_the_last_good_address_is_none_any_more
     provider: FakeProvider,
 ) -> None:
     with names({"rig.lan": "127.0.0.1"}) as resolver:
-        rig = named(provider, "rig.lan", timeouts={"connect": "10s"})
+        rig = named(provider, "rig.lan", timeouts={"connect": "1h"})
         async with gateway_with(resolver, {"rig": rig}, health={"interval": "1h"}) as gateway:
             await eventually(lambda: gateway.fleet.providers["rig"].online)
             await provider.refuse()
@@ -154,7 +155,7 @@ async def test_a_late_answer_counts_where_the_last_good_address_is_none_any_more
                 await client.send(chat())
                 await eventually(lambda: len(resolver.asked) > 1)
                 resolver.let_go()
-                assert (await client.response(limit=5)).status == 200
+                assert (await client.response()).status == 200
 
 
 async def _answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -262,5 +262,5 @@ class Life(RuleBasedStateMachine):
             assert not any(record.out or record.failures or record.pauses for record in records)
 
 
-Life.TestCase.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
+Life.TestCase.settings = settings(max_examples=200, stateful_step_count=60)
 TestAProvidersLife = Life.TestCase

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.guard import HANG_S
 from tests.tools import package
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,13 +40,18 @@ def fuzz(folder: Path, *, broken: bool, seconds: int) -> str:
     """Fuzz a target in a process of its own; gives what was said of its finds."""
     script = PLANTED.format(scripts=str(ROOT / "scripts"), folder=str(folder), broken=broken, seconds=seconds)
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=50, check=False
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=3 * HANG_S,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1]
 
 
-@pytest.mark.timeout(180)  # each process takes a while to begin
+@pytest.mark.timeout(10 * HANG_S)  # each process takes a while to begin
 def test_what_is_found_is_kept_and_tried_again_until_it_is_mended(tmp_path: Path) -> None:
     package("atheris")
     assert fuzz(tmp_path, broken=True, seconds=0) == "[True]"

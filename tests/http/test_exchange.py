@@ -26,10 +26,10 @@ from llmgateway.http.connection import MAX_INTERIM_ANSWERS, Connection, _judge_a
 from llmgateway.http.exchange import BUFFER_BYTES, Deadlines, Exchange
 from tests.exchange import Script
 from tests.fake_provider import FakeProvider
+from tests.guard import HANG_S
 from tests.journey import eventually
 from tests.script import answer, cut, interim, play, raw, reset
 
-LIMIT_S = 5.0
 Segment = tuple[bytes, bool]
 """Bytes of an answer, and whether they are its body (or else framing)."""
 
@@ -124,7 +124,7 @@ class Watched(Connection):
         self.news.set()
 
     async def has_seen(self, size: int) -> None:
-        async with asyncio.timeout(LIMIT_S):
+        async with asyncio.timeout(HANG_S):
             while self.seen < size and not self.lost.is_set():
                 self.news.clear()
                 await self.news.wait()
@@ -175,7 +175,7 @@ async def line() -> AsyncIterator[Line]:
     finally:
         ours.abort()
         theirs.close()
-        async with asyncio.timeout(LIMIT_S):
+        async with asyncio.timeout(HANG_S):
             await ours.lost.wait()
 
 
@@ -206,10 +206,10 @@ async def received(exchange: Exchange, begun: asyncio.Event | None = None) -> Ke
     """Take an answer as the relay does."""
     kept = Kept()
     try:
-        await exchange.first_byte(Deadlines(LIMIT_S))
+        await exchange.first_byte(Deadlines(HANG_S))
         if begun:
             begun.set()
-        await exchange.relay(kept, LIMIT_S)
+        await exchange.relay(kept, HANG_S)
     except ProviderFailed as failure:
         kept.failure = failure
     assert sum(kept.finals) == (kept.failure is None) == exchange.complete, "the end is told once"
@@ -248,7 +248,7 @@ async def test_an_answer_cut_anywhere_is_never_complete(good: Answer, ending: st
             taking = asyncio.create_task(received(this.exchange, begun))
             await this.say(good.whole[:size])
             if good.body(size):
-                async with asyncio.timeout(LIMIT_S):
+                async with asyncio.timeout(HANG_S):
                     await begun.wait()
             this.finish() if ending == "FIN" else this.reset()
             kept = await taking
@@ -345,7 +345,7 @@ async def test_what_is_not_an_answer_is_broken_and_ends_the_connection(said: lis
         taking = asyncio.create_task(received(this.exchange))
         await this.say(*said)
         assert isinstance((await taking).failure, ProviderBroke)
-        async with asyncio.timeout(LIMIT_S):
+        async with asyncio.timeout(HANG_S):
             await this.ours.lost.wait()
 
 
@@ -452,7 +452,7 @@ async def test_an_answer_that_is_shorter_than_it_said_is_broken_however_much_it_
 
 async def test_those_who_wait_are_timed_out_one_by_one_and_those_served_are_not() -> None:
     async with line() as early, line() as served, line() as late:
-        deadlines = Deadlines(0.1)
+        deadlines = Deadlines(0.5)
         first, second, third, _ = await asyncio.gather(
             *(each.exchange.first_byte(deadlines) for each in (early, served, late)),
             served.say(OK + b"Content-Length: 2\r\n\r\nok"),
@@ -467,11 +467,11 @@ async def test_a_silent_provider_times_out_before_its_first_byte_and_between_two
         await this.say(OK + CHUNKED + b"\r\n")  # a head alone is no answer yet
         with pytest.raises(ProviderTimedOut, match="first_byte"):
             await this.exchange.first_byte(Deadlines(0.05))
-        async with asyncio.timeout(LIMIT_S):
+        async with asyncio.timeout(HANG_S):
             await this.ours.lost.wait()
     async with line() as this:
         await this.say(OK + CHUNKED + b"\r\n2\r\nok\r\n")
-        await this.exchange.first_byte(Deadlines(LIMIT_S))
+        await this.exchange.first_byte(Deadlines(HANG_S))
         kept = Kept()
         with pytest.raises(ProviderTimedOut, match="idle"):
             await this.exchange.relay(kept, 0.05)
@@ -496,9 +496,9 @@ async def test_a_sink_that_is_full_from_the_start_holds_the_provider_back() -> N
         this.theirs.setblocking(False)
         this.theirs.send(OK + b"Content-Length: 50000000\r\n\r\n")
         sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(this.theirs, b"x" * 50_000_000))
-        await this.exchange.first_byte(Deadlines(LIMIT_S))
+        await this.exchange.first_byte(Deadlines(HANG_S))
         kept = Kept(full=True)
-        relaying = asyncio.create_task(this.exchange.relay(kept, LIMIT_S))
+        relaying = asyncio.create_task(this.exchange.relay(kept, HANG_S))
         await eventually(lambda: bool(kept.finals))
         assert this.exchange.paused
         early = len(kept.body)
@@ -557,7 +557,7 @@ async def test_an_exchange_that_is_cut_ends_its_connection_at_once() -> None:
     async with line() as this:
         await this.say(OK + CHUNKED + b"\r\n2\r\nok\r\n")
         this.exchange.cut()
-        async with asyncio.timeout(LIMIT_S):
+        async with asyncio.timeout(HANG_S):
             await this.ours.lost.wait()
 
 
@@ -613,7 +613,7 @@ async def test_a_head_that_is_too_large_is_refused_though_it_comes_in_one_packet
         lines = b"".join(b"A%d: %b\r\n" % (number, b"x" * 100) for number in range(700))
         this.ours.data_received(OK + lines + b"Content-Length: 2\r\n\r\nok")
         with pytest.raises(ProviderBroke, match="the head is too large"):
-            await this.exchange.first_byte(Deadlines(LIMIT_S))
+            await this.exchange.first_byte(Deadlines(HANG_S))
 
 
 @pytest.mark.parametrize(("size", "looked_up"), [(100, 1), (10_000, 0)])
@@ -621,6 +621,6 @@ async def test_only_short_heads_are_remembered(size: int, looked_up: int) -> Non
     async with line() as this:
         before = _judge_again.cache_info()
         this.ours.data_received(OK + b"A: %b\r\nContent-Length: 2\r\n\r\nok" % (b"x" * size))
-        await this.exchange.first_byte(Deadlines(LIMIT_S))
+        await this.exchange.first_byte(Deadlines(HANG_S))
         after = _judge_again.cache_info()
         assert (after.hits + after.misses) - (before.hits + before.misses) == looked_up

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmgateway.api.dialect import SSE
@@ -114,7 +114,6 @@ def test_each_of_several_connection_fields_counts() -> None:
     assert sent_on(*lines) == returned(*lines) == ["C: 3"]
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(TOKENS, TOKENS)))
 def test_no_field_that_connection_names_ever_passes(pairs: list[tuple[str, str]]) -> None:
     lines = [f"{name}: {value}" for name, value in pairs]
@@ -204,7 +203,6 @@ def test_absurd_limits_of_a_kept_connection_do_not_fail(digits: int) -> None:
     keep_alive_limits(b"timeout=%b, max=%b" % (b"9" * digits, b"9" * digits))
 
 
-@settings(deadline=None)
 @given(st.binary())
 def test_any_keep_alive_field_can_be_read(value: bytes) -> None:
     keep_alive_limits(value)
@@ -229,7 +227,6 @@ def heads(draw: st.DrawFn) -> list[str]:
     return lines
 
 
-@settings(deadline=None)
 @given(st.lists(heads(), max_size=8))
 def test_a_head_says_the_same_whatever_came_before_it_on_the_connection(sent: list[list[str]]) -> None:
     reader = HeadReader()

@@ -24,10 +24,10 @@ from llmgateway.http.client import Client
 from llmgateway.http.crowd import Crowd
 from llmgateway.http.headers import AnswerHead, answer_head
 from llmgateway.http.server import ClientConnection, ClientServer
+from tests.guard import HANG_S
 from tests.journey import KEY, eventually
 from tests.raw_client import Ending, RawClient, Response, request
 
-LIMIT_S = 5.0
 Work = Callable[[Client, web.BaseRequest], Awaitable[None]]
 JSON = AnswerHead(b"Content-Type: application/json\r\n", None)
 EVENTS = AnswerHead(b"Content-Type: text/event-stream\r\n", None, SSE, may_grow=True)
@@ -63,7 +63,7 @@ async def serving(work: Work, patience: Patience = PATIENT) -> AsyncIterator[Ser
         yield Serving(server, listener.sockets[0].getsockname()[1])
     finally:
         listener.close()
-        async with asyncio.timeout(LIMIT_S):
+        async with asyncio.timeout(HANG_S):
             await server.shutdown(1)
             await listener.wait_closed()
 
@@ -72,17 +72,17 @@ async def ask(work: Work, *sent: bytes, patience: Patience = PATIENT) -> Respons
     """Send these packets; give the answer."""
     async with serving(work, patience) as here, RawClient(here.port) as client:
         await client.send(*sent, pause_s=0.01)
-        return await client.response(LIMIT_S)
+        return await client.response()
 
 
 async def talk(work: Work, *sent: bytes) -> tuple[Response, Ending]:
     """Send these packets; give the answer, and how the connection ended if it was not kept (OPEN)."""
     async with serving(work) as here, RawClient(here.port) as client:
         await client.send(*sent, pause_s=0.01)
-        response = await client.response(LIMIT_S)
+        response = await client.response()
         ending = Ending.OPEN
         if (response.header("connection") or "").lower() == "close":
-            ending = await client.closed(LIMIT_S)
+            ending = await client.closed()
         return response, ending
 
 
@@ -143,7 +143,7 @@ async def test_a_client_that_leaves_cancels_its_handler() -> None:
         async with RawClient(here.port) as client:
             await client.send(GET)
             await busy.wait()
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(HANG_S):
             await cancelled.wait()
 
 
@@ -202,10 +202,11 @@ async def test_a_client_that_does_not_read_holds_the_flow_until_it_reads() -> No
 
     async with serving(work) as here, RawClient(here.port, receive_buffer=4096) as client:
         await client.send(GET)
-        async with asyncio.timeout(LIMIT_S):
+        async with asyncio.timeout(HANG_S):
             await flow.paused.wait()
         timer = (await here.connection())._stall_timer
-        assert 0 < timer.when() - asyncio.get_running_loop().time() <= PATIENT.stall_s + 0.1
+        left_s = timer.when() - asyncio.get_running_loop().time()
+        assert 0 < left_s <= PATIENT.stall_s
         assert not flow.resumed.is_set()
         response = await client.response()
         assert (len(response.body), response.ending) == (size, Ending.COMPLETE)
@@ -227,7 +228,7 @@ async def test_a_client_that_reads_nothing_for_too_long_is_dropped() -> None:
     impatient = Patience(stall_s=0.1)
     async with serving(work, impatient) as here, RawClient(here.port, receive_buffer=4096) as client:
         await client.send(GET)
-        async with asyncio.timeout(LIMIT_S):
+        async with asyncio.timeout(HANG_S):
             await cancelled.wait()
         assert (await client.response()).ending in (Ending.CUT, Ending.RESET)
 
@@ -236,7 +237,7 @@ async def test_a_client_that_reads_nothing_for_too_long_is_dropped() -> None:
 
 
 async def test_a_head_that_takes_too_long_gets_408_and_the_connection_closes() -> None:
-    async with serving(greet, Patience(head_s=0.3)) as here, RawClient(here.port) as client:
+    async with serving(greet, Patience(head_s=1)) as here, RawClient(here.port) as client:
         connection = await here.connection()
         await client.send(GET)
         await client.response()
@@ -247,14 +248,14 @@ async def test_a_head_that_takes_too_long_gets_408_and_the_connection_closes() -
         assert connection._head_timer is timer, "arriving bytes gain no time"
         response = await client.response()
         assert (response.status, response.header("x-gateway-error")) == (408, "request_timeout")
-        assert await client.closed(LIMIT_S) is Ending.CUT
+        assert await client.closed() is Ending.CUT
 
 
 async def test_a_head_that_stops_in_its_first_packet_gets_408_too() -> None:
     impatient = Patience(head_s=0.3, keep_alive_s=2)
     async with serving(greet, impatient) as here, RawClient(here.port) as client:
         await client.send(GET[:10])
-        assert (await client.response(LIMIT_S)).status == 408
+        assert (await client.response()).status == 408
 
 
 async def test_the_clock_of_a_head_stops_when_the_head_is_complete() -> None:
@@ -285,33 +286,33 @@ async def test_a_connection_that_stays_silent_is_closed() -> None:
     async with serving(greet, Patience(keep_alive_s=0.1)) as here, RawClient(here.port) as client:
         await client.send(GET)
         assert (await client.response()).status == 200
-        assert await client.closed(LIMIT_S) is Ending.CUT
+        assert await client.closed() is Ending.CUT
 
 
 async def test_a_connection_that_has_sent_nothing_is_closed_without_a_word() -> None:
     async with serving(greet, Patience(silent_s=0.1)) as here, RawClient(here.port) as client:
-        assert await client.closed(LIMIT_S) is Ending.CUT
+        assert await client.closed() is Ending.CUT
         assert not client.recorded
 
 
 async def test_one_that_has_begun_a_head_or_is_kept_is_not_silent() -> None:
-    patience = Patience(silent_s=0.1, head_s=0.3)
+    patience = Patience(silent_s=0.5, head_s=1)
     async with serving(greet, patience) as here, RawClient(here.port) as late, RawClient(here.port) as kept:
         await late.send(GET[:10])
         await kept.send(GET)
-        assert (await kept.response(LIMIT_S)).status == 200
-        assert (await late.response(LIMIT_S)).status == 408
+        assert (await kept.response()).status == 200
+        assert (await late.response()).status == 408
         await kept.send(GET)
-        assert (await kept.response(LIMIT_S)).status == 200
+        assert (await kept.response()).status == 200
 
 
 async def test_a_head_that_begins_late_on_a_kept_connection_has_its_time() -> None:
-    patience = Patience(keep_alive_s=0.2, head_s=0.4)
+    patience = Patience(keep_alive_s=0.5, head_s=1)
     async with serving(greet, patience) as here, RawClient(here.port) as client:
         await client.send(GET)
-        await client.response(LIMIT_S)
+        await client.response()
         await client.send(GET[:10])
-        assert (await client.response(LIMIT_S)).status == 408
+        assert (await client.response()).status == 408
 
 
 async def test_a_body_has_to_come_at_the_least_rate() -> None:
@@ -319,15 +320,15 @@ async def test_a_body_has_to_come_at_the_least_rate() -> None:
         await client.send(request("POST", "/", "Content-Length: 200"))
         with contextlib.suppress(ConnectionError):
             await client.send(*[b"x"] * 200, pause_s=0.01)
-        response = await client.response(LIMIT_S)
+        response = await client.response()
         assert (response.status, response.header("x-gateway-error")) == (408, "request_timeout")
 
 
 async def test_a_body_that_comes_at_that_rate_may_take_long() -> None:
-    async with serving(echo, Patience(rate_s=0.2)) as here, RawClient(here.port) as client:
+    async with serving(echo, Patience(rate_s=1)) as here, RawClient(here.port) as client:
         await client.send(request("POST", "/", "Content-Length: 40960"))
-        await client.send(*[b"x" * 1024] * 40, pause_s=0.01)
-        assert (await client.response(LIMIT_S)).status == 200
+        await client.send(*[b"x" * 1024] * 40, pause_s=0.03)
+        assert (await client.response()).status == 200
 
 
 async def test_a_client_whose_body_is_not_read_is_not_slow() -> None:
@@ -346,7 +347,7 @@ async def test_a_client_whose_body_is_not_read_is_not_slow() -> None:
         await eventually(lambda: time.monotonic() > began + 0.2)
         go.set()
         await client.send(b"x" * 250_000)
-        assert (await client.response(LIMIT_S)).status == 200
+        assert (await client.response()).status == 200
 
 
 @pytest.mark.parametrize("patience", [Patience(rate_s=0.2), Patience(body_s=0.2)], ids=["pause", "whole"])
@@ -412,7 +413,7 @@ async def test_a_body_that_stops_making_sense_gets_exactly_one_400(
 async def test_who_is_refused_while_still_sending_can_send_it_all_and_then_read_why(sent: bytes) -> None:
     async with serving(echo) as here, RawClient(here.port) as client:
         await client.send(sent)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG_S):
             await asyncio.to_thread(select.select, [client.fileno()], [], [])  # it has been answered
         await client.send(*[b"x" * 100_000] * 20)
         assert (await client.response()).status == 400
@@ -449,7 +450,7 @@ async def test_a_wanted_body_is_invited() -> None:
 
 async def test_an_unwanted_body_is_not_invited_and_the_connection_closes_at_once() -> None:
     sent = request("POST", "/", "Expect: 100-continue", "Content-Length: 100000000")
-    async with asyncio.timeout(LIMIT_S):
+    async with asyncio.timeout(HANG_S):
         response, ending = await talk(greet, sent)
     assert (response.status, response.interim, ending) == (200, [], Ending.CUT)
 
@@ -468,10 +469,10 @@ async def test_who_asks_for_another_protocol_is_answered_in_this_one_and_not_lef
     sent = [head + b"body"] if packets == 1 else [head, b"body"]
     async with serving(echo) as here, RawClient(here.port) as client:
         await client.send(*sent, pause_s=0.01)
-        response = await client.response(LIMIT_S)
+        response = await client.response()
         assert (response.status, bytes(response.body)) == (200, b"body")
         assert response.header("connection") == "close"
-        assert await client.closed(LIMIT_S) is Ending.CUT
+        assert await client.closed() is Ending.CUT
 
 
 # --- the answer -------------------------------------------------------------------------------------------

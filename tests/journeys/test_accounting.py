@@ -380,7 +380,7 @@ async def test_a_provider_that_was_loading_is_paid_once(
     gateway_for: GatewayFor, provider: FakeProvider
 ) -> None:
     provider.once(loading())
-    gateway = await gateway_for(provider, health={"interval": "50ms", "timeout": "2s"})
+    gateway = await gateway_for(provider, health={"interval": "50ms", "timeout": "10m"})
     assert (await ask(gateway.port)).status == 200
     assert cost(await booked(gateway)) == (3, 2, 0, 0, False)
 
@@ -693,15 +693,16 @@ async def test_with_llama_cpp_what_is_cut_off_is_estimated_within_a_tenth(
         line = await booked(gateway, count)
         worked = since(before, await idle(llama_endless))
         assert (line["outcome"], line["estimated"]) == ("client_gone", True)
-        assert line["completion_tokens"] >= words - 2
-        for name in ("prompt", "completion"):
-            assert line[f"{name}_tokens"] == pytest.approx(worked[name], rel=0.1), name
+        assert line["prompt_tokens"] == pytest.approx(worked["prompt"], rel=0.1)
+        # What was generated while it was not yet known that the client had left is not told.
+        assert words - 2 <= line["completion_tokens"] <= 1.1 * worked["completion"]
 
 
 async def test_with_llama_cpp_a_mixed_run_adds_up(
     gateway_for: GatewayFor, llama_server: LlamaServer, llama_endless: LlamaServer
 ) -> None:
     """Buffered, streamed, refused and cancelled requests at the same time, in every phase."""
+    words = 600
     gateway = await gateway_for(
         providers={"tiny": llama_server.entry, "endless": llama_endless.entry}, log={"requests": "none"}
     )
@@ -722,7 +723,7 @@ async def test_with_llama_cpp_a_mixed_run_adds_up(
             client.leave()
         await waiting(gateway, 0, "endless")
         for talker, response in zip(talkers, heads, strict=True):
-            await talker.events(response, 600, limit=40)  # a busy machine writes slowly
+            await talker.events(response, words)
             talker.leave()
     await booked(gateway, 6 + 2 + 3 + 32)
     assert [answer.status for answer in answers] == [200] * 24 + [400] * 4 + [404] * 4
@@ -738,8 +739,8 @@ async def test_with_llama_cpp_a_mixed_run_adds_up(
     cut_off = [line for line in lines if line["provider"] == "endless"]
     worked = since(before_endless, await idle(llama_endless))
     assert len(cut_off) == 2 and all(line["estimated"] for line in cut_off)
-    for name in ("prompt", "completion"):
-        assert sums(cut_off)[name] == pytest.approx(worked[name], rel=0.1), name
+    assert sums(cut_off)["prompt"] == pytest.approx(worked["prompt"], rel=0.1)
+    assert 0.9 * len(talkers) * words <= sums(cut_off)["completion"] <= 1.1 * worked["completion"]
 
     gone = [line for line in lines if line["outcome"] == "client_gone"]
     assert sorted(cost(line) == NOTHING for line in gone) == [False, False, True, True, True]

@@ -40,13 +40,13 @@ from tests.answers import (
 from tests.conftest import GatewayFor, ProviderFor
 from tests.exchange import Script
 from tests.fake_provider import FakeProvider
+from tests.guard import HANG_S
 from tests.journeys.test_errors import refusal
 from tests.raw_client import Ending, RawClient, Response, request
 from tests.script import cut, packets, play
 
 Fields = list[tuple[bytes, bytes]]
 
-LIMIT_S: Final = 4.0
 HOP_BY_HOP: Final = frozenset(  # RFC 9110 7.6.1; what `Connection` names is another
     b"connection keep-alive proxy-authenticate proxy-connection te trailer transfer-encoding upgrade".split()
 )
@@ -113,7 +113,7 @@ async def plainly(session: aiohttp.ClientSession, port: int, answer: Answer) -> 
         headers={"Content-Type": "application/json"},
         allow_redirects=False,
     )
-    async with asyncio.timeout(LIMIT_S), asking as response:
+    async with asyncio.timeout(HANG_S), asking as response:
         body = await response.read()
         return Seen(response.status, response.reason or "", list(response.raw_headers), body)
 
@@ -159,18 +159,18 @@ async def barely(port: int, answer: Answer, kind: str) -> Seen:
     message = request("POST", answer.path, *lines, body=answer.request).replace(b"HTTP/1.1", http, 1)
     async with RawClient(port, record=True) as client:
         await client.send(message)
-        response = await client.response(LIMIT_S)
+        response = await client.response()
         assert response.framing == told_by(answer, http)
         connection = response.header("connection")
         if stays := kind == "1.1" or (kind == "1.0, to stay" and response.framing == "length"):
             assert connection == (None if http == b"HTTP/1.1" else "keep-alive")
             assert response.ending is Ending.COMPLETE
             await client.send(message)
-            await client.response(LIMIT_S)
+            await client.response()
         else:
             assert connection == "close"
             assert response.ending is (Ending.CLOSED if response.framing == "close" else Ending.COMPLETE)
-            assert await client.closed(LIMIT_S) is Ending.CUT
+            assert await client.closed() is Ending.CUT
     seen, *again = judged(bytes(client.recorded), closed=not stays)
     assert [(each.status, each.body) for each in again] == [(seen.status, seen.body)] * stays
     return seen

@@ -82,12 +82,12 @@ async def gateway(provider: FakeProvider, gateway_for: GatewayFor) -> Gateway:
 
 
 @settings(
-    deadline=None,
     max_examples=400,
     # Where answers never end every example takes its limit: smaller ones would take minutes to find.
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     report_multiple_bugs=False,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # one gateway serves all examples
+    # One gateway serves all examples.
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
     pieces=st.lists(PIECES, max_size=12),

@@ -18,6 +18,7 @@ from llmgateway.http.headers import RequestHead
 from llmgateway.service.gateway import Gateway
 from tests.conftest import GatewayFor, ProviderFor
 from tests.fake_provider import FakeProvider
+from tests.guard import HANG_S
 from tests.journey import KEY, eventually, settings
 from tests.journeys.test_errors import ANTHROPIC, OPENAI, ask, asking, refusal
 from tests.raw_client import Ending, RawClient, chat, request
@@ -244,7 +245,7 @@ async def test_a_good_key_is_asked_for_the_body_and_then_answered(
     head, _, body = chat(None, "Expect: 100-continue").partition(b"\r\n\r\n")
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     writer.write(head + b"\r\n\r\n")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANG_S):
         assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         assert not provider.calls
         writer.write(body)

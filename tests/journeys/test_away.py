@@ -21,7 +21,7 @@ from tests.raw_client import RawClient, Response, chat, request
 from tests.script import error, loading
 
 USERS: dict[str, Any] = {"alice": {"keys": [KEY]}, "bob": {"keys": [BOB]}}
-QUICK = {"interval": "100ms", "timeout": "2s", "fall": 1}
+QUICK = {"interval": "100ms", "timeout": "10m", "fall": 1}
 FIXED = "No online provider serving model 'm' for this user."
 
 
@@ -137,8 +137,8 @@ async def test_when_to_come_again_is_when_it_will_have_been_looked_at(
 ) -> None:
     await provider.refuse()
     provider.settings["models"] = ["m"]
-    gateway = await gateway_for(provider, health={"interval": "7.5s", "timeout": "2s"})
-    assert (await ask(gateway.port)).header("retry-after") == "8"
+    gateway = await gateway_for(provider, health={"interval": "200s", "timeout": "10m"})
+    assert 100 < int((await ask(gateway.port)).header("retry-after") or 0) <= 200
 
 
 async def test_who_waits_when_the_last_one_goes_is_told_so_too(
@@ -160,9 +160,10 @@ async def test_the_state_is_known_since_it_changed_and_not_since_it_was_seen_aga
 ) -> None:
     gateway = await gateway_for(provider, health=QUICK)
     known = gateway.fleet.providers["rig"]
+    before = time.time()
     await gone(gateway, provider)
     since = known.since
-    assert abs(since - time.time()) < 60
+    assert before <= since <= time.time()
     known.since -= 100.0
     await asyncio.sleep(0)
     reason = known.reason

@@ -15,6 +15,7 @@ import pytest
 from tests.conftest import GatewayFor, ProgramFor, ProviderFor
 from tests.exchange import Exchange, Script
 from tests.fake_provider import FakeProvider
+from tests.guard import HANG_S
 from tests.journey import eventually
 from tests.raw_client import Ending, RawClient, Response, chat, request
 from tests.script import answer, done, end, head, play, sse, word
@@ -50,20 +51,19 @@ def expected(total: int) -> str:
     return digest.hexdigest()
 
 
-async def read_all(client: RawClient, response: Response, limit: float = 40) -> str:
+async def read_all(client: RawClient, response: Response) -> str:
     """Read the rest of a body, keeping nothing but its digest."""
     digest = hashlib.sha256()
-    async with asyncio.timeout(limit):
-        while piece := await client.piece(response):
-            digest.update(piece)
-            response.body.clear()
+    while piece := await client.piece(response):
+        digest.update(piece)
+        response.body.clear()
     return digest.hexdigest()
 
 
 async def settled(measure: Callable[[], int]) -> int:
     """Wait until a figure stays as it is, and give it."""
     last, since = -1, 0
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(HANG_S):
         while since < 30:
             await asyncio.sleep(0.01)
             since = since + 1 if measure() == last else 0
@@ -210,7 +210,7 @@ async def test_one_stalled_client_does_not_slow_another(
             await quick.send(chat(stream=True))
             response = await quick.head()
             for number, step in enumerate(steps, 1):
-                assert len(await quick.events(response, number, limit=5)) == number
+                assert len(await quick.events(response, number)) == number
                 step.set()
             assert (await quick.events(response, 6))[-1] == "[DONE]"
         assert not flooding.complete and flooding.written < BOUND
@@ -227,7 +227,7 @@ async def test_a_stalled_client_gets_its_error_and_the_end_when_it_reads(
     provider.script = play(sse(), breaks)
     gateway = await gateway_for(provider)
     async with stalled(gateway.port, provider) as (client, _):
-        response = await client.response(limit=30)
+        response = await client.response()
     flooded = 30_000_000 // BLOCK * BLOCK
     assert hashlib.sha256(response.body[:flooded]).hexdigest() == expected(30_000_000)
     assert b'"upstream_error"' in response.body[flooded:]
@@ -260,7 +260,7 @@ async def test_the_next_call_of_a_connection_that_is_not_read_is_held_back_too(
                 await held_back(provider.calls[-1])
                 taken = sum(call.written for call in provider.calls)
             assert taken < BOUND
-    await eventually(lambda: all(p.in_flight == 0 for p in gateway.fleet.providers.values()), 2)
+    await eventually(lambda: all(p.in_flight == 0 for p in gateway.fleet.providers.values()))
 
 
 async def test_questions_without_end_whose_answers_are_not_read_cost_little(

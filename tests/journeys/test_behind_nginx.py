@@ -20,6 +20,7 @@ from yarl import URL
 
 from tests.conftest import GatewayFor
 from tests.fake_provider import FakeProvider
+from tests.guard import HANG_S
 from tests.journey import ASK, KEY, eventually
 from tests.raw_client import chat, events
 from tests.script import answer, completion, done, play, sse, stall, wait, word
@@ -63,14 +64,6 @@ ProxyFor: TypeAlias = "Callable[..., Awaitable[Proxy]]"
 Start: TypeAlias = "Callable[[Gateway, Path, Mapping[str, str]], Any]"
 
 
-def free_port() -> int:
-    """A port that was free a moment ago; neither proxy can tell which one it took by itself."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def replaced(text: str, changes: Mapping[str, str]) -> str:
     """A file of contrib/ for this place. Fails when something to be replaced is not there."""
     for old, new in changes.items():
@@ -95,7 +88,7 @@ def certificate(folder: Path) -> tuple[Path, Path]:
         f"{tool('openssl')} req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
         f" -subj /CN={HOST} -addext subjectAltName=IP:127.0.0.1,DNS:{HOST} -keyout {key} -out {cert}"
     )
-    subprocess.run(command.split(), check=True, capture_output=True, timeout=20)
+    subprocess.run(command.split(), check=True, capture_output=True, timeout=HANG_S)
     return cert, key
 
 
@@ -112,13 +105,13 @@ async def process(*command: str, env: Mapping[str, str], port: int) -> AsyncIter
     assert server.stderr
     said = asyncio.ensure_future(server.stderr.read())
     try:
-        await eventually(lambda: server.returncode is not None or accepts(port), 15)
+        await eventually(lambda: server.returncode is not None or accepts(port))
         assert server.returncode is None, (await said).decode()
         yield
     finally:
         if server.returncode is None:
             server.terminate()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG_S):
             await server.wait()
             await said
 
@@ -129,10 +122,11 @@ def accepts(port: int) -> bool:
 
 
 @asynccontextmanager
-async def nginx(gateway: Gateway, folder: Path, *, under: str = "") -> AsyncIterator[tuple[str, Path]]:
+async def nginx(
+    gateway: Gateway, folder: Path, port: int, *, under: str = ""
+) -> AsyncIterator[tuple[str, Path]]:
     """contrib/nginx.conf in an nginx without privileges; gives its URL and its certificate."""
     cert, key = certificate(folder)
-    port = free_port()
     site = (CONTRIB / "nginx.conf").read_text()
     if under:
         site = uncommented(replaced(site, {"location / {": "location /unused/ {"}), f"location {under}/ {{")
@@ -159,10 +153,11 @@ async def nginx(gateway: Gateway, folder: Path, *, under: str = "") -> AsyncIter
 
 
 @asynccontextmanager
-async def caddy(gateway: Gateway, folder: Path, *, under: str = "") -> AsyncIterator[tuple[str, Path]]:
+async def caddy(
+    gateway: Gateway, folder: Path, port: int, *, under: str = ""
+) -> AsyncIterator[tuple[str, Path]]:
     """contrib/Caddyfile in a Caddy that asks nobody for certificates; gives its URL and its certificate."""
     cert, key = certificate(folder)
-    port = free_port()
     site = (CONTRIB / "Caddyfile").read_text()
     if under:
         site = uncommented(
@@ -184,17 +179,17 @@ async def caddy(gateway: Gateway, folder: Path, *, under: str = "") -> AsyncIter
 
 @pytest.fixture(params=[nginx, caddy], ids=["nginx", "caddy"])
 async def behind(
-    request: pytest.FixtureRequest, gateway_for: GatewayFor, tmp_path: Path
+    request: pytest.FixtureRequest, gateway_for: GatewayFor, tmp_path: Path, port: int
 ) -> AsyncIterator[ProxyFor]:
     """Put a reverse proxy in front of a gateway: `proxy = await behind(gateway)`."""
     async with AsyncExitStack() as stack:
 
         async def start(gateway: Gateway, *, under: str = "") -> Proxy:
-            url, cert = await stack.enter_async_context(request.param(gateway, tmp_path, under=under))
+            url, cert = await stack.enter_async_context(request.param(gateway, tmp_path, port, under=under))
             tls = ssl.create_default_context(cafile=str(cert))
             session = aiohttp.ClientSession(
                 headers={"Authorization": f"Bearer {KEY}"},
-                timeout=aiohttp.ClientTimeout(total=10),
+                timeout=aiohttp.ClientTimeout(total=HANG_S),
                 connector=aiohttp.TCPConnector(ssl=tls),
             )
             return Proxy(url, await stack.enter_async_context(session), tls)
@@ -233,7 +228,7 @@ async def test_a_client_that_leaves_ends_the_work_at_the_provider(
 ) -> None:
     provider.script = play(sse(), word("Hello"), stall()) if stream else stall()
     proxy = await behind(await gateway_for(provider))
-    async with asyncio.timeout(10), proxy.connection() as (reader, writer):
+    async with asyncio.timeout(HANG_S), proxy.connection() as (reader, writer):
         # Caddy knows its sites by name.
         writer.write(chat(stream=stream).replace(b"Host: gateway", b"Host: " + proxy.host.encode()))
         exchange = await provider.next_call()
@@ -326,11 +321,11 @@ async def test_a_websocket_passes_and_says_goodbye(
     gateway = await gateway_for(provider, server={"base_path": under})
     proxy = await behind(gateway, under=under)
     async with proxy.http.ws_connect(f"{proxy.url}{PATH}?model=m") as socket:
-        assert await socket.receive_str(timeout=5) == "hello"
+        assert await socket.receive_str(timeout=HANG_S) == "hello"
         await socket.send_str("how are you")
-        assert await socket.receive_str(timeout=5) == "how are you"
+        assert await socket.receive_str(timeout=HANG_S) == "how are you"
         draining = asyncio.ensure_future(gateway.drain())
-        assert (await socket.receive(timeout=5)).data == 1001
+        assert (await socket.receive(timeout=HANG_S)).data == 1001
     assert await draining
 
 

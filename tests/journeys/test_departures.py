@@ -46,15 +46,18 @@ async def test_a_client_that_leaves_is_noticed_behind_many_pipelined_requests(
         exchange = await provider.next_call()
         await client.send(request("GET", "/healthz") * behind)
         client.leave()
-        await exchange.hung_up(within=5)
+        await exchange.hung_up()
     await eventually(lambda: gateway.fleet.providers["rig"].in_flight == 0)
 
 
 async def test_many_pipelined_requests_that_are_answered_quickly_are_fine(
     gateway_for: GatewayFor, provider: FakeProvider
 ) -> None:
-    gateway = await gateway_for(provider, patience=Patience(deaf_s=0.2))
-    async with RawClient(gateway.port) as client, asyncio.timeout(20):
-        await client.send(request("GET", "/healthz") * 500)
-        for _ in range(500):
-            assert (await client.response()).status == 200
+    gateway = await gateway_for(provider, patience=Patience(deaf_s=1))
+    now = asyncio.get_running_loop().time
+    end = now() + 1.5
+    async with RawClient(gateway.port) as client:
+        while now() < end:
+            await client.send(request("GET", "/healthz") * 500)
+            for _ in range(500):
+                assert (await client.response()).status == 200

@@ -25,6 +25,7 @@ from llmgateway.traffic.proxy import Proxy
 from llmgateway.web.app import App
 from tests.conftest import GatewayFor, ProgramFor
 from tests.fake_provider import FakeProvider
+from tests.guard import HANG_S
 from tests.journey import KEY, settings
 from tests.raw_client import Ending, RawClient, Response, request
 from tests.script import error
@@ -378,7 +379,7 @@ async def test_draining_ends_an_idle_gateway_for_readers_of_readyz_but_not_of_he
     gateway_for: GatewayFor, provider: FakeProvider
 ) -> None:
     gateway = await gateway_for(provider)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANG_S):
         await gateway.drain()
     response = await ask(gateway.port, request("GET", "/readyz", key=None))
     refusal(response, 503, "draining")

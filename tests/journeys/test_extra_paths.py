@@ -61,7 +61,7 @@ async def test_where_nobody_is_there_the_error_names_the_path(
     gateway = await gateway_for(provider, **path(method="GET"))
     await provider.refuse()
     response = await get(gateway, VOICES)
-    await eventually(lambda: not gateway.fleet.providers["rig"].online, 20)
+    await eventually(lambda: not gateway.fleet.providers["rig"].online)
     response = await get(gateway, VOICES)
     assert VOICES in refusal(response, 404, "no_provider")
 

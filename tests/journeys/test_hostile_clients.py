@@ -20,11 +20,11 @@ from llmgateway.api.endpoints import ENDPOINTS
 from llmgateway.service.gateway import Gateway
 from tests.conftest import GatewayFor
 from tests.fake_provider import FakeProvider
+from tests.guard import HANG_S
 from tests.journey import KEY
 from tests.journeys.test_errors import OPENAI, anthropic_type, ask, refusal
 from tests.raw_client import chat, request
 
-LIMIT_S = 10.0
 QUIET_S = 0.3  # after which a client gives up on the rest of a request and closes
 AT_ONCE = 40
 PATHS = {endpoint.path for endpoint in ENDPOINTS}
@@ -89,7 +89,7 @@ async def said_to(port: int, message: bytes) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
     heard = b""
     try:
-        async with asyncio.timeout(LIMIT_S):
+        async with asyncio.timeout(HANG_S):
             writer.write(message)
             try:
                 while piece := await asyncio.wait_for(reader.read(65_536), QUIET_S):
@@ -332,7 +332,7 @@ async def test_a_request_that_ends_anywhere_leaves_nothing_behind(ground: Ground
         reader, writer = await asyncio.open_connection("127.0.0.1", ground.gateway.port)
         writer.write(message[:size])
         writer.write_eof()
-        async with asyncio.timeout(LIMIT_S):
+        async with asyncio.timeout(HANG_S):
             heard = await reader.read()
             writer.close()
             await writer.wait_closed()

@@ -184,7 +184,7 @@ async def test_no_fallback_is_asked_for_what_another_keeps(
     gateway = await gateway_for(rig, other, fallbacks={"m": ["spare"]}, health=health)
     wanted = await make(gateway)
     await rig.refuse()
-    await eventually(lambda: not gateway.fleet.providers["rig"].online, 20)
+    await eventually(lambda: not gateway.fleet.providers["rig"].online)
     response = await ask(gateway.port, made_from({"previous_response_id": wanted}))
     assert (response.status, response.header("x-gateway-error")) == (404, "no_provider")
     assert not other.calls
@@ -476,7 +476,7 @@ async def test_who_is_away_is_named_with_the_time(
     gateway = await gateway_for(rig, other, server=server, health=health)
     wanted = await make_by(gateway, shelf)
     await rig.refuse()
-    await eventually(lambda: not gateway.fleet.providers["rig"].online, 20)
+    await eventually(lambda: not gateway.fleet.providers["rig"].online)
     for method, below in BELOW:
         response = await about(gateway, wanted, method, below)
         said = refusal(response, status, "no_provider")
@@ -487,7 +487,7 @@ async def test_who_is_away_is_named_with_the_time(
     )
     assert "The response is kept by rig, which is offline since " in said
     await rig.come_back()
-    await eventually(lambda: gateway.fleet.providers["rig"].online, 20)
+    await eventually(lambda: gateway.fleet.providers["rig"].online)
     assert (await about(gateway, wanted)).status == 200
 
 

@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import GatewayFor
 from tests.exchange import Exchange
 from tests.fake_provider import FakeProvider
+from tests.guard import HANG_S
 from tests.journey import KEY
 from tests.journeys.test_ollama_api import COUNTS, LINES, ON, as_ollama, line, word
 from tests.script import answer, chunk, cut, error, head, play
@@ -80,7 +81,7 @@ async def client(gateway: Gateway) -> AsyncIterator[ollama.AsyncClient]:
 
 
 def client_of(gateway: Gateway, key: str = KEY) -> ollama.AsyncClient:
-    return ollama.AsyncClient(gateway.url, headers={"Authorization": f"Bearer {key}"}, timeout=20)
+    return ollama.AsyncClient(gateway.url, headers={"Authorization": f"Bearer {key}"}, timeout=HANG_S)
 
 
 async def test_it_lists_what_there_is(client: ollama.AsyncClient) -> None:
@@ -162,5 +163,5 @@ async def test_it_needs_no_key_where_a_network_is_a_users(
 ) -> None:
     as_ollama(provider, f"{MODEL}:latest").script = real_enough
     gateway = await gateway_for(provider, **ON, users={"box": {"from": ["127.0.0.1"]}})
-    async with ollama.AsyncClient(gateway.url, timeout=20) as client:
+    async with ollama.AsyncClient(gateway.url, timeout=HANG_S) as client:
         assert (await client.chat(MODEL, HI)).message.content == "Hello"

@@ -14,6 +14,7 @@ from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolPara
 from tests.conftest import GatewayFor
 from tests.exchange import Script
 from tests.fake_provider import FakeProvider
+from tests.guard import HANG_S
 from tests.journey import KEY, eventually
 from tests.llamacpp.fixtures import LlamaServer
 from tests.script import answer, cut, error, play, reset, sse, wait, word
@@ -50,7 +51,7 @@ A_CALL: dict[str, Any] = {
 
 
 def client_of(gateway: Gateway, key: str = KEY) -> AsyncOpenAI:
-    return openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=key, max_retries=0, timeout=20)
+    return openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=key, max_retries=0, timeout=HANG_S)
 
 
 @pytest.fixture
@@ -155,7 +156,9 @@ async def test_embeddings(gateway_for: GatewayFor, llama_embeddings: LlamaServer
 
 async def test_the_blocking_client_does_the_same(gateway: Gateway) -> None:
     def journey() -> None:
-        with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=0, timeout=20) as client:
+        with openai.OpenAI(
+            base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=0, timeout=HANG_S
+        ) as client:
             assert [model.id for model in client.models.list()] == ["tiny"]
             buffered = client.chat.completions.create(
                 model="tiny", messages=HELLO, temperature=0, max_tokens=16
@@ -168,7 +171,7 @@ async def test_the_blocking_client_does_the_same(gateway: Gateway) -> None:
             with pytest.raises(openai.NotFoundError):
                 client.models.retrieve("nothing")
 
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(HANG_S):
         await asyncio.to_thread(journey)
 
 
@@ -275,4 +278,4 @@ async def test_leaving_a_stream_ends_it_at_the_provider(
         async def idle() -> bool:
             return await llama_endless.busy_slots() == 0
 
-        await eventually(idle, 2)
+        await eventually(idle)

@@ -22,6 +22,7 @@ from tests.conftest import GatewayFor, ProviderFor
 from tests.exchange import Exchange, Request, Script
 from tests.fake_provider import FakeProvider
 from tests.fleet.test_proxies import Proxy, listening
+from tests.guard import HANG_S
 from tests.http.test_tls import Pair, trusting
 from tests.journey import KEY, eventually
 from tests.journeys.test_accounting import booked, cost
@@ -83,14 +84,14 @@ async def test_a_session_is_relayed_both_ways_and_closed_by_its_client(
     provider.on[PATH] = session(say("hello"), echo())
     gateway = await gateway_for(provider)
     async with http.ws_connect(socket_of(gateway)) as socket:
-        assert await socket.receive_str(timeout=5) == "hello"
+        assert await socket.receive_str(timeout=HANG_S) == "hello"
         await socket.send_str("how are you")
-        assert await socket.receive_str(timeout=5) == "how are you"
+        assert await socket.receive_str(timeout=HANG_S) == "how are you"
         await socket.send_bytes(b"x" * 300_000)
-        assert await socket.receive_bytes(timeout=5) == b"x" * 300_000
+        assert await socket.receive_bytes(timeout=HANG_S) == b"x" * 300_000
         await socket.ping(b"there?")
         await socket.send_str("still")
-        assert await socket.receive_str(timeout=5) == "still"
+        assert await socket.receive_str(timeout=HANG_S) == "still"
         assert await socket.close(code=4000, message=b"bye")
     assert socket.close_code == 4000
     line = await booked(gateway)
@@ -216,7 +217,7 @@ async def test_compression_is_between_both_ends_and_does_not_hide_what_it_cost(
             assert socket.compress
             for said in ("x" * 100_000, json.dumps(DONE), json.dumps(DONE)):
                 await socket.send_str(said)
-                assert await socket.receive_str(timeout=5) == said
+                assert await socket.receive_str(timeout=HANG_S) == said
         line = await booked(gateway)
     assert line["bytes_in"] < 10_000 and line["bytes_out"] < 10_000
     assert cost(line) == (14, 10, 0, 0, False)
@@ -244,7 +245,7 @@ async def test_every_way_to_a_provider_is_one_for_a_session(
         ):
             for said in ("x" * 500_000, "y"):
                 await socket.send_str(said)
-                assert await socket.receive_str(timeout=10) == said
+                assert await socket.receive_str(timeout=HANG_S) == said
         assert (await booked(gateway))["outcome"] == "ok"
 
 
@@ -528,14 +529,14 @@ async def test_a_session_holds_its_slot_until_it_ends(
     provider.on[PATH] = session(say("hello"), echo())
     gateway = await gateway_for(provider)
     async with http.ws_connect(socket_of(gateway)) as first:
-        assert await first.receive_str(timeout=5) == "hello"
+        assert await first.receive_str(timeout=HANG_S) == "hello"
         second = asyncio.ensure_future(http.ws_connect(socket_of(gateway)))
         await eventually(lambda: gateway.slots.line.depth("m") == 1)
         (rig,) = (await snapshot(gateway))["providers"]
         assert rig["in_flight"] == 1
         assert not second.done()
     async with await second as socket:
-        assert await socket.receive_str(timeout=5) == "hello"
+        assert await socket.receive_str(timeout=HANG_S) == "hello"
         assert (await booked(gateway))["outcome"] == "ok"
     await booked(gateway, 2)
     assert gateway.fleet.providers["rig"].in_flight == 0
@@ -548,7 +549,7 @@ async def test_sessions_count_against_the_limits_of_their_user(
     users = {"alice": {"keys": [KEY], "limits": {"parallel": 1, "tokens_per_day": 10}}}
     gateway = await gateway_for(provider, users=users)
     async with http.ws_connect(socket_of(gateway)) as socket:
-        await socket.receive_str(timeout=5)
+        await socket.receive_str(timeout=HANG_S)
         refusal(await asked(gateway, handshake()), 429, "rate_limited", PATH)
     await booked(gateway, 2)
     response = await asked(gateway, handshake())
@@ -597,12 +598,12 @@ async def test_while_it_is_open_it_is_in_flight_and_at_its_end_in_the_books(
     provider.on[PATH] = session(say("hello", json.dumps(DONE)), echo())
     gateway = await gateway_for(provider, users=HOUSE)
     async with http.ws_connect(socket_of(gateway)) as socket:
-        await socket.receive_str(timeout=5)
+        await socket.receive_str(timeout=HANG_S)
         (row,) = (await snapshot(gateway))["requests"]
         assert (row["model"], row["provider"], row["endpoint"]) == ("m", "rig", PATH)
         await socket.send_bytes(bytes(1_000))
-        await socket.receive_str(timeout=5)
-        await socket.receive_bytes(timeout=5)
+        await socket.receive_str(timeout=HANG_S)
+        await socket.receive_bytes(timeout=HANG_S)
     line = await booked(gateway)
     assert (line["status"], line["outcome"], line["stream"], line["endpoint"]) == (101, "ok", True, PATH)
     assert line["bytes_in"] == 1_000 + 8 + 8  # one message and a Close
@@ -623,9 +624,9 @@ async def test_two_sessions_at_once_do_not_mix(
         async with http.ws_connect(socket_of(gateway)) as socket:
             for number in range(100):
                 await socket.send_str(f"{word} {number}")
-                assert await socket.receive_str(timeout=10) == f"{word} {number}"
+                assert await socket.receive_str(timeout=HANG_S) == f"{word} {number}"
 
-    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(HANG_S), asyncio.TaskGroup() as group:
         for word in ("one", "two", "three"):
             group.create_task(talk(word))
     await booked(gateway, 3)

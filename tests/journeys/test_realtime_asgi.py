@@ -17,6 +17,7 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from tests.conftest import GatewayFor, ProviderFor
+from tests.guard import HANG_S
 from tests.journey import KEY, eventually
 from tests.journeys.test_accounting import booked
 from tests.journeys.test_realtime import asked, socket_of
@@ -60,7 +61,7 @@ async def test_one_that_has_the_endpoint_talks(gateway_for: GatewayFor, http: ai
         async with http.ws_connect(socket_of(gateway), compress=15) as websocket:
             for said in ("hello", "x" * 200_000):
                 await websocket.send_str(said)
-                assert await websocket.receive_str(timeout=5) == said
+                assert await websocket.receive_str(timeout=HANG_S) == said
         assert (await booked(gateway))["outcome"] == "ok"
 
 

@@ -173,7 +173,7 @@ async def edit(program: Program, file: File, number: int, *, hang_up: bool) -> N
     file.bad()
     if hang_up:
         program.signal(signal.SIGHUP)
-    await eventually(lambda: program.err.count("config has problems") > bad_before, 15)
+    await eventually(lambda: program.err.count("config has problems") > bad_before)
     await as_the_file_says(program, file)
 
 

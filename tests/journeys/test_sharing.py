@@ -82,7 +82,7 @@ async def test_users_get_tokens_by_their_weight_however_large_their_requests_are
             await send(ask_for(user="bob", size=100, key=BOB))
         await waiting(gateway, 225)
         gate.set()
-        await eventually(lambda: len(rig.calls) == 226, 20)
+        await eventually(lambda: len(rig.calls) == 226)
     given = shares([seen.json for seen in rig.requests], 150)
     assert given["bob"] < 200 * 100 and given["alice"] < 26 * 1000, "somebody had nothing left to ask"
     assert 0.8 * weight <= given["bob"] / given["alice"] <= 1.25 * weight

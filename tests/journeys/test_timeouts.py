@@ -17,7 +17,7 @@ from tests.raw_client import Ending, RawClient, Response, chat
 from tests.script import answer, done, drip, end, error, flood, head, interim, play, raw, sse, stall, word
 
 SHORT = "400ms"
-LONG = {"connect": "1m", "first_byte": "1m", "idle": "1m"}
+LONG = {"connect": "1h", "first_byte": "1h", "idle": "1h"}
 
 
 def limits(**short: str) -> dict[str, str]:
@@ -29,7 +29,7 @@ async def ask(port: int, message: bytes | None = None) -> Response:
     """One request on a connection of its own."""
     async with RawClient(port) as client:
         await client.send(message or chat())
-        return await client.response(limit=20)
+        return await client.response()
 
 
 def said(response: Response) -> str:
@@ -106,7 +106,7 @@ async def test_an_answer_that_does_not_begin_in_time_is_a_first_byte_timeout(
     gateway = await gateway_for(provider)
     message = said(await ask(gateway.port, chat(stream=stream)))
     assert "'rig'" in message and "first_byte timeout" in message and "0.4 s" in message
-    await (await provider.next_call()).hung_up(within=1)
+    await (await provider.next_call()).hung_up()
     assert len(provider.calls) == 1, "it was not sent twice: the machine may be at work on it"
 
 
@@ -151,7 +151,7 @@ async def test_a_stream_that_falls_silent_is_an_idle_timeout(
     assert (response.status, response.ending) == (200, Ending.COMPLETE)
     message = response.events[-1]["error"]["message"]
     assert "'rig'" in message and "idle timeout" in message and "0.4 s" in message
-    await (await provider.next_call()).hung_up(within=1)
+    await (await provider.next_call()).hung_up()
 
 
 async def test_a_buffered_answer_that_falls_silent_is_cut(
@@ -163,7 +163,7 @@ async def test_a_buffered_answer_that_falls_silent_is_cut(
     await eventually(lambda: len(provider.probes) > 0)
     response = await ask(program.port)
     assert (response.status, bytes(response.body), response.ending) == (200, b"{", Ending.CUT)
-    await (await provider.next_call()).hung_up(within=1)
+    await (await provider.next_call()).hung_up()
     await program.says("idle timeout")
 
 
@@ -208,7 +208,7 @@ async def test_behind_a_slow_client_a_silent_provider_is_still_noticed(
     gateway = await gateway_for(provider)
     async with RawClient(gateway.port, receive_buffer=65_536) as slow:
         await slow.send(chat(stream=True))
-        response = await slow.response(limit=20)
+        response = await slow.response()
     assert response.ending is Ending.COMPLETE
     assert b"idle timeout" in response.body[-500:]
 
@@ -219,7 +219,8 @@ async def test_behind_a_slow_client_a_silent_provider_is_still_noticed(
 async def test_an_answer_may_take_longer_than_all_limits_together(
     provider_for: ProviderFor, gateway_for: GatewayFor
 ) -> None:
-    provider = await provider_for(timeouts={"connect": SHORT, "first_byte": SHORT, "idle": SHORT})
+    limit_s = 0.8  # many pauses, as the machine may be busy
+    provider = await provider_for(timeouts=dict.fromkeys(LONG, f"{limit_s}s"))
     words = 50
     lasted: list[float] = []
 
@@ -230,11 +231,11 @@ async def test_an_answer_may_take_longer_than_all_limits_together(
         lasted.append(asyncio.get_running_loop().time() - started)
 
     provider.script = play(sse(), slowly, done())
-    gateway = await gateway_for(provider, health={"interval": "200ms", "timeout": "400ms"})
+    gateway = await gateway_for(provider, health={"interval": "200ms", "timeout": f"{limit_s}s"})
     started = asyncio.get_running_loop().time()
     response = await ask(gateway.port, chat(stream=True))
     assert (len(response.events), response.events[-1]) == (words + 1, "[DONE]")
-    assert lasted[0] > 3 * 0.4
+    assert lasted[0] > 3 * limit_s
 
 
 async def test_a_first_byte_may_take_longer_than_idle(

@@ -19,7 +19,7 @@ from tests.raw_client import RawClient, Response, chat, request
 from tests.script import cut, error, play, polite, reset, sse, stall, word
 
 USERS: dict[str, Any] = {"alice": {"keys": [KEY], "route": "prefer_own"}, "bob": {"keys": [BOB]}}
-QUICK = {"interval": "100ms", "timeout": "2s", "fall": 1}
+QUICK = {"interval": "100ms", "timeout": "10m", "fall": 1}
 Pair = tuple[FakeProvider, FakeProvider]
 
 
@@ -147,7 +147,7 @@ async def test_a_refusal_that_the_probe_sees_too_makes_it_misconfigured_at_once(
     pair: Pair, gateway_for: GatewayFor
 ) -> None:
     rig, _ = pair
-    gateway = await gateway_for(*pair, users=USERS, health={"interval": "1h", "timeout": "2s", "fall": 9})
+    gateway = await gateway_for(*pair, users=USERS, health={"interval": "1h", "timeout": "10m", "fall": 9})
     rig.script = rig.on["/v1/models"] = error(401, "the key was changed")
     assert (await ask(gateway.port)).header("x-gateway-provider") == "other"
     provider = gateway.fleet.providers["rig"]
@@ -233,7 +233,7 @@ async def test_a_machine_to_which_no_connection_comes_about_is_taken_out_with_al
     pair: Pair, gateway_for: GatewayFor
 ) -> None:
     rig, _ = pair
-    gateway = await gateway_for(*pair, users=USERS, health={"interval": "1h", "timeout": "2s", "fall": 99})
+    gateway = await gateway_for(*pair, users=USERS, health={"interval": "1h", "timeout": "10m", "fall": 99})
     await rig.refuse()
     await fail(gateway, "n")
     provider = gateway.fleet.providers["rig"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 
 import pytest
 
 from llmgateway.fleet.provider import State
 from tests.conftest import GatewayFor, ProviderFor
-from tests.crowd import QUICK, all_given_back, ask, crowd, overloaded, waiting
+from tests.crowd import QUICK, all_given_back, ask, ask_for, crowd, overloaded, waiting
+from tests.exchange import Exchange
 from tests.fake_provider import FakeProvider
 from tests.journey import KEY, eventually
 from tests.raw_client import RawClient, chat, request
@@ -146,10 +148,17 @@ async def test_waiting_for_a_model_costs_nothing_of_the_retry_budget(
     provider: FakeProvider, gateway_for: GatewayFor
 ) -> None:
     """Each of 60 requests meets the 503 three times, which is more than the budget has for failovers."""
-    provider.once(*[loading()] * 180)
+    met: Counter[int] = Counter()
+
+    async def loads_for_each(exchange: Exchange) -> None:
+        number = exchange.request.json["seed"]
+        met[number] += 1
+        await (loading() if met[number] <= 3 else polite())(exchange)
+
+    provider.script = loads_for_each
     gateway = await gateway_for(provider, health=QUICK)
     async with crowd(gateway.port) as send:
-        clients = [await send() for _ in range(60)]
+        clients = [await send(ask_for(seed=number)) for number in range(60)]
         assert {(await client.response()).status for client in clients} == {200}
 
 
@@ -191,7 +200,7 @@ async def test_a_provider_that_dies_while_it_loads_is_not_waited_for(
         provider.on["/v1/models"] = loading()
         await waiting(gateway, 1)
         provider.on["/v1/models"] = error(500)
-        response = await client.response(limit=3)
+        response = await client.response()
     if tries:
         message = response.json["error"]["message"]
         assert response.status == 502
@@ -210,7 +219,7 @@ async def test_a_provider_that_comes_up_without_the_model_is_not_waited_for(
         await client.send(chat())
         await waiting(gateway, 1)
         provider.on["/v1/models"] = listing("another")
-        assert (await client.response(limit=3)).status == 404
+        assert (await client.response()).status == 404
 
 
 async def test_a_client_that_leaves_while_a_model_is_loaded_leaves_nothing(

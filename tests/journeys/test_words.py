@@ -258,7 +258,7 @@ def saying_400(words: str) -> Talk:
     return saying(b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n%b" % (len(words), words.encode()))
 
 
-async def reason_of(gateway_for: GatewayFor, url: str, connect: str = "30s", **more: Any) -> str:
+async def reason_of(gateway_for: GatewayFor, url: str, connect: str = "1h", **more: Any) -> str:
     gateway = await gateway_for(providers={"rig": {"url": url, "timeouts": {"connect": connect}, **more}})
     assert not gateway.fleet.providers["rig"].online
     return gateway.fleet.providers["rig"].reason

@@ -20,8 +20,9 @@ from typing import Any
 import aiohttp
 import pytest
 
+from tests.guard import HANG_S
+
 HERE = Path(__file__).parent
-START_LIMIT_S = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class LlamaServer:
     async def busy_slots(self) -> int:
         """Ask llama.cpp how many of its slots generate now."""
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        timeout = aiohttp.ClientTimeout(total=5)
+        timeout = aiohttp.ClientTimeout(total=HANG_S)
         async with (
             aiohttp.ClientSession(timeout=timeout) as session,
             session.get(self.origin + "/slots", headers=headers) as answer,
@@ -55,7 +56,7 @@ class LlamaServer:
 
 @dataclass(frozen=True, slots=True)
 class LlamaModels:
-    """The model files: `tiny` is fast and ends its turns; `endless` talks for 10 s or more unless stopped."""
+    """The model files: `tiny` is fast and ends its turns; `endless` never does."""
 
     tiny: Path
     endless: Path
@@ -97,7 +98,7 @@ def llama_embeddings(llama_models: LlamaModels) -> Iterator[LlamaServer]:
 @pytest.fixture(scope="session")
 def llama_endless(llama_models: LlamaModels) -> Iterator[LlamaServer]:
     """The model `endless`, on two slots: it talks until somebody leaves."""
-    with llama(llama_models.endless, "endless", "-np", "2", "-c", "16384") as server:
+    with llama(llama_models.endless, "endless", "-np", "2", "--context-shift") as server:
         yield server
 
 
@@ -117,7 +118,7 @@ def llama(model: Path, alias: str, *options: str, key: str | None = None) -> Ite
 def _address(process: subprocess.Popen[bytes]) -> str:
     """Read the server's output up to the line that says where it listens."""
     assert process.stdout
-    said, end = b"", monotonic() + START_LIMIT_S
+    said, end = b"", monotonic() + HANG_S
     while (left := end - monotonic()) > 0:
         if select.select([process.stdout], [], [], left)[0]:
             data = os.read(process.stdout.fileno(), 65_536)
@@ -127,7 +128,7 @@ def _address(process: subprocess.Popen[bytes]) -> str:
                     return line.split()[-1].decode()
             if not data:
                 break
-    raise AssertionError(f"llama.cpp did not start within {START_LIMIT_S} s; it said {said!r}")
+    raise AssertionError(f"llama.cpp did not start within {HANG_S} s; it said {said!r}")
 
 
 def _made(file: Path, *options: str) -> Path:
@@ -135,6 +136,6 @@ def _made(file: Path, *options: str) -> Path:
     if not file.exists():
         draft = file.with_suffix(f".{os.getpid()}")
         command = [sys.executable, str(HERE / "make_tiny_gguf.py"), str(draft), *options]
-        subprocess.run(command, check=True, timeout=60, capture_output=True)
+        subprocess.run(command, check=True, timeout=2 * HANG_S, capture_output=True)
         draft.replace(file)
     return file

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pytest_aiohttp import AiohttpServer
 
@@ -127,7 +127,6 @@ def test_everything_that_it_tells_is_read(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize(("kind", "details"), DETAILS, ids=[f"{k.name}{d.path}" for k, d in DETAILS])
-@settings(deadline=None)
 @given(
     answer=JSON.map(json.dumps)
     | st.builds(lambda key, value: json.dumps({key: value}), st.sampled_from(KEYS), JSON.filter(bool))

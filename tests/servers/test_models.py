@@ -6,14 +6,12 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llmgateway.api.endpoints import ELSEWHERE
 from llmgateway.errors import NO_PROVIDER, GatewayError
 from llmgateway.servers.models import Listing, Model, NotAnLLMServer, model_entry, read_listing
-
-unhurried = settings(deadline=None)
 
 
 def models_in(listing: Any) -> dict[str, Model]:
@@ -116,7 +114,6 @@ def test_odd_facts_about_a_model_are_left_out(odd: Any) -> None:
     assert listing == Listing({"m": Model("m")}, told)
 
 
-@unhurried
 @given(st.text(min_size=1, max_size=1_000))
 @example('"]}\r\nx-evil: 1\x00\x1b[2J')
 def test_a_hostile_model_id_stays_one_json_string(name: str) -> None:

@@ -30,6 +30,7 @@ from llmgateway.web.status import Condition
 from tests.conftest import GatewayFor, ProviderFor
 from tests.crowd import Turns, ask, waiting
 from tests.fake_provider import FakeProvider
+from tests.guard import HANG_S
 from tests.journey import KEY, eventually, settings
 from tests.raw_client import RawClient, chat
 from tests.script import completion, done, listing, play, sse, wait, word
@@ -143,7 +144,7 @@ async def following(
         clock=desk.clock,
         **more,
     )
-    async with desk.reloader, asyncio.timeout(20):
+    async with desk.reloader, asyncio.timeout(HANG_S):
         yield desk
 
 
@@ -508,7 +509,7 @@ async def test_an_exchange_with_a_provider_that_is_gone_ends_untouched_and_then_
 ) -> None:
     gate = asyncio.Event()
     provider.script = play(wait(gate), completion())
-    async with connected(provider) as (fleet, upstream), asyncio.timeout(5):
+    async with connected(provider) as (fleet, upstream), asyncio.timeout(HANG_S):
         async with asyncio.TaskGroup() as group:
             task = group.create_task(_whole_answer(upstream, fleet.providers["rig"]))
             await provider.next_call()
@@ -521,7 +522,7 @@ async def test_an_exchange_with_a_provider_that_is_gone_ends_untouched_and_then_
 async def test_a_lease_on_a_provider_that_is_gone_is_still_good_and_leaves_no_connection(
     provider: FakeProvider,
 ) -> None:
-    async with connected(provider) as (fleet, upstream), asyncio.timeout(5):
+    async with connected(provider) as (fleet, upstream), asyncio.timeout(HANG_S):
         leased = fleet.providers["rig"]
         replace_all(fleet, upstream)
         for _ in range(2):
@@ -542,7 +543,7 @@ async def test_a_thousand_reloads_leave_nothing_behind(provider: FakeProvider) -
         return sum(isinstance(thing, Provider) for thing in gc.get_objects())
 
     before = alive()
-    async with connected(provider) as (fleet, upstream), asyncio.timeout(50):
+    async with connected(provider) as (fleet, upstream), asyncio.timeout(HANG_S):
         late = fleet.providers["rig"]
         for number in range(1_000):
             provider.settings["headers"] = {"X-Number": str(number)}

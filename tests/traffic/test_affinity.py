@@ -370,7 +370,7 @@ def test_a_fork_lives_where_it_was_sent_and_leaves_the_original_at_home() -> Non
 Turn = tuple[int, int, int]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2), st.integers(0, 900)), max_size=60))
 def test_a_live_conversation_lives_in_one_place_and_bounds_hold(turns: list[Turn]) -> None:
     affinity, clock, seen = Affinity(max_chains=6), 0, set()

@@ -195,7 +195,7 @@ ACTS = ("enter", "leave", "charge")
 Act = tuple[str, int, float]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.lists(st.tuples(st.sampled_from("enter leave charge".split()), st.integers(0, 3), st.floats(0, 1e6)))
 )

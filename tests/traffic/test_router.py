@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from hypothesis import example, given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from llmgateway.access.keys import Caller
@@ -177,7 +176,6 @@ def test_load_follows_the_weights() -> None:
     assert [provider.in_flight for provider in them.providers.values()] == [30, 10]
 
 
-@hypothesis_settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from([0.5, 1, 2, 4])), min_size=1), st.integers())
 @example([(5, 4), (1, 0.5)], 7)
 def test_nobody_less_busy_is_passed_over(loads: list[tuple[int, float]], seed: int) -> None:

@@ -311,13 +311,13 @@ async def tell(steps: list[Step], *, failures: bool = False) -> Story:
     return story
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.lists(STEPS, min_size=25, max_size=75))
 def test_no_slot_is_lost_or_doubled_and_none_is_idle_while_somebody_may_use_it(steps: list[Step]) -> None:
     run(tell(steps))
 
 
-@settings(deadline=None, max_examples=75)
+@settings(max_examples=75)
 @given(st.lists(STEPS, min_size=25, max_size=75))
 def test_the_same_holds_while_providers_fail_and_are_taken_out(steps: list[Step]) -> None:
     run(tell(steps, failures=True))

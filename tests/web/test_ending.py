@@ -59,7 +59,7 @@ async def test_an_admin_ends_a_stream_which_is_told_so_and_booked_as_cancelled(
         told = (await client.events(response, 2))[-1]
         assert told["error"]["type"] == "cancelled"
         assert "alice" in told["error"]["message"]
-        await call.hung_up(within=5)
+        await call.hung_up()
     line = await last_of(gateway)
     assert (line["user"], line["status"], line["outcome"]) == ("bob", 200, "cancelled")
     assert "ended by alice" in line["why"]

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from llmgateway.service.gateway import Gateway
-from llmgateway.web.live import MOST_VIEWERS_OF_A_USER
+from llmgateway.web.live import MOST_VIEWERS_OF_A_USER, PERIOD_S
 from tests.conftest import GatewayFor, ProviderFor
 from tests.crowd import Turns, ask_for, crowd, waiting
 from tests.fake_provider import FakeProvider
+from tests.guard import HANG_S
 from tests.journey import ASK, KEY, eventually
 from tests.journeys.test_errors import ask, refusal
 from tests.raw_client import Ending, RawClient, chat, request
@@ -30,6 +31,8 @@ from tests.web.visit import (
     watching,
     with_cookie,
 )
+
+SOME_PERIODS_S = 2.4 * PERIOD_S
 
 # Snapshots.
 
@@ -261,7 +264,7 @@ async def test_nothing_is_sent_while_nothing_changes(
     async with watching(gateway, await cookie_of(gateway)) as (client, events):
         await client.events(events, 1)
         with pytest.raises(TimeoutError):
-            await client.piece(events, 1.8)
+            await client.piece(events, SOME_PERIODS_S)
         assert len(events.events) == 1
 
 
@@ -273,7 +276,7 @@ async def test_nothing_is_sent_while_a_request_is_silent(gateway: Gateway, provi
         async with watching(gateway, await cookie_of(gateway)) as (client, events):
             assert (await client.events(events, 1))[0]["in_flight"] == 1
             with pytest.raises(TimeoutError):
-                await client.piece(events, 1.8)
+                await client.piece(events, SOME_PERIODS_S)
 
 
 async def test_viewers_that_leave_are_forgotten(gateway: Gateway) -> None:
@@ -285,7 +288,7 @@ async def test_viewers_that_leave_are_forgotten(gateway: Gateway) -> None:
             await client.events(response, 1)
             if number % 2:
                 client.reset()
-    await eventually(lambda: len(asyncio.all_tasks()) <= before, 3)
+    await eventually(lambda: len(asyncio.all_tasks()) <= before)
 
 
 async def test_there_is_room_for_so_many_viewers_and_for_the_next_when_one_leaves(gateway: Gateway) -> None:
@@ -317,7 +320,7 @@ async def test_events_that_fail_half_way_are_cut_and_hold_no_other_answer(
     async with watching(gateway, await cookie_of(gateway)) as (client, events):
         await client.events(events, 1)
         monkeypatch.setattr(gateway.status, "snapshot", broken)
-        while await client.piece(events, 2):
+        while await client.piece(events):
             pass
         assert events.ending is Ending.CUT
         assert b"HTTP/1.1" not in events.body
@@ -343,7 +346,7 @@ async def test_when_it_drains_viewers_are_sent_away_at_once_and_the_page_says_wh
         await busy.send(chat(stream=True))
         await busy.head()
         draining = asyncio.ensure_future(gateway.drain())
-        while await client.piece(events, 1):
+        while await client.piece(events):
             pass
         assert events.ending is Ending.COMPLETE
         assert not draining.done()  # for the stream's sake
@@ -353,7 +356,7 @@ async def test_when_it_drains_viewers_are_sent_away_at_once_and_the_page_says_wh
         asked = with_cookie("POST", "/gateway/chat", cookie, *FROM_PAGE, body=json.dumps(ASK).encode())
         refusal(await ask(gateway.port, asked), 503, "draining")
         gate.set()
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(HANG_S):
             assert await draining
 
 
@@ -372,7 +375,7 @@ async def test_a_viewer_that_does_not_read_does_not_hold_the_drain_up(
             transports = [each.transport for each in gateway._server.connections]
             return any(each is not None and each.get_write_buffer_size() for each in transports)
 
-        await eventually(stuck, 20)
-        async with asyncio.timeout(2):
+        await eventually(stuck)
+        async with asyncio.timeout(HANG_S):
             assert await gateway.drain()
         assert await deaf.closed() in (Ending.CUT, Ending.RESET)

@@ -171,7 +171,7 @@ async def test_a_fast_answer_leaves_the_page_its_frames_and_can_be_stopped(
     call = await provider.next_call()
     await expect(page.get_by_test_id("try-answer")).to_contain_text("word601 ")
     await page.get_by_test_id("try-stop").click()
-    await call.hung_up(within=5)
+    await call.hung_up()
     layouts, frames = await page.evaluate("[window.layouts, window.frames_]")
     assert layouts <= 2 * frames + 10  # of more than 600 pieces
 

@@ -95,5 +95,8 @@ async def test_new_requests_are_turned_away_and_everything_else_is_answered(
         assert (await answer(gateway, request("GET", target))).status == 200, target
     assert b"\ngateway_requests_shed_total 1.0\n" in (await answer(gateway, request("GET", "/metrics"))).body
     pressure._look_later(asyncio.get_running_loop())
-    await eventually(lambda: not pressure.sheds)
-    assert (await answer(gateway, chat())).status == 200
+
+    async def served() -> bool:
+        return (await answer(gateway, chat())).status == 200
+
+    await eventually(served)  # on a busy machine the loop is behind once more

@@ -239,7 +239,7 @@ async def test_signing_out_ends_the_session_and_its_events_and_no_other(gateway:
         response = await ask(gateway.port, with_cookie("DELETE", "/gateway/session", cookie, *FROM_PAGE))
         assert response.status == 204
         assert (response.header("set-cookie") or "").startswith("llmgateway=; Path=/gateway/; Max-Age=0; ")
-        while await client.piece(events, 2):
+        while await client.piece(events):
             pass
         assert events.ending is Ending.COMPLETE
     refusal(await ask(gateway.port, with_cookie("GET", "/gateway/status", cookie)), 401, "invalid_api_key")
@@ -254,7 +254,7 @@ async def test_a_cookie_is_followed_by_another_while_somebody_watches_and_nobody
         await client.events(events, 1)
         assert events.header("set-cookie") is None
         gateway.sessions.clock = lambda: time.time() + RENEW_S
-        while await client.piece(events, 5):
+        while await client.piece(events):
             pass
         assert events.ending is Ending.COMPLETE, "the page is to come again, and be given another cookie"
     seen = await ask(gateway.port, with_cookie("GET", "/gateway/status", old))
@@ -320,7 +320,7 @@ async def test_a_key_that_is_removed_or_expires_ends_its_sessions_at_once(
         assert response.header("www-authenticate") == "Bearer"
         asked = with_cookie("POST", "/gateway/chat", cookie, *FROM_PAGE, body=json.dumps(ASK).encode())
         refusal(await ask(gateway.port, asked), 401, "invalid_api_key")
-        while await client.piece(events, 2):
+        while await client.piece(events):
             pass
         assert events.ending is Ending.COMPLETE
     assert not provider.calls

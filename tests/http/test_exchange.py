@@ -535,9 +535,9 @@ async def test_a_provider_is_held_back_where_a_sink_has_filled_in_its_turn_of_re
     async with line() as this:
         this.theirs.setblocking(False)
         this.theirs.send(OK + b"Content-Length: 50000000\r\n\r\nx")
-        await this.exchange.first_byte(Deadlines(LIMIT_S))
+        await this.exchange.first_byte(Deadlines(HANG_S))
         kept = Kept(full=False)
-        relaying = asyncio.create_task(this.exchange.relay(kept, LIMIT_S))
+        relaying = asyncio.create_task(this.exchange.relay(kept, HANG_S))
         await asyncio.sleep(0)
         this.exchange.rest()
         kept.full = True

@@ -4,13 +4,14 @@ Pure: time is an argument. A machine that is not trusted with requests, or with 
 shown as online, whatever probes say. The words quote nothing that was said to somebody's request.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Final
 
 from llmgateway.api.endpoints import BY_NAME
 from llmgateway.fleet.breaker import Breaker
 from llmgateway.fleet.provider import Provider, State
+from llmgateway.servers.kind import Kind
 
 TAKEN_OUT: Final = "taken_out"
 STATES: Final = (*(state.value for state in State), TAKEN_OUT)
@@ -22,6 +23,35 @@ def having(name: str, providers: Iterable[Provider]) -> list[Provider]:
     """Give those who serve a model now; if nobody does, those who are worth waiting for."""
     among = tuple(providers)
     return [p for p in among if p.serves(name)] or [p for p in among if p.may_come_to_serve(name)]
+
+
+def having_each(names: Collection[str], providers: Iterable[Provider]) -> dict[str, list[Provider]]:
+    """Give those who have each of these models, as `having` does of one.
+
+    Each provider is asked for what it lists only: many times many would hold the loop up.
+    """
+    found: dict[str, list[Provider]] = {name: [] for name in names}
+    shorter: dict[str, dict[str, list[str]]] = {}
+    for provider in providers:
+        kind, models = provider.kind, provider.models
+        if kind.name not in shorter:
+            shorter[kind.name] = _shorter(kind, names)
+        for listed in models:
+            if listed in found:
+                found[listed].append(provider)
+            for name in shorter[kind.name].get(listed, ()):
+                if name not in models:
+                    found[name].append(provider)
+    return {name: having(name, among) for name, among in found.items()}
+
+
+def _shorter(kind: Kind, names: Iterable[str]) -> dict[str, list[str]]:
+    """Give those names that a kind of server takes for longer ones, by these."""
+    shorter: dict[str, list[str]] = {}
+    for name in names:
+        if (full := kind.full_name(name)) != name:
+            shorter.setdefault(full, []).append(name)
+    return shorter
 
 
 def endpoints_of(name: str, providers: Sequence[Provider], among: tuple[str, ...]) -> tuple[str, ...]:

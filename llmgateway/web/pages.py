@@ -22,7 +22,7 @@ from llmgateway.books.metrics import Metrics
 from llmgateway.config.settings import Config
 from llmgateway.errors import FORBIDDEN, GatewayError, draining
 from llmgateway.fleet.absence import nobody_serves
-from llmgateway.fleet.appearance import endpoints_of, having
+from llmgateway.fleet.appearance import endpoints_of, having, having_each
 from llmgateway.fleet.fleet import Fleet
 from llmgateway.fleet.health import Watch
 from llmgateway.fleet.naming import aliases_for, meant, model_for
@@ -104,7 +104,8 @@ class Pages:
         name = meant(self._fleet, caller, wanted)
         if (found := model_for(self._fleet, caller, name, via)) is None:
             raise nobody_serves(name, self._fleet, caller, wall=time.time())
-        entry = self._entry(*found, self._fleet.usable_by(caller))
+        model, provider = found
+        entry = self._entry(model, provider, having(model.id, self._fleet.usable_by(caller)))
         if name != wanted:
             entry = as_alias(wanted, entry)
         client.respond(200, orjson.dumps(client.dialect.model(entry) if client.dialect.model else entry))
@@ -122,18 +123,20 @@ class Pages:
     def _entries(self, caller: Caller, via: Collection[str]) -> list[dict[str, object]]:
         """Give the entries of all names that a caller can use now, aliases among them, in their order."""
         models = self._fleet.models_for(caller, via)
-        usable = self._fleet.usable_by(caller)
-        entries = {name: self._entry(*found, usable, by_way=bool(via)) for name, found in models.items()}
+        by = having_each(models, self._fleet.usable_by(caller))
+        entries = {
+            name: self._entry(model, provider, by[name], by_way=bool(via))
+            for name, (model, provider) in models.items()
+        }
         for alias, name in aliases_for(self._fleet, caller, models).items():
             entries[alias] = as_alias(alias, entries[name])
         return [entries[name] for name in sorted(entries)]
 
     def _entry(
-        self, model: Model, provider: str, usable: Sequence[Provider], *, by_way: bool = False
+        self, model: Model, provider: str, by: Sequence[Provider], *, by_way: bool = False
     ) -> dict[str, object]:
-        """Make an entry of the list; `usable` are the providers that the caller may know of."""
+        """Make an entry of the list; `by` are the providers that have the model and may be told of."""
         entry = model_entry(model, owned_by=provider, created=self._started_at, by_way=by_way)
-        by = having(model.id, usable)
         entry["endpoints"] = endpoints_of(model.id, by, self._endpoints)
         entry["providers"] = [p.name for p in by]
         return entry

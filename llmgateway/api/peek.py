@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from llmgateway.api.endpoints import DIALECTS, Body, Buffer
+from llmgateway.api.prints import COPIED_BYTES
 from llmgateway.api.turns import is_marked, role_of, unmarked
 from llmgateway.errors import INVALID_REQUEST, GatewayError
 
@@ -112,6 +113,7 @@ _SYSTEM: Final = ("system", "developer")
 _NO_LIMIT: Final = 10**9  # tokens: so many, or more, limit nothing
 _MOST_DIGITS: Final = 20  # of a number that is worth a look
 _MOST_COMMAS: Final = 200_000  # in a body whose turns are told apart: each takes about 400 bytes for a moment
+_MOST_COMMAS_AT_ONCE: Final = 24_000  # each may stand for a turn, and takes its time
 _SURROGATE: Final = re.compile(  # a pair of halves, or one
     rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(\\u[dD][c-fC-F][0-9a-fA-F]{2})|[89a-fA-F][0-9a-fA-F]{2})"
 )
@@ -154,13 +156,8 @@ def peek_json(body: Body) -> Peek:
     if not body.isascii():
         _check_utf8(body)
     told_apart = len(body) <= _MOST_COMMAS or body.count(b",") <= _MOST_COMMAS
-    if told_apart:
-        try:
-            chat = _CHAT.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            pass  # another kind of request, or not one at all
-        else:
-            return _peek_chat(chat, body)
+    if told_apart and (chat := _peek_chat(body)) is not None:
+        return chat
     try:
         envelope = _decode(body)
     except RecursionError:
@@ -185,12 +182,25 @@ def peek_json(body: Body) -> Peek:
     )
 
 
-def _peek_chat(chat: _Chat, body: Body) -> Peek:
+def peek_long_chat(body: Body) -> Peek | None:
+    """Read a chat as `peek_json` does; None for anything else, and for what might take long."""
+    if body.count(b",") > _MOST_COMMAS_AT_ONCE or is_marked(body):
+        return None
+    if not body.isascii():
+        _check_utf8(body)
+    return _peek_chat(body)
+
+
+def _peek_chat(body: Body) -> Peek | None:
     """Read what most requests are by far, a chat, in one pass over its bytes."""
+    try:
+        chat = _CHAT.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None  # another kind of request, or not one at all
     model = chat.model
     if not 0 < len(model) <= _NAME_CHARACTERS:
         check_model(model)
-    copied = len(body) <= STEP_BYTES  # so long as they are small, copies cost less than views
+    copied = len(body) <= COPIED_BYTES  # so long as they are small, copies cost less than views
     turns: list[Buffer] = list(map(bytes if copied else memoryview, chat.messages))
     if is_marked(body):
         turns = list(map(unmarked, turns))
@@ -199,7 +209,8 @@ def _peek_chat(chat: _Chat, body: Body) -> Peek:
     size = sum(map(len, turns))
     if chat.tools is not _ABSENT:
         size += _size_of(chat.tools)
-    return Peek(model, chat.stream, turns[:opening], turns[opening:], b"", limit, size)
+    prints = list(map(hash, turns)) if copied else None
+    return Peek(model, chat.stream, turns[:opening], turns[opening:], b"", limit, size, "", prints)
 
 
 def _size_of(value: msgspec.Raw) -> int:

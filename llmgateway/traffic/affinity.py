@@ -37,6 +37,7 @@ MAX_LIVE: Final = 20_000
 TRIM_S: Final = 1.0  # what is too old is not found, so that it need not go at once
 MAX_SYSTEM_PROMPTS: Final = 3_000
 SYSTEM_PROMPT_BYTES: Final = 512
+_BLOCK: Final = 64  # of messages
 _LAST_MESSAGES: Final = 16  # among which that of the user is looked for: the others are calls of tools
 
 
@@ -83,7 +84,9 @@ def thread_of(peek: Peek, *, user: str, session: bytes | None) -> Thread:
         return Thread((start,), system, session=own, length=len(prints))
     if len(prints) == 1:
         return Thread((hash((chain, prints[0])),), system, not peek.text)
-    links = []
+    links: list[Hashable] = []
+    if len(prints) > _BLOCK:
+        chain, prints = _go_far(chain, prints, links)
     for each in prints:
         chain = hash((chain, each))
         links.append(chain)
@@ -91,11 +94,29 @@ def thread_of(peek: Peek, *, user: str, session: bytes | None) -> Thread:
     return Thread(tuple(links[-MAX_LINKS:]), system, eve=eve)
 
 
+def _go_far(chain: int, prints: Sequence[int], links: list[Hashable]) -> tuple[int, Sequence[int]]:
+    """Go over all blocks but the last one; give the chain up to that, and its prints.
+
+    Of a long conversation only the last links are known again, so that far back a step is a block.
+    """
+    last = (len(prints) - 1) // _BLOCK * _BLOCK
+    known = len(prints) - MAX_LINKS
+    for start in range(0, last, _BLOCK):
+        block = prints[start : start + _BLOCK]
+        if start + _BLOCK > known:
+            link = chain
+            for each in block:
+                link = hash((link, each))
+                links.append(link)
+        chain = hash((chain, tuple(block)))
+    return chain, prints[last:]
+
+
 def _eve(said: Sequence[Buffer], links: Sequence[Hashable]) -> Hashable | None:
     """Give the chain up to the user's last message, if that is more than an opening."""
     for at in range(len(said) - 1, 1, -1)[:_LAST_MESSAGES]:
         if role_of(said[at]) == "user":
-            return links[at - 1]
+            return links[at - 1 - len(said)]
     return None
 
 

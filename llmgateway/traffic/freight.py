@@ -21,7 +21,7 @@ import msgspec
 from llmgateway.access.keys import Caller
 from llmgateway.api.endpoints import Body
 from llmgateway.api.multipart import FormLook, Span, around_model, first_part
-from llmgateway.api.peek import STEP_BYTES, NoModel, Peek, Unreadable
+from llmgateway.api.peek import STEP_BYTES, NoModel, Peek, Unreadable, peek_long_chat
 from llmgateway.api.skim import Skim
 from llmgateway.api.unpack import Unpacker
 from llmgateway.books.entry import Entry
@@ -40,7 +40,7 @@ AT_ONCE_BYTES: Final = 32 * 1024
 _WHOLE_BYTES: Final = 256 * 1024  # of a body that is looked at in one go, if it is no thicket
 _MOST_COMMAS: Final = 8_000
 _MOST_ESCAPES: Final = 4_000
-_WRITTEN_BYTES: Final = 1 << 20  # of a body that is written in one go
+_WRITTEN_BYTES: Final = 1 << 20  # of a body that is written in one go, and looked at so if it is a chat
 SPOOLED_BYTES: Final = 8_000_000
 """A form of more than that goes to a file, as long as it does not tell where else to go."""
 _BEGINNING_BYTES: Final = 64 * 1024  # of a form, in which its first part begins
@@ -121,9 +121,11 @@ class Freight:
         if kind == "multipart" and body is None:
             return await self._take_form(client, hold, spool)
         if body is None:
-            body = await client.body.read(self._max_bytes, hold, _WHOLE_BYTES)
+            body = await client.body.read(self._max_bytes, hold, _WRITTEN_BYTES)
         hold.grow_to(len(body))
         if kind == "json" and not (client.body.ended and _is_light(body)):
+            if client.body.ended and len(body) <= _WRITTEN_BYTES and (chat := peek_long_chat(body)):
+                return Load(body, chat)
             return await self._skim(client, body, hold)
         while not client.body.ended:
             assert isinstance(body, bytearray)

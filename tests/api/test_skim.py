@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llmgateway.api.peek import Peek, peek_json
+from llmgateway.api.peek import Peek, peek_json, peek_long_chat
 from llmgateway.api.skim import Skim
 from llmgateway.errors import GatewayError
 from llmgateway.traffic.affinity import thread_of
@@ -108,7 +108,41 @@ def bodies(draw: st.DrawFn) -> bytes:
 def test_a_body_says_the_same_however_it_is_read(body: bytes, data: st.DataObject | None) -> None:
     places = st.lists(st.integers(0, len(body)), max_size=6)
     cuts = range(1, len(body)) if data is None else data.draw(places)
-    assert outcome(skimmed, body, *cuts) == outcome(peek_json, body)
+    expected = outcome(peek_json, body)
+    assert outcome(skimmed, body, *cuts) == expected
+    assert is_another_kind(body) or outcome(peek_long_chat, body) == expected
+
+
+def is_another_kind(body: bytes) -> bool:
+    try:
+        return peek_long_chat(body) is None
+    except GatewayError:
+        return False
+
+
+@pytest.mark.parametrize("size", [100, 1_100])
+@pytest.mark.parametrize("count", [1, 2, 64, 700])
+def test_a_long_chat_is_read_at_once_and_says_the_same(count: int, size: int) -> None:
+    turns = [
+        {"role": ("user", "assistant")[at % 2], "content": f"{at} é " * (size // 8)} for at in range(count)
+    ]
+    members = {"model": "m", "stream": True, "messages": [{"role": "system", "content": "Be brief."}, *turns]}
+    body = json.dumps(members, ensure_ascii=False).encode()
+    assert outcome(peek_long_chat, body) == outcome(peek_json, body) == outcome(skimmed, body)
+
+
+@pytest.mark.parametrize(
+    "chat",
+    [
+        b'{"model":"m","messages":[%b1]}' % (b"1," * 30_000),
+        b'{"model":"m","messages":[{"role":"user","content":"a","cache_control":{}}]}',
+        b'{"model":"m","input":"a"}',
+        b'{"model":"m","messages":[],"n":NaN}',
+    ],
+    ids=["many turns", "marks", "another dialect", "to be mended"],
+)  # fmt: skip
+def test_what_may_take_long_is_not_read_at_once(chat: bytes) -> None:
+    assert peek_long_chat(chat) is None
 
 
 @thorough

@@ -170,6 +170,22 @@ def test_of_a_request_with_absurdly_many_messages_the_longest_chains_are_kept() 
     assert home(thread, chat(*messages, ANSWER, MORE)) == "rig"
 
 
+@pytest.mark.parametrize(
+    "length", [3, 63, 64, 65, 128, 129, MAX_LINKS, MAX_LINKS + 64, MAX_LINKS + 65, 3_000]
+)
+def test_a_long_conversation_is_known_again_at_each_turn(length: int) -> None:
+    """Far back it is hashed in blocks; where these end must not depend on what comes later."""
+    messages = [says(("user", "assistant")[number % 2], str(number)) for number in range(length + 900)]
+    before = chat(*messages[:length])
+    for more in (1, 2, 62, 63, 64, 65, 128, 900):
+        after = chat(*messages[: length + more])
+        assert after.links.index(before.links[-1]) == len(after.links) - 1 - more
+        other = chat(MORE, *messages[1 : length + more])
+        assert not {*other.links} & {*after.links}
+    eve = (length - 1) // 2 * 2  # where the user's last message stands
+    assert before.eve == (chat(*messages[:eve]).links[-1] if eve > 1 else None)
+
+
 # --- the eve of a turn -------------------------------------------------------------------------------
 
 

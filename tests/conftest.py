@@ -19,6 +19,7 @@ import yaml
 
 from llmgateway.access.keys import Caller
 from llmgateway.http.body import Patience
+from llmgateway.traffic.shared import PACE, Pace
 from tests.fake_provider import FakeProvider
 from tests.guard import HANG_S, LINGERS_S
 from tests.journey import KEY, eventually, settings
@@ -115,11 +116,14 @@ async def gateway_for(nothing_leaks: None) -> AsyncIterator[GatewayFor]:
     async with AsyncExitStack() as stack:
 
         async def start(
-            *providers: FakeProvider, patience: Patience | None = None, **sections: Any
+            *providers: FakeProvider,
+            patience: Patience | None = None,
+            pace: Pace = PACE,
+            **sections: Any,
         ) -> Gateway:
             known.extend(providers)
             config = build(settings(*providers, **sections))
-            gateway = await stack.enter_async_context(Gateway(config, patience))
+            gateway = await stack.enter_async_context(Gateway(config, patience, pace=pace))
             async with asyncio.timeout(HANG_S):
                 await gateway.ready.wait()
             gateways.append(gateway)

@@ -65,6 +65,10 @@ class Secrecy:
             own = {self._add(each) for each in _credentials(provider)} - {b""}
             if (port := urlsplit(provider["url"]).port) is not None:
                 self.own.setdefault(port, set()).update(own)
+        redis = urlsplit(str((tree.get("cluster") or {}).get("limits") or ""))
+        if redis.password:
+            self._add(redis.password)
+            self._add(unquote(redis.password))
 
     def learn_cookies(self, line: str) -> None:
         """Take in the session that a client was given, from a Set-Cookie line, and may have in its head."""

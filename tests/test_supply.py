@@ -26,8 +26,8 @@ def asked_for() -> list[Requirement]:
     """What setup.cfg has the gateway install."""
     parser = ConfigParser()
     parser.read(ROOT / "setup.cfg")
-    lines = parser["options"]["install_requires"].splitlines()
-    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+    asked = parser["options"]["install_requires"] + parser["options.extras_require"]["redis"]
+    return [Requirement(line) for line in asked.splitlines() if line and not line.startswith("#")]
 
 
 def locked() -> dict[str, tuple[Requirement, list[str]]]:

@@ -1,7 +1,6 @@
 """What was taken of limits, counted in windows of time: a storage in memory for the library `limits`.
 
-The library's own has threads and a clock of its own, hence this one; behind the same interface, its Redis
-storage is the way to limits that several gateways share.
+The library's own has threads and a clock of its own, hence this one.
 
 Rules:
 

@@ -7,19 +7,21 @@ Rules:
   request has ended; they are charged then, in a window that begins with the first charge, and block the next.
 - What was used belongs to the name and not to the amount, so it outlives a change of the limit: a raised one
   helps at once, a lowered one bites at once.
+- Where several gateways count together, elsewhere, what they let in here is counted here as well: each knows
+  something to go by when it is alone.
 
 The windows are those of the library `limits`, over the storage in `counters`.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, Self, assert_never
+from typing import Final, Protocol, Self, assert_never
 
-from limits.limits import RateLimitItemPerSecond
 from limits.strategies import FixedWindowRateLimiter, MovingWindowRateLimiter
 
 from llmgateway.access.counters import Counters, SteadyClock
+from llmgateway.access.rules import Holder, Rule, Wish, rules_of
 from llmgateway.config.users import LimitsConfig
 from llmgateway.errors import RATE_LIMITED, GatewayError
 
@@ -30,99 +32,18 @@ Headers = tuple[tuple[str, str], ...]
 _Key = tuple[str, str, str | None, str]  # user, key id, key name, person
 
 
-# --- What is limited ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """A setting of LimitsConfig: what it counts, in which window, and how people say it."""
-
-    name: str
-    counts: Literal["requests", "tokens", "parallel"]
-    window_s: int
-    noun: str
-    per: str = ""
-
-
-KINDS: Final = (
-    _Kind("parallel", "parallel", 0, "parallel request"),
-    _Kind("requests_per_minute", "requests", 60, "request", " per minute"),
-    _Kind("tokens_per_minute", "tokens", 60, "token", " per minute"),
-    _Kind("tokens_per_day", "tokens", 86_400, "token", " per day"),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class _Holder:
-    """Whose limit: a user's, that of a person who uses their keys, or that of one of the keys."""
-
-    user: str
-    key_id: str | None = None
-    key_name: str | None = None
-    person: str = ""
-
-    @property
-    def key(self) -> str | None:
-        """What the key is called; one without a name by the beginning of its id."""
-        return None if self.key_id is None else self.key_name or self.key_id[:8]
-
-    def __str__(self) -> str:
-        user = f"user '{self.user}'"
-        if self.person:
-            return f"person '{self.person}' of {user}"
-        return user if self.key is None else f"key '{self.key}' of {user}"
-
-
-class _Item(RateLimitItemPerSecond):
-    """A limit as the library knows it, counted under a name that the amount is no part of."""
-
-    def key_for(self, *identifiers: bytes | str | float) -> str:
-        return "/".join((self.namespace, *map(str, identifiers)))
-
-
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    """One limit of one holder; `who` is what the holder is counted under."""
-
-    kind: _Kind
-    holder: _Holder
-    who: tuple[str, ...]
-    amount: int
-    item: _Item
-    newest: _Item  # the same window, of which it sees the newest entry only
-
-    def __str__(self) -> str:
-        plural = "" if self.amount == 1 else "s"
-        return f"{self.amount:,} {self.kind.noun}{plural}{self.kind.per} for {self.holder}"
-
-
-def _counted_under(holder: _Holder) -> tuple[str, ...]:
-    """Name a holder's counters. Names hold no slash but for a person's, the last, so no two share one."""
-    if holder.key_id is not None:
-        return ("key", holder.user, holder.key_id)
-    return ("person", holder.user, holder.person) if holder.person else ("user", holder.user)
-
-
-def _rules_of(holder: _Holder, config: LimitsConfig) -> Iterator[_Rule]:
-    who = _counted_under(holder)
-    for kind in KINDS:
-        amount: int | None = getattr(config, kind.name)
-        if amount is not None:
-            item, newest = (_Item(n, kind.window_s, kind.name) for n in (amount, 1))
-            yield _Rule(kind, holder, who, amount, item, newest)
-
-
 @dataclass(frozen=True, slots=True)
 class _Terms:
     """The rules for one key, and the settings that they were made of."""
 
     user_limits: LimitsConfig
     key_limits: LimitsConfig
-    rules: tuple[_Rule, ...]
+    all_of: Wish
+    requests_of: Wish
 
 
 @dataclass(frozen=True, slots=True)
-class _Reading:
+class Reading:
     """What a rule says now: for how long it refuses (0: it does not), and until when it is used at all."""
 
     used: int
@@ -160,9 +81,9 @@ class Limits:
         self._tokens = FixedWindowRateLimiter(self._counters)
         self._parallel: dict[tuple[str, ...], int] = {}  # only of those who have something in flight
         self._terms: dict[_Key, _Terms] = {}
-        self._unlimited = Admission(self, (), ())
+        self._unlimited = Admission(self, Wish((), ()))
 
-    def admit(
+    def wish(
         self,
         user: str,
         user_limits: LimitsConfig,
@@ -172,37 +93,53 @@ class Limits:
         key_name: str | None = None,
         person: str = "",
         costs: bool = True,
-    ) -> "Admission":
-        """Let a request in, at the expense of the user and the key; the caller must release the admission.
+    ) -> Wish:
+        """Give what a request asks for: at the expense of the user and the key; made anew for other settings.
 
         If it is by a person, that is at the expense of the person instead of the user.
         `key_id` tells the key from all others; `key_name` is what people call it. What most likely `costs`
-        nothing, neither tokens nor a place, is counted all the same. Raises GatewayError (429), with a
-        Retry-After that holds for all limits at once.
+        nothing, neither tokens nor a place, is counted all the same.
         """
-        rules = self._rules((user, key_id, key_name, person), user_limits, key_limits)
-        if not rules:
-            return self._unlimited
-        holding = rules if costs else tuple(rule for rule in rules if rule.kind.counts == "requests")
-        self._clock.tick()
-        if not all(map(self._allows, holding)):
-            raise self._refusal(holding)
-        self._take(holding)
-        return Admission(self, rules, holding)
-
-    def _rules(self, key: _Key, user_limits: LimitsConfig, key_limits: LimitsConfig) -> tuple[_Rule, ...]:
-        """Give the rules for a key, made anew only when its settings are others than the last time."""
+        key = user, key_id, key_name, person
         terms = self._terms.get(key)
         if terms is None or terms.user_limits is not user_limits or terms.key_limits is not key_limits:
-            user, key_id, key_name, person = key
             rules = (
-                *_rules_of(_Holder(user, person=person), user_limits),
-                *_rules_of(_Holder(user, key_id, key_name), key_limits),
+                *rules_of(Holder(user, person=person), user_limits),
+                *rules_of(Holder(user, key_id, key_name), key_limits),
             )
             if len(self._terms) >= MAX_TERMS:
                 self._terms.clear()
-            terms = self._terms[key] = _Terms(user_limits, key_limits, rules)
-        return terms.rules
+            of_requests = tuple(rule for rule in rules if rule.kind.counts == "requests")
+            terms = _Terms(user_limits, key_limits, Wish(rules, rules), Wish(rules, of_requests))
+            self._terms[key] = terms
+        return terms.all_of if costs else terms.requests_of
+
+    def admit(self, wish: Wish, stake: "Stake | None" = None) -> "Admission":
+        """Let a request in, by what is counted here; the caller must release the admission.
+
+        Raises GatewayError (429), with a Retry-After that holds for all limits at once.
+        """
+        if not wish.rules:
+            return self._unlimited
+        self._clock.tick()
+        if not all(map(self._allows, wish.holding)):
+            raise self._refusal([(rule, self._read(rule)) for rule in wish.holding])
+        self._take(wish.holding)
+        return Admission(self, wish, stake)
+
+    def follow(
+        self, wish: Wish, readings: Sequence[Reading], *, admitted: bool, stake: "Stake"
+    ) -> "Admission":
+        """Let a request in, or not, by what was decided elsewhere. Raises GatewayError (429).
+
+        `readings` are those of the rules, with the request in them if it is admitted.
+        """
+        if not admitted:
+            read = zip(wish.rules, readings, strict=True)
+            raise self._refusal([(rule, reading) for rule, reading in read if rule in wish.holding])
+        self._clock.tick()
+        self._take(wish.holding)
+        return Admission(self, wish, stake, readings)
 
     def state(
         self,
@@ -216,7 +153,7 @@ class Limits:
         """Tell how far the limits of a user are used, or those of a person or, with `key_id`, of a key."""
         self._clock.tick()
         rows = []
-        for rule in _rules_of(_Holder(user, key_id, key_name, person), limits):
+        for rule in rules_of(Holder(user, key_id, key_name, person), limits):
             now = self._read(rule)
             key = rule.holder.key
             rows.append(
@@ -224,7 +161,7 @@ class Limits:
             )
         return rows
 
-    def _read(self, rule: _Rule) -> _Reading:
+    def _read(self, rule: Rule) -> Reading:
         match rule.kind.counts:
             case "requests":
                 return self._read_requests(rule)
@@ -232,28 +169,28 @@ class Limits:
                 return self._read_tokens(rule)
             case "parallel":
                 used = self._parallel.get(rule.who, 0)
-                return _Reading(used, PARALLEL_RETRY_S if used >= rule.amount else 0.0, 0.0)
+                return Reading(used, PARALLEL_RETRY_S if used >= rule.amount else 0.0, 0.0)
             case _ as never:
                 assert_never(never)
 
-    def _read_requests(self, rule: _Rule) -> _Reading:
+    def _read_requests(self, rule: Rule) -> Reading:
         """Read a moving window: the oldest of its newest N entries blocks, and the newest leaves last."""
         opens_at, remaining = self._requests.get_window_stats(rule.item, *rule.who)
         whole_at, _ = self._requests.get_window_stats(rule.newest, *rule.who)
         used = rule.amount - remaining
-        return _Reading(
+        return Reading(
             used,
             0.0 if remaining > 0 else opens_at - self._clock.now,
             whole_at - self._clock.now if used else 0.0,
         )
 
-    def _read_tokens(self, rule: _Rule) -> _Reading:
+    def _read_tokens(self, rule: Rule) -> Reading:
         ends_at, remaining = self._tokens.get_window_stats(rule.item, *rule.who)
         ends_in_s = ends_at - self._clock.now
         used = self._counters.get(rule.item.key_for(*rule.who))  # may be more than the limit
-        return _Reading(used, 0.0 if remaining > 0 else ends_in_s, ends_in_s)
+        return Reading(used, 0.0 if remaining > 0 else ends_in_s, ends_in_s)
 
-    def _allows(self, rule: _Rule) -> bool:
+    def _allows(self, rule: Rule) -> bool:
         """Tell whether a rule lets a request in. So would `_read`, in three times the time."""
         match rule.kind.counts:
             case "requests":
@@ -265,70 +202,84 @@ class Limits:
             case _ as never:
                 assert_never(never)
 
-    def _refusal(self, rules: tuple[_Rule, ...]) -> GatewayError:
+    def _refusal(self, read: Sequence[tuple[Rule, Reading]]) -> GatewayError:
         """Say which rule refuses; of several, the one that does so the longest."""
-        wait_s, refusing = max(
-            ((self._read(rule).opens_in_s, rule) for rule in rules), key=lambda each: each[0]
-        )
-        retry_s = max(1, math.ceil(wait_s))
+        refusing, reading = max(read, key=lambda each: each[1].opens_in_s)
+        retry_s = max(1, math.ceil(reading.opens_in_s))
         again = f"in {in_words(retry_s)}"
         if refusing.kind.counts == "parallel":
             again = "when one of them has ended"
         return GatewayError(
             RATE_LIMITED,
             f"Limit reached: {refusing}. Try again {again}.",
-            (("Retry-After", str(retry_s)), *self._headers(rules)),
+            (("Retry-After", str(retry_s)), *_headers(read)),
         )
 
-    def _take(self, rules: tuple[_Rule, ...]) -> None:
+    def _take(self, rules: tuple[Rule, ...]) -> None:
         for rule in rules:
             if rule.kind.counts == "parallel":
                 self._parallel[rule.who] = self._parallel.get(rule.who, 0) + 1
             elif rule.kind.counts == "requests":
                 self._requests.hit(rule.item, *rule.who)
 
-    def _give_back(self, rules: tuple[_Rule, ...]) -> None:
+    def _give_back(self, rules: tuple[Rule, ...]) -> None:
         for rule in rules:
             if rule.kind.counts == "parallel":
                 self._parallel[rule.who] -= 1
                 if not self._parallel[rule.who]:
                     del self._parallel[rule.who]
 
-    def _charge(self, rules: tuple[_Rule, ...], tokens: int) -> None:
+    def _charge(self, rules: tuple[Rule, ...], tokens: int) -> None:
         self._clock.tick()
         for rule in rules:
             if rule.kind.counts == "tokens":
                 self._tokens.hit(rule.item, *rule.who, cost=tokens)
 
-    def _headers(self, rules: tuple[_Rule, ...]) -> Headers:
-        headers: list[tuple[str, str]] = []
-        for counts in ("requests", "tokens"):
-            readings = [(rule.amount, self._read(rule)) for rule in rules if rule.kind.counts == counts]
-            if not readings:
-                continue
-            limit, reading = min(readings, key=lambda each: _scarcity(*each))
-            headers += (
-                (f"x-ratelimit-limit-{counts}", str(limit)),
-                (f"x-ratelimit-remaining-{counts}", str(max(0, limit - reading.used))),
-                (f"x-ratelimit-reset-{counts}", as_openai_writes(reading.whole_in_s)),
-            )
-        return tuple(headers)
+
+def _headers(read: Sequence[tuple[Rule, Reading]]) -> Headers:
+    headers: list[tuple[str, str]] = []
+    for counts in ("requests", "tokens"):
+        readings = [(rule.amount, reading) for rule, reading in read if rule.kind.counts == counts]
+        if not readings:
+            continue
+        limit, reading = min(readings, key=lambda each: _scarcity(*each))
+        headers += (
+            (f"x-ratelimit-limit-{counts}", str(limit)),
+            (f"x-ratelimit-remaining-{counts}", str(max(0, limit - reading.used))),
+            (f"x-ratelimit-reset-{counts}", as_openai_writes(reading.whole_in_s)),
+        )
+    return tuple(headers)
 
 
-def _scarcity(limit: int, reading: _Reading) -> tuple[float, float]:
+def _scarcity(limit: int, reading: Reading) -> tuple[float, float]:
     """Put first what has the least share left and, of equals, what stays so the longest."""
     return max(0, limit - reading.used) / limit, -reading.whole_in_s
+
+
+class Stake(Protocol):
+    """What a request has taken where several gateways count together."""
+
+    def release(self) -> None:
+        """Give back its place among the parallel requests."""
+
+    def charge(self, tokens: int) -> None:
+        """Book tokens."""
 
 
 class Admission:
     """A request that was let in. Leaving the `with`, or `release`, gives its place back."""
 
-    __slots__ = ("_limits", "_places", "_rules")
+    __slots__ = ("_limits", "_places", "_readings", "_rules", "_stake")
 
-    def __init__(self, limits: Limits, rules: tuple[_Rule, ...], holding: tuple[_Rule, ...]) -> None:
+    def __init__(
+        self, limits: Limits, wish: Wish, stake: Stake | None = None, readings: Sequence[Reading] = ()
+    ) -> None:
+        """Hold what was taken; `readings` are those of the rules, if they were read elsewhere."""
         self._limits = limits
-        self._rules = rules
-        self._places = holding
+        self._rules = wish.rules
+        self._places = wish.holding
+        self._stake = stake
+        self._readings = readings
 
     def __enter__(self) -> Self:
         return self
@@ -340,18 +291,28 @@ class Admission:
         """Give back the place among the parallel requests; again does nothing."""
         places, self._places = self._places, ()
         self._limits._give_back(places)
+        if self._stake is not None and places:
+            self._stake.release()
 
     def charge(self, tokens: int) -> None:
         """Book tokens that the request has used, at any time, also after the release."""
         if self._rules and tokens > 0:
             self._limits._charge(self._rules, tokens)
+            if self._stake is not None:
+                self._stake.charge(tokens)
 
     def headers(self) -> Headers:
-        """Give OpenAI's `x-ratelimit-` headers as things stand now; none where there is no limit."""
+        """Give OpenAI's `x-ratelimit-` headers as things stand now, or stood when it was let in elsewhere.
+
+        None where there is no limit.
+        """
         if not self._rules:
             return ()
+        if self._readings:
+            return _headers(list(zip(self._rules, self._readings, strict=True)))
         self._limits._clock.tick()
-        return self._limits._headers(self._rules)
+        read = self._limits._read
+        return _headers([(rule, read(rule)) for rule in self._rules if rule.kind.counts != "parallel"])
 
 
 # --- Lengths of time in words ---------------------------------------------------------------------

@@ -95,6 +95,9 @@ def _unread_variables(root: Pairs) -> Iterator[Finding]:
     for user in names_in(root, "users"):
         for path, _ in _variables_among(root, user):
             yield path, _NO_VARIABLE
+    redis = at(root, "cluster", "limits")
+    if isinstance(redis, Scalar) and _is_unread(replace(redis, text=_password_in(redis.text))):
+        yield ("cluster", "limits"), _NO_VARIABLE
     for provider in names_in(root, "providers"):
         api_key = at(root, "providers", provider, "api_key")
         if isinstance(api_key, Scalar) and _is_unread(api_key):
@@ -108,8 +111,8 @@ def _unread_variables(root: Pairs) -> Iterator[Finding]:
                 yield ("providers", provider, "headers", header), _NO_VARIABLE
 
 
-def _password_in(proxy: str) -> str:
-    return proxy.rpartition("@")[0].rpartition(":")[2]
+def _password_in(url: str) -> str:
+    return url.rpartition("@")[0].rpartition(":")[2]
 
 
 def _variables_among(root: Pairs, user: str) -> Iterator[tuple[Steps, Scalar]]:

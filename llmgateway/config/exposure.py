@@ -51,6 +51,9 @@ def _secrets(config: Config, root: Pairs) -> Iterator[Steps]:
         for path, node in _credentials(root, provider):
             if isinstance(node, Scalar) and counts(node) and not node.from_env:
                 yield path
+    redis = at(root, "cluster", "limits")
+    if isinstance(redis, Scalar) and "@" in redis.text and not redis.from_env:
+        yield "cluster", "limits"
 
 
 def _credentials(root: Pairs, provider: str) -> Iterator[tuple[Steps, Node | None]]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, get_args, get_origin
 
@@ -67,7 +68,7 @@ def load(path: Path, environ: Mapping[str, str]) -> Loaded:
     keys: list[Finding] = []
     if document.root is not None:
         document = replace(document, root=_with_keys(document.root, folder, keys))
-    findings = (*_unreadable(document.root, folder), *keys)
+    findings = (*_unreadable(document.root, folder), *_not_installed(document.root), *keys)
     loaded = _loaded(document, str(path), findings, now=time.time())
     assert document.root is not None
     open_to_others = exposure.exposed(loaded.config, document.root, folder, is_open_itself=is_open)
@@ -202,6 +203,14 @@ def _unreadable(root: Pairs | None, folder: Path) -> Iterator[Finding]:
             continue
         if why := _why_not(node.text, folder, check):
             yield path, why
+
+
+def _not_installed(root: Pairs | None) -> Iterator[Finding]:
+    """What a setting needs beside the gateway itself, and is not there."""
+    redis = references.at(root, "cluster", "limits")
+    if isinstance(redis, Scalar) and references.counts(redis) and find_spec("redis") is None:
+        how = "run `scripts/setup redis`, or `pip install '.[redis]'` where it was installed otherwise"
+        yield ("cluster", "limits"), f"this needs the Python package redis, which is not installed; {how}"
 
 
 def _why_not(name: str, folder: Path, check: Callable[[Path], None]) -> str:

@@ -36,11 +36,13 @@ from llmgateway.http.listener import listening, listening_on_file
 from llmgateway.http.server import ClientServer
 from llmgateway.http.tls import BadCertificate, Certificate
 from llmgateway.log import Events
+from llmgateway.traffic.admission import Gate
 from llmgateway.traffic.affinity import Affinity
 from llmgateway.traffic.proxy import Proxy
+from llmgateway.traffic.shared import PACE, Pace
 from llmgateway.traffic.slots import Slots
 from llmgateway.web.app import App
-from llmgateway.web.gauges import gauges, under_pressure
+from llmgateway.web.gauges import gauges, of_shared_limits, under_pressure
 from llmgateway.web.live import Live
 from llmgateway.web.ollama import OllamaPages
 from llmgateway.web.pages import Pages
@@ -76,11 +78,13 @@ class Gateway:
         look_up: LookUp = look_up,
         *,
         also: Sequence[Adopter] = (),
+        pace: Pace = PACE,
         most_connections: int = MOST_CONNECTIONS,
     ) -> None:
         """Wire everything up; nothing runs yet. Raises CannotListen if the certificate cannot be used.
 
-        `look_up` finds the hosts of providers, and may block; `also` are others who adopt each new config.
+        `look_up` finds the hosts of providers, and may block; `also` are others who adopt each new config;
+        `pace` is how long it waits for a Redis.
         """
         self.config = config
         self.fleet = Fleet(config)
@@ -95,10 +99,9 @@ class Gateway:
         self._upstream = Upstream(look_up, self.condition.name)
         clock = asyncio.get_running_loop().time  # the one that slots, providers and their breakers go by
         self._watch = Watch(self.fleet, self._upstream, Random(), clock)
+        self.gate = Gate(config, self.limits, clock, pace)
         self.slots = Slots(self.fleet, Affinity(), config.queue, Random(), wake=Alarm().ring, clock=clock)
-        proxy = Proxy(
-            self.slots, self._upstream, self._watch, RetryBudget(), self.limits, self.metrics, clock
-        )
+        proxy = Proxy(self.slots, self._upstream, self._watch, RetryBudget(), self.gate, self.metrics, clock)
         self.sessions = Sessions(time.time)
         self._doorkeeper = Doorkeeper(config, self.sessions)
         self.status = Status(
@@ -114,6 +117,7 @@ class Gateway:
         self.metrics.observe_now(partial(gauges, self.condition, self.fleet, self.slots))
         self._pressure = Pressure(clock)
         self.metrics.observe_now(partial(under_pressure, self._pressure))
+        self.metrics.observe_now(partial(of_shared_limits, self.gate))
         self._recalling = asyncio.Lock()
         self._recalled = False
         self._visitors = Visitors(config, self._doorkeeper)
@@ -164,6 +168,7 @@ class Gateway:
         self._stack.enter_context(self._rota)
         self._stack.enter_context(self._pressure.watching(asyncio.get_running_loop()))
         await self._stack.enter_async_context(self._watch)
+        await self._stack.enter_async_context(self.gate)
         await self._stack.enter_async_context(self.journal)
         self._stack.callback(self.ledger.book)
         self._stack.push_async_callback(self._server.shutdown, LAST_WORDS_S)
@@ -214,6 +219,7 @@ class Gateway:
             self._rota.adopt,
             self._adopt_providers,  # before those that look at providers
             self.slots.adopt,
+            self.gate.adopt,
             self._doorkeeper.adopt,
             self._visitors.adopt,
             self._pages.adopt,

@@ -10,7 +10,6 @@ from time import monotonic
 from typing import Final
 
 from llmgateway.access.keys import Caller
-from llmgateway.access.limits import Admission, Limits
 from llmgateway.api.usage import WORDS_IN, Meter
 from llmgateway.books.metrics import Metrics
 from llmgateway.errors import (
@@ -31,6 +30,7 @@ from llmgateway.http.exchange import Exchange, Sink
 from llmgateway.http.handshake import SWITCHING
 from llmgateway.log import Events
 from llmgateway.servers.kind import quote
+from llmgateway.traffic.admission import Gate
 from llmgateway.traffic.answers import blot_out, none_left, too_late
 from llmgateway.traffic.call import Call
 from llmgateway.traffic.estimate import Usual
@@ -64,7 +64,7 @@ class Proxy:
         upstream: Upstream,
         watch: Watch,
         budget: RetryBudget,
-        limits: Limits,
+        gate: Gate,
         metrics: Metrics,
         clock: Callable[[], float],
     ) -> None:
@@ -73,7 +73,7 @@ class Proxy:
         self._upstream = upstream
         self._watch = watch
         self._budget = budget
-        self._limits = limits
+        self._gate = gate
         self._metrics = metrics
         self._keepers = slots.keepers
         self._now = clock
@@ -86,6 +86,8 @@ class Proxy:
         """
         slots = self._slots
         with self._begin(call, caller, client) as story:
+            if caller.limited and story.admission is None:
+                story.admission = await self._gate.ask(call, caller, client)
             order = story.order
             while not order.tried or self._may_go_on(story):
                 try:
@@ -114,6 +116,8 @@ class Proxy:
         if not provider.online:
             raise self._slots.keeper_is_away(provider)
         with self._begin(call, caller, client) as story:
+            if caller.limited and story.admission is None:
+                story.admission = await self._gate.ask(call, caller, client)
             try:
                 call.entry.sent(provider.name, monotonic())
                 with await self._upstream.open(provider, call.outgoing) as exchange:
@@ -132,7 +136,7 @@ class Proxy:
         call.entry.prompt_estimate = prompt
         expected = cost(prompt, self._usual.output(call.model, call.output_limit))
         only = self._keepers.keeper(call.follows, caller, now=self._now())[0].name if call.follows else ""
-        admission = self._admit(call, caller, client) if caller.limited else None
+        admission = self._gate.admit(call, caller, client) if caller.limited else None
         self._budget.deposit(self._now())
         order = self._slots.order(caller, model, call.thread, expected, call.entry.id, call.endpoint)
         if only:
@@ -150,20 +154,6 @@ class Proxy:
         return self._budget.take(self._now()) if hopeful else turns(story, self._slots)
 
     # -- what it costs
-
-    def _admit(self, call: Call, caller: Caller, client: Client) -> Admission:
-        """Hold a call to the limits of its caller. Raises GatewayError (429)."""
-        admission = self._limits.admit(
-            caller.user,
-            caller.limits,
-            caller.key_id,
-            caller.key_limits,
-            key_name=caller.key_name,
-            person=caller.person,
-            costs=not call.entry.recalls,
-        )
-        client.tell(admission.headers(), instead_of="x-ratelimit-")
-        return admission
 
     def _price(self, call: Call, order: Order) -> None:
         """Let an answer that has ended cost what it has turned out to cost, and learn from it."""

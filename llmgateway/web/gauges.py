@@ -12,6 +12,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, Metric
 
 from llmgateway.fleet.appearance import STATES, shown_state, taken_out
 from llmgateway.fleet.fleet import Fleet
+from llmgateway.traffic.admission import Gate
 from llmgateway.traffic.slots import Slots
 from llmgateway.web.pressure import Pressure
 from llmgateway.web.status import Condition
@@ -31,6 +32,15 @@ def under_pressure(pressure: Pressure) -> Iterator[Metric]:
     yield GaugeMetricFamily("gateway_loop_lag_seconds", words, pressure.lag_s)
     words = "Requests that were turned away as the gateway was behind with its work."
     yield CounterMetricFamily("gateway_requests_shed", words, pressure.shed)
+
+
+def of_shared_limits(gate: Gate) -> Iterator[Metric]:
+    """Give whether limits are counted in Redis, where the config wants that, and how often they were not."""
+    if (link := gate.link) is not None:
+        words = "1 while limits are counted in Redis, 0 while this gateway counts alone."
+        yield GaugeMetricFamily("gateway_limits_shared", words, not link.away)
+        words = "Requests whose limits this gateway decided alone, as Redis was slow or away."
+        yield CounterMetricFamily("gateway_limits_decided_alone", words, link.alone)
 
 
 def _of_providers(fleet: Fleet) -> Iterator[Metric]:

@@ -50,7 +50,7 @@ class Desk:
         self.limits = Limits(self.clock)
 
     def admit(self, user: str = "alice", key: str = "k1", name: str | None = "laptop") -> Admission:
-        return self.limits.admit(user, self.user, key, self.key, key_name=name)
+        return self.limits.admit(self.limits.wish(user, self.user, key, self.key, key_name=name))
 
     def refusal(self, **who: Any) -> GatewayError:
         with pytest.raises(GatewayError) as caught:
@@ -214,7 +214,7 @@ def test_what_most_likely_costs_nothing_is_counted_and_needs_neither_tokens_nor_
     held = desk.admit()
     held.charge(10)
     desk.refusal()
-    free = desk.limits.admit("alice", desk.user, "k1", desk.key, costs=False)
+    free = desk.limits.admit(desk.limits.wish("alice", desk.user, "k1", desk.key, costs=False))
     assert [row[:2] for row in desk.used()] == [
         *(("parallel", 1), ("requests_per_minute", 2), ("tokens_per_day", 10))
     ]
@@ -223,9 +223,9 @@ def test_what_most_likely_costs_nothing_is_counted_and_needs_neither_tokens_nor_
     assert [row[:2] for row in desk.used()] == [
         *(("parallel", 1), ("requests_per_minute", 2), ("tokens_per_day", 15))
     ]
-    desk.limits.admit("alice", desk.user, "k1", desk.key, costs=False)
+    desk.limits.admit(desk.limits.wish("alice", desk.user, "k1", desk.key, costs=False))
     with pytest.raises(GatewayError, match="3 requests per minute"):
-        desk.limits.admit("alice", desk.user, "k1", desk.key, costs=False)
+        desk.limits.admit(desk.limits.wish("alice", desk.user, "k1", desk.key, costs=False))
 
 
 def test_leaving_the_with_gives_the_place_back_whatever_happened() -> None:

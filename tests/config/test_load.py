@@ -1,6 +1,7 @@
 """A config file becomes a Config, or all its problems at once, and no message ever shows a secret."""
 
 import json
+import sys
 from collections.abc import Mapping
 from hashlib import sha256
 from ipaddress import ip_network
@@ -744,6 +745,28 @@ def test_a_wrong_redis(written: str, expected: str) -> None:
     found = problem(f"cluster:\n  limits: '{written}'\n")
     assert found.startswith(f"c.yaml:2:11: cluster.limits: the URL {expected}")
     assert "pw" not in found
+
+
+def test_a_password_of_redis_that_looks_like_a_variable_is_warned_of() -> None:
+    (found,) = [each for each in warnings("cluster: {limits: 'redis://:$PW@rig'}") if "cluster" in each]
+    assert "cluster.limits: this is taken as it stands, and not from the environment" in found
+    assert not [
+        each for each in warnings("cluster: {limits: 'redis://:${PW}@rig'}", PW="$PW") if "cluster" in each
+    ]
+
+
+def test_a_redis_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("cluster:\n  limits: redis://rig\n")
+    assert load(file, {}).config.cluster.limits is not None
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with pytest.raises(ConfigError) as caught:
+        load(file, {})
+    (told,) = map(str, caught.value.problems)
+    assert "c.yaml:2:11: cluster.limits: this needs the Python package redis" in told
+    assert "scripts/setup redis" in told
+    file.write_text("cluster:\n  limits:\n")
+    assert load(file, {}).config.cluster.limits is None
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,7 @@ def told(folder: Path, text: str, mode: int, *, others: int = 0o600) -> list[str
         ("providers: {rig: {url: 'http://h', api_key: abcd}}", "1:45: providers.rig.api_key"),
         ("providers: {rig: {url: 'http://h', headers: {X-Token: abcd}}}", "providers.rig.headers.X-Token"),
         ("providers: {rig: {url: 'http://h', proxy: 'socks5://a:b@h:1'}}", "providers.rig.proxy"),
+        ("cluster: {limits: 'redis://:abcd@h'}", "cluster.limits"),
     ],
 )
 def test_a_secret_in_a_config_that_others_can_read_is_told_in_one_line_with_what_to_do(
@@ -135,6 +136,8 @@ def test_of_many_secrets_in_a_config_the_first_is_told(tmp_path: Path) -> None:
         "users: {a: {keys: ['${NAME}']}}",
         "providers: {rig: {url: 'http://h', api_key: '${NAME}', headers: {X-Title: home, X-Key: '${NAME}'}}}",
         "providers: {rig: {url: 'http://h', proxy: 'socks5://h:1'}}",
+        "cluster: {limits: 'redis://h'}",
+        "cluster: {limits: 'redis://:${NAME}@h'}",
         "{}",
     ],
 )

@@ -254,7 +254,7 @@ class FaultyGateway(Gateway):
         config = build(settings(*providers))
         super().__init__(config)
         proxy = FaultyProxy(
-            self.slots, self._upstream, self._watch, RetryBudget(), self.limits, self.metrics, time.monotonic
+            self.slots, self._upstream, self._watch, RetryBudget(), self.gate, self.metrics, time.monotonic
         )
         parts = self._visitors, self._pages, self._ollama, self._live
         self._app = App(config, self.condition, *parts, proxy, self.ledger, self._pressure)

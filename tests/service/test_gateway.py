@@ -61,7 +61,7 @@ def sections(marks: tuple[str, int, str], folder: Path) -> dict[str, Any]:
         "queue": {"size": number, "timeout": number},
         "streams": {"keepalive": number},
         "affinity": {"headers": [f"x-{word}"]},
-        "cluster": {"name": word, "instances": number, "limits": None},
+        "cluster": {"name": word, "instances": number, "limits": f"redis://127.0.0.1:{number}"},
         "log": {
             "requests": str(folder / word), "requests_size": f"{number}KiB", "requests_keep": number,
             "level": "info", "format": "text",

@@ -5,7 +5,7 @@ here looks at the clock by itself, and no more than MOST_PROVIDERS are remembere
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -15,6 +15,9 @@ from llmgateway.books.entry import Ended, Entry
 HISTORY_MINUTES: Final = 60
 MOST_PROVIDERS: Final = 10_000
 _SHORTEST_S: Final = 0.001
+
+Answer = tuple[Meter, float]
+"""The meter of an answer that is under way, and its age in seconds."""
 
 
 @dataclass(slots=True)
@@ -58,28 +61,24 @@ class Speeds:
             if entry.tokens is not None:
                 minutes.spread(entry.tokens.completion, wall - now + (entry.first_byte_at or now), wall)
 
-    def hour(self, provider: str, *, now: float, wall: float) -> list[float]:
+    def answering(self, *, now: float) -> Mapping[str, Sequence[Answer]]:
+        """Give the answers that are under way, by provider."""
+        answers: dict[str, list[Answer]] = {}
+        for entry in self._in_flight:
+            if entry.meter is not None and entry.first_byte_at is not None:
+                answers.setdefault(entry.provider, []).append((entry.meter, now - entry.first_byte_at))
+        return answers
+
+    def hour(self, provider: str, answers: Iterable[Answer], *, wall: float) -> list[float]:
         """Give a provider's output in tokens a second for each of the last 60 minutes, the oldest first.
 
-        What is in flight counts, spread over its time so far.
+        The answers that it is giving count, spread over their time so far.
         """
         finished = self._minutes_of(provider, wall)
         minutes = _Minutes(finished.at, finished.tokens.copy())
-        for meter, for_s in self._answering(provider, now):
+        for meter, for_s in answers:
             minutes.spread(meter.output_so_far, wall - for_s, wall)
-        return [round(tokens / 60.0, 3) for tokens in minutes.tokens]
-
-    def tokens_per_s(self, provider: str, *, now: float) -> float:
-        """Give the speed of what a provider is answering right now, each answer by its mean so far."""
-        return sum(
-            meter.output_so_far / max(for_s, _SHORTEST_S) for meter, for_s in self._answering(provider, now)
-        )
-
-    def _answering(self, provider: str, now: float) -> Iterator[tuple[Meter, float]]:
-        """Give the meter and the age in seconds of each answer that a provider is giving."""
-        for entry in self._in_flight:
-            if entry.meter is not None and entry.first_byte_at is not None and entry.provider == provider:
-                yield entry.meter, now - entry.first_byte_at
+        return [round(tokens / 60.0, 3) if tokens else 0.0 for tokens in minutes.tokens]
 
     def _minutes_of(self, provider: str, wall: float) -> _Minutes:
         minutes = self._minutes.get(provider)
@@ -89,3 +88,8 @@ class Speeds:
             minutes = self._minutes[provider] = _Minutes(int(wall // 60))
         minutes.move_to(int(wall // 60))
         return minutes
+
+
+def tokens_per_s(answers: Iterable[Answer]) -> float:
+    """Give the speed of answers right now, each by its mean so far."""
+    return sum(meter.output_so_far / max(for_s, _SHORTEST_S) for meter, for_s in answers)

@@ -16,6 +16,7 @@ from llmgateway.access.keys import Caller
 from llmgateway.access.limits import Limits, LimitState
 from llmgateway.books.entry import Entry
 from llmgateway.books.ledger import Ledger
+from llmgateway.books.speed import Answer, tokens_per_s
 from llmgateway.books.totals import Totals
 from llmgateway.fleet.appearance import shown_reason, shown_state
 from llmgateway.fleet.fleet import Fleet
@@ -115,14 +116,20 @@ class Status:
 
     def _providers(self, viewer: Caller, now: float, wall: float) -> list[dict[str, Any]]:
         waiting = self._slots.waiting_by_provider()
+        answers = self._ledger.speeds.answering(now=now)
         all_of_them = self._fleet.providers.values()
         return [
-            self._provider(provider, waiting, now, wall)
+            self._provider(provider, waiting, answers.get(provider.name, ()), now, wall)
             for provider in (all_of_them if viewer.admin else self._fleet.usable_by(viewer))
         ]
 
     def _provider(
-        self, provider: Provider, waiting: Mapping[str, int], now: float, wall: float
+        self,
+        provider: Provider,
+        waiting: Mapping[str, int],
+        answers: Sequence[Answer],
+        now: float,
+        wall: float,
     ) -> dict[str, Any]:
         return {
             "name": provider.name,
@@ -133,8 +140,8 @@ class Status:
             "in_flight": provider.in_flight,
             "slots": provider.slots,
             "waiting": waiting.get(provider.name, 0),
-            "tokens_per_s": round(self._ledger.speeds.tokens_per_s(provider.name, now=now), 1),
-            "hour": self._ledger.speeds.hour(provider.name, now=now, wall=wall),
+            "tokens_per_s": round(tokens_per_s(answers), 1),
+            "hour": self._ledger.speeds.hour(provider.name, answers, wall=wall),
         }
 
     def _aliases(self, viewer: Caller) -> dict[str, Any]:

@@ -60,7 +60,9 @@ class Books:
         rounded = [
             (name, round(float(value), 6)) for name, _, value in (each.rpartition(" ") for each in series)
         ]
-        hour = [round(rate, 2) for rate in self.ledger.speeds.hour("rig", now=now, wall=wall)]
+        speeds = self.ledger.speeds
+        answers = speeds.answering(now=now).get("rig", ())
+        hour = [round(rate, 2) for rate in speeds.hour("rig", answers, wall=wall)]
         return rounded, hour, self.lines, list(self.ledger.recent), self.ledger.totals
 
 

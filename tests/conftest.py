@@ -81,7 +81,7 @@ async def nothing_leaks() -> AsyncIterator[None]:
     def left() -> set[asyncio.Task[Any]]:
         return {task for task in asyncio.all_tasks() - before if task is not asyncio.current_task()}
 
-    await eventually(lambda: not left(), LINGERS_S, saying=f"tasks are left behind: {left()}")
+    await eventually(lambda: not left(), LINGERS_S, saying=lambda: f"tasks are left behind: {left()}")
     gc.collect(1)  # an unclosed transport warns when it is collected
 
 
@@ -132,8 +132,15 @@ async def gateway_for(nothing_leaks: None) -> AsyncIterator[GatewayFor]:
         yield start
         for gateway in gateways:
             look_at(gateway)
-    none_open, saying = lambda: not _open_connections(known), "connections to providers are left open"
-    await eventually(none_open, LINGERS_S, saying=saying)
+
+    def left() -> list[str]:
+        return [f"{provider.name} from {caller}" for provider in known for caller in provider.callers]
+
+    await eventually(
+        lambda: not left(),
+        LINGERS_S,
+        saying=lambda: f"connections to providers are left open: {left()}",
+    )
 
 
 @pytest.fixture
@@ -194,7 +201,3 @@ def _heard_by(heard: bytearray) -> aiohttp.TraceConfig:
     trace.on_response_chunk_received.append(body)
     trace.on_request_end.append(head)
     return trace
-
-
-def _open_connections(providers: list[FakeProvider]) -> list[str]:
-    return [provider.name for provider in providers if provider.connections]

@@ -74,7 +74,7 @@ async def waiting(gateway: Gateway, count: int, model: str = "m") -> None:
     """Wait until so many wait for a model."""
     await eventually(
         lambda: gateway.slots.line.depth(model) == count,
-        saying=f"{gateway.slots.line.depth(model)} wait, not {count}",
+        saying=lambda: f"{gateway.slots.line.depth(model)} wait, not {count}",
     )
 
 
@@ -85,7 +85,7 @@ async def all_given_back(gateway: Gateway) -> None:
         found = {name: provider.in_flight for name, provider in gateway.fleet.providers.items()}
         return {name: count for name, count in found.items() if count}
 
-    await eventually(lambda: not taken(), saying=f"slots were not given back: {taken()}")
+    await eventually(lambda: not taken(), saying=lambda: f"slots were not given back: {taken()}")
     assert gateway.slots.line.depth("m") == 0
 
 

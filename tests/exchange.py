@@ -47,6 +47,7 @@ class Wire(asyncio.Protocol):
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self.peer: object = None
         self.received = bytearray()
         self.made = asyncio.Event()
         self.gone = asyncio.Event()
@@ -59,6 +60,7 @@ class Wire(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its bases
         self.transport.set_write_buffer_limits(high=0)  # a write counts once the kernel has all of it
+        self.peer = transport.get_extra_info("peername")
         self.made.set()
 
     def data_received(self, data: bytes) -> None:

@@ -98,6 +98,11 @@ class FakeProvider:
         """How many connections are open now."""
         return len(self._wires)
 
+    @property
+    def callers(self) -> list[str]:
+        """Who is connected now: their addresses, and what they have sent that was not yet taken."""
+        return [f"{wire.peer}, which sent {bytes(wire.received[:40])!r}" for wire in self._wires]
+
     def once(self, *scripts: Script) -> None:
         """Answer the next calls so, one script each, before going back to `script`."""
         self._once.extend(scripts)

@@ -6,13 +6,14 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar, overload
+from typing import Any, TypeAlias, TypeVar, overload
 
 from tests.fake_provider import FakeProvider
 from tests.guard import HANG_S, MANY_LOOKS
 from tests.secrecy import PROMPT, watch
 
 T = TypeVar("T")
+Saying: TypeAlias = str | Callable[[], str]
 
 KEY = "sk-alice-0123456789abcdefghijklmnopqrstuvwxyz"
 """alice's key in every config made here."""
@@ -23,14 +24,14 @@ ASK: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": PR
 
 @overload
 async def eventually(
-    condition: Callable[[], Awaitable[T]], limit: float = ..., *, every: float = ..., saying: str = ...
+    condition: Callable[[], Awaitable[T]], limit: float = ..., *, every: float = ..., saying: Saying = ...
 ) -> T: ...
 @overload
 async def eventually(
-    condition: Callable[[], T], limit: float = ..., *, every: float = ..., saying: str = ...
+    condition: Callable[[], T], limit: float = ..., *, every: float = ..., saying: Saying = ...
 ) -> T: ...
 async def eventually(
-    condition: Callable[[], Any], limit: float = HANG_S, *, every: float = 0.01, saying: str = ""
+    condition: Callable[[], Any], limit: float = HANG_S, *, every: float = 0.01, saying: Saying = ""
 ) -> Any:
     """Poll a condition, sync or async, until it holds; give what it returned. Fails after `limit` seconds."""
     end, looks = time.monotonic() + limit, 0
@@ -41,7 +42,8 @@ async def eventually(
             return value
         looks += 1
         if looks > MANY_LOOKS and time.monotonic() > end:
-            raise AssertionError(saying or f"did not come true within {limit} s; last seen: {value!r}")
+            said = saying() if callable(saying) else saying
+            raise AssertionError(said or f"did not come true within {limit} s; last seen: {value!r}")
         await asyncio.sleep(every)
 
 

@@ -39,8 +39,8 @@ async def leaving_nothing(gateway: Gateway) -> AsyncIterator[None]:
     def in_flight() -> list[int]:
         return [provider.in_flight for provider in gateway.fleet.providers.values()]
 
-    await eventually(lambda: not left(), LINGERS_S, saying=f"tasks are left behind: {left()}")
-    await eventually(lambda: not any(in_flight()), LINGERS_S, saying=f"still in flight: {in_flight()}")
+    await eventually(lambda: not left(), LINGERS_S, saying=lambda: f"left behind: {left()}")
+    await eventually(lambda: not any(in_flight()), LINGERS_S, saying=lambda: f"in flight: {in_flight()}")
 
 
 async def serves(port: int) -> bool:

@@ -359,6 +359,12 @@ async def test_a_provider_that_streams_is_alive_whatever_a_probe_says(
     await eventually(lambda: not known(gateway).online, saying="without a stream the probes count again")
 
 
+def answer_no_probe(gateway: Gateway, provider: FakeProvider, script: Script) -> None:
+    """From now on do this instead, and have it noticed soon; a busy machine had its time until now."""
+    provider.on[MODELS] = script
+    gateway.adopt(build(settings(provider, health={**QUICK, "timeout": "100ms"})))
+
+
 WORK: dict[str, tuple[Script, bool]] = {  # what it is at, and whether that is a stream
     "a long prompt": (sse(), True),
     "a pause in a stream": (play(sse(), word("Hel")), True),
@@ -375,11 +381,11 @@ async def test_one_that_computes_for_us_is_alive_though_it_answers_no_probe_and_
     gate = asyncio.Event()
     provider.settings["slots"] = 1
     provider.once(play(work, wait(gate), done()) if stream else play(wait(gate), completion()))
-    gateway = await gateway_for(provider, health={**QUICK, "timeout": "100ms"})
+    gateway = await gateway_for(provider, health=QUICK)
     async with RawClient(gateway.port) as client, RawClient(gateway.port) as waiter:
         await client.send(chat(stream=stream))
         await provider.next_call()
-        provider.on[MODELS] = script
+        answer_no_probe(gateway, provider, script)
         await waiter.send(chat())
         seen = len(provider.looks)
         await eventually(lambda: len(provider.looks) > seen + 6)
@@ -395,9 +401,11 @@ async def test_work_that_runs_out_of_its_own_time_is_no_sign_of_life(
 ) -> None:
     provider.settings["timeouts"] = {"first_byte": "600ms"}
     provider.once(stall())
-    gateway = await gateway_for(provider, health={**QUICK, "timeout": "100ms"})
-    provider.on[MODELS] = stall()
-    assert (await ask(gateway.port)).status == 502
+    gateway = await gateway_for(provider, health=QUICK)
+    asking = asyncio.create_task(ask(gateway.port))
+    await provider.next_call()
+    answer_no_probe(gateway, provider, stall())
+    assert (await asking).status == 502
     await eventually(lambda: known(gateway).state is State.OFFLINE)
 
 
@@ -405,10 +413,11 @@ async def test_one_that_is_not_read_from_gives_no_sign_of_life(
     provider: FakeProvider, gateway_for: GatewayFor
 ) -> None:
     provider.once(play(sse(), flood(50_000_000)))
-    gateway = await gateway_for(provider, health={**QUICK, "timeout": "100ms"})
-    provider.on[MODELS] = stall()
+    gateway = await gateway_for(provider, health=QUICK)
     async with RawClient(gateway.port) as client:
         await client.send(chat(stream=True))  # and reads nothing
+        await provider.next_call()
+        answer_no_probe(gateway, provider, stall())
         await eventually(lambda: known(gateway).state is State.OFFLINE)
 
 

@@ -126,7 +126,7 @@ async def test_a_server_that_never_answers_that_page_serves_all_the_same(
     provider: FakeProvider, gateway_for: GatewayFor
 ) -> None:
     provider.on[VERSION] = stall()
-    gateway = await gateway_for(provider, health={"interval": "1h", "timeout": "400ms"})
+    gateway = await gateway_for(provider, health={"interval": "1h", "timeout": "1s"})
     assert kind_of(gateway) is generic.KIND
     assert (await ask(gateway.port)).status == 200
 

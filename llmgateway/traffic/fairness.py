@@ -11,6 +11,7 @@ too high would put who comes back behind all that the others have waiting.
 """
 
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import Final
 
 OUTPUT_WEIGHT: Final = 2.0  # an output token costs about two input tokens
@@ -26,6 +27,8 @@ class Standing:
     expected: float = 0.0  # the same, of what is in flight: an estimate
     active: int = 0
     last_grant: int = 0
+    listed: bool = False
+    """Whether it is among those of whom one is the lowest."""
 
 
 def cost(prompt_tokens: float, completion_tokens: float) -> float:
@@ -41,6 +44,8 @@ class FairShare:
         self._idle: dict[str, Standing] = {}
         """The first of them is the one idle for longest."""
         self._last_active: Standing | None = None
+        self._lowest: list[tuple[float, int, Standing]] = []
+        """A heap of who is active, and of some who were, each by a counter that may since have grown."""
         self._grants = 0
 
     def enter(self, user: str) -> Standing:
@@ -54,6 +59,8 @@ class FairShare:
             if standing.served < (floor := self._floor()):
                 standing.served = floor
             self._active[user] = standing
+            if not standing.listed:
+                self._list(standing)
         standing.active += 1
         return standing
 
@@ -79,14 +86,33 @@ class FairShare:
         """Charge virtual tokens that were served, in the place of those that were expected."""
         standing.served += tokens / weight
         standing.expected -= expected / weight
+        if tokens < 0:
+            self._list(standing)  # nothing else would bring it up
 
     def rank(self, user: str) -> tuple[float, int]:
         """Give what users are ordered by: the lowest goes first."""
         standing = self._active[user]
         return standing.served + standing.expected, standing.last_grant
 
+    def _list(self, standing: Standing) -> None:
+        standing.listed = True
+        heappush(self._lowest, (standing.served, id(standing), standing))
+        if len(self._lowest) > 2 * (len(self._active) + FORGET_AFTER):  # most of them are forgotten
+            for idle in self._idle.values():
+                idle.listed = False
+            self._lowest = [(each.served, id(each), each) for each in self._active.values()]
+            heapify(self._lowest)
+
     def _floor(self) -> float:
         """Give what is lifted to: the lowest counter of those who are active, else of who was so last."""
-        if self._active:
-            return min([other.served for other in self._active.values()])
-        return 0.0 if self._last_active is None else self._last_active.served
+        if not self._active:
+            return 0.0 if self._last_active is None else self._last_active.served
+        while True:
+            served, number, standing = self._lowest[0]
+            if not standing.active:
+                heappop(self._lowest)
+                standing.listed = False
+            elif served != standing.served:
+                heapreplace(self._lowest, (standing.served, number, standing))
+            else:
+                return served

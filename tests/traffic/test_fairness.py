@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterator
 from random import Random
 
@@ -145,6 +146,30 @@ def test_nobody_is_lifted_to_what_is_only_expected_of_others() -> None:
     shares.grant("ann", 5_000)
     shares.enter("bob")
     assert shares.rank("bob")[0] == 100
+
+
+def test_the_lift_is_to_the_lowest_of_all_who_are_active_whatever_they_were_charged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also what a correction takes back counts: nobody is lifted to what the lowest had before."""
+    monkeypatch.setattr(fairness, "FORGET_AFTER", 2)  # so that the forgotten are cleared away, too
+    chance, shares, active = Random(5), Shares(), Counter[str]()
+    for _ in range(5_000):
+        user = f"u{chance.randrange(6)}"
+        others = [shares.fair._active[other].served for other in +active]
+        known = shares.fair._idle.get(user, Standing(user))
+        match chance.choice("enter enter leave leave charge charge".split()):
+            case "enter":
+                shares.enter(user)
+                if not active[user] and others:
+                    assert shares.rank(user)[0] == max(known.served, min(others))
+                active[user] += 1
+            case "charge" if active[user]:
+                shares.charge(user, chance.choice((-7.0, 2.0, 5.0)), 1)
+            case "leave" if active[user]:
+                shares.leave(user)
+                active[user] -= 1
+        assert len(shares.fair._lowest) <= 2 * (6 + 2), "what has been forgotten is kept"
 
 
 # --- bounds ------------------------------------------------------------------------------------------

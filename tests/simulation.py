@@ -26,7 +26,8 @@ from llmgateway.servers.models import Model
 from llmgateway.traffic.affinity import Affinity, Thread
 from llmgateway.traffic.estimate import Usual
 from llmgateway.traffic.fairness import cost
-from llmgateway.traffic.line import NoCandidate, Order
+from llmgateway.traffic.line import NoCandidate
+from llmgateway.traffic.order import Order
 from llmgateway.traffic.slots import Slots
 
 T = TypeVar("T")

@@ -46,10 +46,11 @@ PURE_MODULES: Final = frozenset(
         "traffic.estimate",
         "traffic.fairness",
         "traffic.keepers",
+        "traffic.lanes",
         "traffic.listener",
         "traffic.overheard",
     }
-    | {"traffic.router"}
+    | {"traffic.router", "traffic.turns"}
 )
 OUTSIDE_PURE: Final = frozenset({"asyncio", "aiohttp", "socket", "ssl", "uvloop"})
 WITH_AIOHTTP: Final = frozenset(

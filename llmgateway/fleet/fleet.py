@@ -23,6 +23,11 @@ class Fleet:
         self._listeners: list[Callable[[], None]] = []
         self._serving: dict[tuple[object, ...], list[Provider]] = {}
         self._usable: dict[tuple[object, ...], list[Provider]] = {}
+        self._reaches: dict[tuple[object, ...], int] = {}
+        self._numbers: dict[tuple[str, ...], int] = {}
+        self._named: frozenset[str] = frozenset()
+        self.sharing: dict[str, tuple[str | None, Sequence[str]]] = {}
+        """Whose each provider is, and with whom it is shared: what reaches hang on."""
         self.providers: dict[str, Provider] = {}
         self.adopt(config)
 
@@ -45,6 +50,7 @@ class Fleet:
             name: kept.get(name) or self._join(name, entry, config)
             for name, entry in config.providers.items()
         }
+        self._map_reaches()
         gone = tuple(provider for name, provider in before.items() if name not in kept)
         for provider in gone:
             provider.gone = True
@@ -83,11 +89,21 @@ class Fleet:
         asked = (caller.user, caller.groups, caller.route, model, endpoint)
         found = self._serving.get(asked)
         if found is None:
-            usable = self.usable_by(caller)
-            found = [p for p in usable if p.serves(model) and p.has_endpoint(endpoint, model)]
+            found = self._found_serving(caller, model, endpoint)
             if not model:
                 return [p for p in found if p.has_some_for(caller)]
             if found:  # anybody can ask for any name
+                self._serving[asked] = found
+        return found
+
+    def _found_serving(self, caller: Caller, model: str, endpoint: str) -> list[Provider]:
+        """Look at all providers once for all callers who may use the same."""
+        asked = (self.reach(caller), model, endpoint)
+        found = self._serving.get(asked)
+        if found is None:
+            usable = self.usable_by(caller)
+            found = [p for p in usable if p.serves(model) and p.has_endpoint(endpoint, model)]
+            if found:
                 self._serving[asked] = found
         return found
 
@@ -106,6 +122,27 @@ class Fleet:
                 usable = [p for p in usable if p.config.owner == caller.user]
             self._usable[who] = usable
         return usable
+
+    def reach(self, caller: Caller) -> int:
+        """Number which providers a caller may use: as all who may use the same, until `sharing` changes."""
+        user = caller.user if caller.user in self._named else ""
+        asked = (user, caller.groups & self._named, caller.route == "only_own")
+        found = self._reaches.get(asked)
+        if found is None:
+            usable = tuple(p.name for p in self.usable_by(caller))
+            found = self._reaches[asked] = self._numbers.setdefault(usable, len(self._numbers))
+        return found
+
+    def _map_reaches(self) -> None:
+        before = self.sharing
+        self.sharing = {name: (p.config.owner, p.config.share) for name, p in self.providers.items()}
+        if self.sharing == before:
+            return
+        self._named = frozenset(
+            name for owner, share in self.sharing.values() for name in (owner, *share) if name is not None
+        )
+        self._reaches.clear()
+        self._numbers.clear()
 
     def models_for(self, caller: Caller, via: Collection[str] = ()) -> dict[str, tuple[Model, str]]:
         """Give each model that can be used now, but for those had by way of `via`, and its first provider."""

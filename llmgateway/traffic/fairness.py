@@ -10,7 +10,7 @@ What is in flight counts by its estimate until it is known. The lift leaves esti
 too high would put who comes back behind all that the others have waiting.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import Final
 
@@ -29,6 +29,18 @@ class Standing:
     last_grant: int = 0
     listed: bool = False
     """Whether it is among those of whom one is the lowest."""
+    turns: dict[object, set["Standing"]] = field(default_factory=dict)
+    """Where this user has something waiting, and who has moved there."""
+
+    @property
+    def rank(self) -> tuple[float, int]:
+        """What users are ordered by: the lowest goes first."""
+        return self.served + self.expected, self.last_grant
+
+    def moved(self) -> None:
+        """Note wherever something of this user waits that they stand otherwise."""
+        for moved in self.turns.values():
+            moved.add(self)
 
 
 def cost(prompt_tokens: float, completion_tokens: float) -> float:
@@ -81,18 +93,21 @@ class FairShare:
         self._grants += 1
         standing.last_grant = self._grants
         standing.expected += tokens / weight
+        if standing.turns:
+            standing.moved()
 
     def charge(self, standing: Standing, tokens: float, weight: float, *, expected: float = 0.0) -> None:
         """Charge virtual tokens that were served, in the place of those that were expected."""
         standing.served += tokens / weight
         standing.expected -= expected / weight
+        if standing.turns:
+            standing.moved()
         if tokens < 0:
             self._list(standing)  # nothing else would bring it up
 
     def rank(self, user: str) -> tuple[float, int]:
         """Give what users are ordered by: the lowest goes first."""
-        standing = self._active[user]
-        return standing.served + standing.expected, standing.last_grant
+        return self._active[user].rank
 
     def _list(self, standing: Standing) -> None:
         standing.listed = True

@@ -21,7 +21,7 @@ from llmgateway.servers.known import is_loading
 from llmgateway.servers.refusals import NOT_FOUND, REFUSALS, scope_of
 from llmgateway.traffic.answers import LOOK_S, QUOTED_BYTES, UNAUTHORIZED, about_the_key, readable
 from llmgateway.traffic.call import Call
-from llmgateway.traffic.line import Order
+from llmgateway.traffic.order import Order
 
 UNSUPPORTED: Final = 501  # says nothing bad about the provider's health
 _TRY_ELSEWHERE: Final = (NOT_FOUND, 429, UNSUPPORTED)

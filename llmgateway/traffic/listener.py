@@ -7,7 +7,7 @@ from llmgateway.api.usage import Meter
 from llmgateway.fleet.provider import Provider
 from llmgateway.traffic.call import Call
 from llmgateway.traffic.keepers import Keepers
-from llmgateway.traffic.line import Order
+from llmgateway.traffic.order import Order
 
 
 class Listener:

@@ -37,9 +37,10 @@ from llmgateway.traffic.estimate import Usual
 from llmgateway.traffic.fairness import cost
 from llmgateway.traffic.late import Unpacked, fit
 from llmgateway.traffic.lessons import UNSUPPORTED, failure_told, is_disguised, is_refusal, worth_of
-from llmgateway.traffic.line import NoCandidate, Order, Overloaded
+from llmgateway.traffic.line import NoCandidate, Overloaded
 from llmgateway.traffic.listener import Listener
 from llmgateway.traffic.naming import as_asked, asking, name_for, own_lines_of, turns
+from llmgateway.traffic.order import Order
 from llmgateway.traffic.session import converse
 from llmgateway.traffic.slots import Slots
 from llmgateway.traffic.story import Held, Story

@@ -48,17 +48,23 @@ class Placement(msgspec.Struct, frozen=True):
     match: Match = NO_MATCH
 
 
+def able(fleet: Fleet, wish: Wish) -> Sequence[Provider]:
+    """Give the providers that serve what is wished, however they fare: this changes with the fleet only."""
+    found = fleet.serving(wish.caller, wish.model, wish.endpoint)
+    if wish.only:
+        found = [p for p in found if p.name == wish.only]
+    if wish.tried:
+        found = [p for p in found if p.name not in wish.tried]
+    return found
+
+
 def candidates(fleet: Fleet, wish: Wish, *, now: float) -> Sequence[Provider]:
     """Give the providers that could take a call: online, usable, with this model and endpoint, not tried.
 
     One that fails real requests again and again is left out, unless there is no other. With `only` there is
     no other than the one of that name.
     """
-    found = fleet.serving(wish.caller, wish.model, wish.endpoint)
-    if wish.only:
-        found = [p for p in found if p.name == wish.only]
-    if wish.tried:
-        found = [p for p in found if p.name not in wish.tried]
+    found = able(fleet, wish)
     if len(found) < 2:
         return found
     return [p for p in found if p.conduct.spotless or p.conduct.lets_through(wish.model, now)] or found

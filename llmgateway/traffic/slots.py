@@ -2,8 +2,9 @@
 
 One order per request, one lease at a time per order, given back on every way out. Decisions are synchronous:
 `_dispatch` runs whenever a slot may have become free or a waiter's prospects may have changed, and grants
-until nothing more can be granted, so no slot is idle while somebody who may use it waits. A waiter is served
-by whichever of its candidates has a slot first.
+until nothing more can be granted, so no slot is idle while somebody who may use it waits. If that is a great
+deal, it goes on in the next turn of the loop, and who comes meanwhile waits. A waiter is served by whichever
+of its candidates has a slot first.
 
 The one trap: a slot granted to a waiter that was cancelled but has not run yet. Such a grant is given back by
 the waiter itself, in `_wait`, on its way out.
@@ -30,10 +31,12 @@ from llmgateway.fleet.provider import Provider
 from llmgateway.traffic.affinity import Affinity, Thread
 from llmgateway.traffic.fairness import FairShare, cost
 from llmgateway.traffic.keepers import Keepers
-from llmgateway.traffic.line import Doubt, Line, NoCandidate, Order, was_granted
+from llmgateway.traffic.line import Line, NoCandidate, was_granted
+from llmgateway.traffic.order import Doubt, Order
 from llmgateway.traffic.router import Placement, candidates, place, prospects
 
 _LOOK_S: Final = 1.0
+_AT_ONCE: Final = 50  # waiters that are told before others have their turn of the loop
 
 
 class Slots:
@@ -62,12 +65,13 @@ class Slots:
         self.aliases = fleet.aliases
         """Names that may mean a model of another name; all others mean themselves."""
         self._fair = FairShare()
-        self.line = Line(self._fair, self._home_is_free)
+        self.line = Line(self._fair, fleet, affinity, clock)
         self.keepers = Keepers(fleet)
         self.affinity_results: Counter[str] = Counter()
         self._arrivals = 0
         self._timer: asyncio.TimerHandle | None = None
-        fleet.on_change(self._dispatch)
+        self._goes_on = False
+        fleet.on_change(self._adapt)
 
     def adopt(self, config: Config) -> None:
         """Take over new settings; who waits already keeps the place and the time they were given."""
@@ -166,11 +170,11 @@ class Slots:
 
     def is_served(self, order: Order) -> bool:
         """Tell whether anybody serves this order, though all may be busy."""
-        return bool(self._candidates(order, self._now()))
+        return bool(candidates(self._fleet, order, now=self._now()))
 
     def hopeful(self, order: Order) -> bool:
         """Tell whether somebody serves this order, or is about to."""
-        return bool(self._candidates(order, self._now()) or self._prospects(order))
+        return self.is_served(order) or bool(prospects(self._fleet, order))
 
     def nobody_serves(self, order: Order) -> GatewayError:
         """Say that nobody serves an order, and who did or what they lack."""
@@ -198,10 +202,13 @@ class Slots:
 
     def _take(self, order: Order) -> Provider | None:
         """Give a slot that is free, and nobody else's turn, at once."""
-        if self.line.orders:
-            self._dispatch()  # what tells nobody, the end of a pause, must not favour who comes just then
+        # What tells nobody, the end of a pause, must not favour who comes just then. And where anybody waits
+        # still for the same, there is nothing for this one.
+        if self.line.orders and (not self._dispatch() or self.line.lane_of(order) is not None):
+            return None
         now = self._now()
-        placement = self._place(order, now)
+        among = candidates(self._fleet, order, now=now)
+        placement = place(among, order, self._affinity, self._chance, now=now) if among else None
         if placement is None:
             return None
         self._grant(order, placement, now)
@@ -217,23 +224,30 @@ class Slots:
             _abandon(order.trials)
             order.trials = ()
         if self.line.orders:
+            self.line.freed(provider)
             self._dispatch()
 
     def waiting_by_provider(self) -> Counter[str]:
         """Count for each provider the waiters that it could serve; one may be counted at several."""
-        return Counter(p.name for order in self.line.orders for p in self._candidates(order, self._now()))
+        waiting: Counter[str] = Counter()
+        for lane, count in Counter(self.line.orders.values()).items():
+            for provider in candidates(self._fleet, lane.wish, now=self._now()):
+                waiting[provider.name] += count
+        return waiting
 
     # -- waiting
 
     async def _wait(self, order: Order) -> Provider:
         """Wait for a slot. Raises NoCandidate, or Overloaded if the queue is full or slow."""
-        if not self.hopeful(order):
+        alone = self.line.lane_of(order) is None
+        if alone and not self.hopeful(order):
             raise NoCandidate
         since = self._now()
         if self.line.depth(order.model) >= self._queue.size:
             self._make_room(order, since)
         granted = self.line.join(order, now=since)
-        self._keep_looking()
+        if alone:
+            self._keep_looking()
         try:
             async with asyncio.timeout(max(0.0, self._queue.timeout - order.waited_s)):
                 return (await granted).provider
@@ -241,7 +255,7 @@ class Slots:
             if was_granted(granted):
                 return granted.result().provider
             words = f"No slot for {_wish(order)} became free in time."
-            if not self._candidates(order, self._now()):
+            if not self.is_served(order):
                 words = f"No provider had {_wish(order)} ready in time."
             raise self.line.overloaded(order.model, words, now=self._now()) from None
         except BaseException:
@@ -273,17 +287,11 @@ class Slots:
             words = f"{full}, and you have the most requests in it."
             answer.set_exception(self.line.overloaded(order.model, words, now=now))
 
-    def _candidates(self, order: Order, now: float) -> Sequence[Provider]:
-        return candidates(self._fleet, order, now=now)
-
-    def _prospects(self, order: Order) -> list[Provider]:
-        return prospects(self._fleet, order)
-
     def _keep_looking(self) -> None:
         """While anybody waits, look every second for what tells nobody: the end of a pause, a sleeper."""
-        for order in self.line.orders:
-            if not self._candidates(order, self._now()):
-                self._wake(self._prospects(order))
+        for lane in self.line.lanes.values():
+            if not lane.able:
+                self._wake(prospects(self._fleet, lane.wish))
         if self._timer is None and self.line.orders:
             self._timer = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
 
@@ -294,40 +302,49 @@ class Slots:
 
     # -- deciding
 
-    def _dispatch(self) -> None:
-        """Grant until nothing more can be granted; tell those who have nothing left to wait for."""
-        while self.line.orders and self._grant_one():
-            pass
-        for order in list(self.line.orders):
-            if order.granted is not None and not order.granted.done() and not self.hopeful(order):
-                self.line.leave(order).set_exception(NoCandidate())
+    def _adapt(self) -> None:
+        """Take it that the fleet has changed: who can serve whom, and who has a free slot."""
+        if self.line.orders:
+            self.line.look()
+            self._dispatch()
 
-    def _grant_one(self) -> bool:
-        if not any(provider.has_free_slot for provider in self._fleet.providers.values()):
-            return False
-        now = self._now()
-        for order in self.line.in_turn():
-            placement = self._place(order, now)
-            if placement is not None:
-                self._grant(order, placement, now)
-                self.line.moved(order, now=now)
-                self.line.leave(order).set_result(placement)
+    def _dispatch(self) -> bool:
+        """Grant until nothing more can be granted; tell those who have nothing left to wait for.
+
+        False if that is too much for now, so that it goes on in the next turn of the loop.
+        """
+        for _ in range(_AT_ONCE):
+            if not self._grant_one() and not self._turn_one_away():
                 return True
+        if not self._goes_on:
+            self._goes_on = True
+            asyncio.get_running_loop().call_soon(self._go_on)
         return False
 
-    def _home_is_free(self, order: Order) -> bool:
-        now = self._now()
-        conversation = self._affinity.find(order.thread, now=now)
-        if conversation is None:
-            return False
-        home = conversation.home
-        return any(p.name == home and p.has_room_for(order.model) for p in self._candidates(order, now))
+    def _go_on(self) -> None:
+        self._goes_on = False
+        self._dispatch()
 
-    def _place(self, order: Order, now: float) -> Placement | None:
-        among = self._candidates(order, now)
-        if not among:
-            return None
-        return place(among, order, self._affinity, self._chance, now=now)
+    def _grant_one(self) -> bool:
+        now = self._now()
+        order = self.line.first(now=now)
+        if order is None:
+            return False
+        conversation = self._affinity.find(order.thread, now=now)
+        home = None if conversation is None else conversation.home
+        among = self.line.orders[order].among(home, now=now)
+        placement = place(among, order, self._affinity, self._chance, now=now)
+        assert placement is not None, "the line has found somebody with a free slot"
+        self._grant(order, placement, now)
+        self.line.moved(order, now=now)
+        self.line.leave(order).set_result(placement)
+        return True
+
+    def _turn_one_away(self) -> bool:
+        order = self.line.first_in_vain()
+        if order is not None:
+            self.line.leave(order).set_exception(NoCandidate())
+        return order is not None
 
     def _grant(self, order: Order, placement: Placement, now: float) -> None:
         provider = placement.provider
@@ -336,6 +353,8 @@ class Slots:
         self.affinity_results[placement.affinity] += 1
         if order.thread.links:
             self._affinity.remember(order.thread, provider.name, now=now, match=placement.match)
+            if self.line.orders:
+                self.line.remembered(order.thread, placement.match)
         estimate = 0.0
         if not order.charged and not order.expected:
             order.expected = estimate = order.estimate

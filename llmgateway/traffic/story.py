@@ -10,7 +10,8 @@ from llmgateway.http.headers import AnswerHead
 from llmgateway.http.heartbeat import Heartbeat
 from llmgateway.traffic.call import Call
 from llmgateway.traffic.lessons import Worth
-from llmgateway.traffic.line import Line, Order
+from llmgateway.traffic.line import Line
+from llmgateway.traffic.order import Order
 from llmgateway.traffic.slots import Slots
 
 

@@ -72,7 +72,7 @@ def _of_providers(fleet: Fleet) -> Iterator[Metric]:
 
 def _queue_depth(fleet: Fleet, slots: Slots) -> Metric:
     queue = GaugeMetricFamily("gateway_queue_depth", "Requests that wait for a slot.", labels=["model"])
-    depths = Counter(order.model for order in slots.line.orders if fleet.advertises(order.model))
+    depths = Counter({model: depth for model, depth in slots.line.depths.items() if fleet.advertises(model)})
     listed = {model for provider in fleet.providers.values() for model in provider.models}
     for model in listed | depths.keys():
         queue.add_metric([model], depths[model])

@@ -33,7 +33,8 @@ from llmgateway.errors import (
 from llmgateway.fleet.breaker import FAILURES_IN_A_ROW
 from llmgateway.fleet.provider import Probe, Provider, State
 from llmgateway.traffic.affinity import Affinity, Thread
-from llmgateway.traffic.line import MAX_OVERTAKEN, NoCandidate, Order
+from llmgateway.traffic.line import MAX_OVERTAKEN, NoCandidate
+from llmgateway.traffic.order import Order
 from llmgateway.traffic.router import candidates
 from llmgateway.traffic.slots import Slots
 from tests.simulation import fleet, now, online, run, taking_part
@@ -126,9 +127,10 @@ class Story:
 
     def arrive(self, which: int, how: int) -> None:
         thread = Thread((bytes([how]),)) if how < 4 else Thread()
-        self.tasks.append(
-            asyncio.create_task(self._enter(CALLERS[which % 3], MODELS[which // 3 % 2], thread, how))
-        )
+        self.begin(CALLERS[which % 3], MODELS[which // 3 % 2], thread, how)
+
+    def begin(self, caller: Caller, model: str, thread: Thread, how: int) -> None:
+        self.tasks.append(asyncio.create_task(self._enter(caller, model, thread, how)))
 
     async def _enter(self, caller: Caller, model: str, thread: Thread, how: int) -> None:
         with taking_part(self.slots, self.slots.order(caller, model, thread, 10.0 + how)) as order:

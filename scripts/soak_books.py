@@ -133,9 +133,10 @@ def _of_clients(books: Books, by_id: Mapping[str, Sequence[Line]]) -> Iterator[T
 def _is_anybody(asked: Asked) -> bool:
     """Tell whether it was refused before it was known whose it is: few lines are kept of those.
 
-    A stranger waits for the refusal, and may be ended meanwhile.
+    A stranger waits for the refusal, and may be ended meanwhile. Who waited in a queue in vain, and is told
+    "overloaded" as well, is known: the metrics tell if such a line is missing.
     """
-    refused = asked.status == STRANGER or asked.error == "draining"
+    refused = asked.status == STRANGER or asked.error in ("draining", "overloaded")
     return refused or (asked.error == "cancelled" and not asked.known)
 
 

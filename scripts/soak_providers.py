@@ -147,6 +147,13 @@ async def _whole(exchange: Exchange, body: Any) -> None:
     await exchange.answer(200, json.dumps(body).encode())
 
 
+async def _end(exchange: Exchange, last: bytes) -> None:
+    """Send what the API calls the end, and then that of the body, for which nobody need wait any more."""
+    exchange.complete = True
+    await exchange.chunk(last)
+    await exchange.end()
+
+
 def _delta(text: str) -> dict[str, Any]:
     return {
         "id": "c",
@@ -169,8 +176,7 @@ async def _chat_stream(
         await exchange.event(
             {"id": "c", "choices": [], "usage": {"prompt_tokens": _PROMPT, "completion_tokens": words}}
         )
-    await exchange.chunk(b"data: [DONE]\n\n")
-    await exchange.end()
+    await _end(exchange, b"data: [DONE]\n\n")
 
 
 async def _anthropic(exchange: Exchange, served: Served, words: int) -> None:
@@ -191,8 +197,7 @@ async def _anthropic_stream(exchange: Exchange, served: Served, words: int) -> N
         delta = {"type": "text_delta", "text": f"word{number} "}
         await event({"type": "content_block_delta", "index": 0, "delta": delta})
     await event({"type": "message_delta", "delta": {}, "usage": {"output_tokens": words}})
-    await event({"type": "message_stop"})
-    await exchange.end()
+    await _end(exchange, b'event: message_stop\ndata: {"type": "message_stop"}\n\n')
 
 
 async def _response(
@@ -217,8 +222,7 @@ async def _response(
             b'data: {"type":"response.output_text.delta","delta":"so "}\n\n'
         )
     done = {"type": "response.completed", "response": body}
-    await exchange.chunk(f"event: response.completed\ndata: {json.dumps(done)}\n\n".encode())
-    await exchange.end()
+    await _end(exchange, f"event: response.completed\ndata: {json.dumps(done)}\n\n".encode())
 
 
 async def _ollama(exchange: Exchange, served: Served, words: int, *, streams: bool) -> None:
@@ -233,8 +237,7 @@ async def _ollama(exchange: Exchange, served: Served, words: int, *, streams: bo
     await exchange.head(200, {"Content-Type": "application/x-ndjson", "Transfer-Encoding": "chunked"})
     for _ in range(words):
         await exchange.chunk(b'{"message":{"role":"assistant","content":"so "},"done":false}\n')
-    await exchange.chunk(json.dumps(last).encode() + b"\n")
-    await exchange.end()
+    await _end(exchange, json.dumps(last).encode() + b"\n")
 
 
 async def slow(provider: Provider, exchange: Exchange, served: Served) -> None:

@@ -144,6 +144,15 @@ def test_of_a_stranger_that_was_ended_while_it_waited_there_need_be_no_line() ->
     assert books_of.disagreements(four.books, []) == []
 
 
+def test_of_who_was_turned_away_at_the_door_there_need_be_no_line() -> None:
+    four = Four()
+    four.books.served.clear()
+    four.asked.status, four.asked.error = 503, "overloaded"
+    assert books_of.disagreements(four.books, []) == []
+    four.asked.error = "no_provider"
+    assert any("not logged" in each for each in books_of.disagreements(four.books, []))
+
+
 def test_a_request_that_failed_over_was_served_well_by_the_last_alone() -> None:
     four = Four()
     four.books.served["one"].insert(0, books_of.Served("one", "moody", status=200))

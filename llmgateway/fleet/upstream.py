@@ -1,7 +1,8 @@
 """Exchanges with providers: a pool of connections for each, and the requests on them.
 
 A request that met a connection which the provider had just closed is sent once more on a fresh one, if no
-byte of an answer came; nothing else is ever sent twice by this module.
+byte of an answer came, or only a 408, which servers say when they close what has idled (RFC 9110, 15.5.9);
+nothing else is ever sent twice by this module.
 
 The pool of a provider that a new config has no place for keeps no connection, and lasts as long as its last
 exchange.
@@ -27,6 +28,12 @@ from llmgateway.http.upload import Cargo
 from llmgateway.http.via import new_name
 
 MAX_IDLE_CONNECTIONS: Final = 1024
+_IDLED: Final = 408  # said of a connection on which nothing has come for long, just when something does
+
+
+def _repeatable(cargo: Cargo | None) -> bool:
+    """Tell whether a request can be sent once more."""
+    return cargo is None or cargo.upload.repeatable
 
 
 class Pool:
@@ -70,14 +77,16 @@ class Pool:
                     sending = connection.send_cargo(exchange, head, cargo)
                 try:
                     await exchange.first_byte(self._deadlines, sending)
-                    return exchange
+                    if fresh or exchange.status != _IDLED or not _repeatable(cargo):
+                        return exchange
+                    exchange.cut()
                 except ProviderFailed as failure:
                     if fresh or not exchange.untouched or isinstance(failure, ProviderTimedOut):
                         raise
-                    if cargo is not None and not cargo.upload.repeatable:
+                    if not _repeatable(cargo):
                         raise
-                    self.close_idle()  # its neighbours are as old
-                    connection = None
+                self.close_idle()  # its neighbours are as old
+                connection = None
         except BaseException:  # cancelled as well: nobody else can end this use
             self._leave()
             raise

@@ -345,6 +345,25 @@ async def test_it_goes_out_once_more_and_not_twice(provider: FakeProvider, gatew
     assert [call.request.connection for call in provider.calls] == [1, 2]
 
 
+async def test_a_408_on_an_old_connection_is_of_its_idleness_and_not_of_the_request(
+    provider: FakeProvider, gateway_for: GatewayFor
+) -> None:
+    gateway = await gateway_for(provider)
+    provider.before_body = on_old_connections(answer(408))
+    assert (await ask(gateway.port)).status == 200
+    assert [call.request.connection for call in provider.calls] == [1, 2]
+
+
+async def test_a_408_on_a_fresh_connection_passes_as_it_came(
+    provider: FakeProvider, gateway_for: GatewayFor
+) -> None:
+    gateway = await gateway_for(provider)
+    provider.before_body = answer(408)
+    response = await ask(gateway.port)
+    assert (response.status, response.header("x-gateway-error")) == (408, None)
+    assert [call.request.connection for call in provider.calls] == [1, 2]
+
+
 @pytest.mark.parametrize(
     "first", [b"H", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"], ids=["byte", "head"]
 )

@@ -82,6 +82,7 @@ _HOPS_LIMIT: Final = 16
 _FIELDS_LIMIT: Final = 32
 _SHOWN_CHARACTERS: Final = 60
 _LENIENT_BYTES: Final = 1 << 20  # the reader that forgives is slow
+_GZIP: Final = b"\x1f\x8b"
 _HALVES: Final = re.compile("[\ud800-\udfff]")
 _STATES: Final = ("loaded", "unloaded", "not-loaded", "loading", "sleeping", "downloading", "downloaded")
 _CONTEXT_KEYS: Final = (
@@ -180,6 +181,8 @@ def _json(body: bytes) -> Any:
             return json.loads(body.decode("utf-8-sig", "surrogateescape"))
         except (ValueError, RecursionError):
             pass
+    if body.startswith(_GZIP):
+        raise NotAnLLMServer("its answer is compressed, which was not asked for")
     is_page = body.lstrip()[:1] == b"<"
     raise NotAnLLMServer("it answers with a web page" if is_page else "its answer is not JSON")
 

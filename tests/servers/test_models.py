@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from typing import Any
 
@@ -37,6 +38,7 @@ def test_a_gateway_whose_name_is_no_text_is_left_out_of_the_way(sender: str, way
         (b"\n <html>", "web page"),
         (b"", "not JSON"),
         (b"ok", "not JSON"),
+        (gzip.compress(b'{"data": []}', mtime=0), "compressed"),
         (b"[" * 200_000, "not JSON"),
         (b'{"data": [' + b'{"id": "m"}, ' * 100_000 + b"]}", "not JSON"),
         (b"[]", "not a list of models"),

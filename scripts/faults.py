@@ -33,7 +33,7 @@ from tests.raw_client import Ending, RawClient, Response, chat, request
 
 FAULTS: Final = (*NO_CONNECTION, *SILENCE, *CUTS, *FRAMING, *STATUSES, *CONTENT, *LISTS)
 AT_ONCE: Final = 3
-TRIES: Final = 3
+MORE_TRIES: Final = 2
 START_S: Final = 60.0
 ANSWER_S: Final = 30.0
 LOOKS: Final = 3  # more than change a state
@@ -274,9 +274,11 @@ async def tell(faults: Sequence[Fault]) -> list[str]:
 
     async def one(fault: Fault) -> Seen:
         async with gate:
-            for _ in range(TRIES):
-                if not (seen := await tried(fault)).starved:
+            seen = await tried(fault)
+            for _ in range(MORE_TRIES):
+                if not seen.starved:
                     break
+                seen = await tried(fault)
             return seen
 
     found, answers, growth = list[str](), 0, 0

@@ -27,7 +27,7 @@ class Fleet:
         self._numbers: dict[tuple[str, ...], int] = {}
         self._named: frozenset[str] = frozenset()
         self.sharing: dict[str, tuple[str | None, Sequence[str]]] = {}
-        """Whose each provider is, and with whom it is shared: what reaches hang on."""
+        """Whose each provider is, and with whom it is shared: another one where reaches have changed."""
         self.providers: dict[str, Provider] = {}
         self.adopt(config)
 
@@ -134,10 +134,10 @@ class Fleet:
         return found
 
     def _map_reaches(self) -> None:
-        before = self.sharing
-        self.sharing = {name: (p.config.owner, p.config.share) for name, p in self.providers.items()}
-        if self.sharing == before:
+        sharing = {name: (p.config.owner, p.config.share) for name, p in self.providers.items()}
+        if sharing == self.sharing:
             return
+        self.sharing = sharing
         self._named = frozenset(
             name for owner, share in self.sharing.values() for name in (owner, *share) if name is not None
         )

@@ -226,7 +226,7 @@ class Line:
 
     def look(self) -> None:
         """See who can serve whom, now that the fleet has changed."""
-        if self._sharing != self._fleet.sharing:
+        if self._sharing is not self._fleet.sharing:
             self._sharing = self._fleet.sharing
             orders, self.orders, self.lanes = self.orders, {}, {}
             for order, lane in orders.items():

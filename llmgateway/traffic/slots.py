@@ -304,8 +304,8 @@ class Slots:
 
     def _adapt(self) -> None:
         """Take it that the fleet has changed: who can serve whom, and who has a free slot."""
+        self.line.look()
         if self.line.orders:
-            self.line.look()
             self._dispatch()
 
     def _dispatch(self) -> bool:

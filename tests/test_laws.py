@@ -40,7 +40,7 @@ PURE_MODULES: Final = frozenset(
     | {"cli.arguments", "cli.table", "cli.usage"}
     | {"books.speed", "books.totals", "fleet.absence", "fleet.appearance", "fleet.breaker"}
     | {"fleet.fleet", "fleet.naming", "fleet.provider", "fleet.publishing", "fleet.repertoire", "fleet.share"}
-    | {"http.crowd", "http.frames", "http.handshake", "http.headers", "http.peers", "http.via"}
+    | {"http.crowd", "http.dates", "http.frames", "http.handshake", "http.headers", "http.peers", "http.via"}
     | {
         "traffic.affinity",
         "traffic.estimate",

@@ -378,9 +378,13 @@ class Client:
 
 def plain_error(error: GatewayError) -> bytes:
     """Render an error for a connection on which no request was understood."""
-    request_id = secrets.token_hex(16)
-    body = ELSEWHERE.error_body(error, request_id)
-    rest = f"x-request-id: {request_id}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    return whole_error(error, ELSEWHERE, secrets.token_hex(16), "Connection: close\r\n")
+
+
+def whole_error(error: GatewayError, dialect: Dialect, request_id: str, more: str = "") -> bytes:
+    """Render an error, head and all, with more lines in its head."""
+    body = dialect.error_body(error, request_id)
+    rest = f"x-request-id: {request_id}\r\nContent-Length: {len(body)}\r\n{more}\r\n"
     return _status_line(error.kind.status, b"") + _JSON + _error_lines(error) + rest.encode() + body
 
 

@@ -9,10 +9,8 @@ of it.
 """
 
 import asyncio
-import time
 from collections.abc import Callable
 from contextlib import suppress
-from email.utils import formatdate
 from functools import partial
 from typing import Any, Final, cast
 
@@ -25,6 +23,8 @@ from llmgateway.errors import INVALID_REQUEST, REQUEST_TIMEOUT, GatewayError
 from llmgateway.http.body import Patience, RequestBody
 from llmgateway.http.client import Client, Flow, plain_error
 from llmgateway.http.crowd import Crowd
+from llmgateway.http.dates import Dates
+from llmgateway.http.doorstep import Calm, Doorstep
 from llmgateway.http.headers import HeadReader
 from llmgateway.http.switching import InPlaceOfParser
 from llmgateway.http.turnstile import Answer, Turnstile
@@ -60,12 +60,7 @@ class ClientConnection(RequestHandler):
     )
 
     def __init__(
-        self,
-        manager: "ClientServer",
-        *,
-        loop: asyncio.AbstractEventLoop,
-        patience: Patience,
-        **settings: Any,
+        self, manager: "ClientServer", *, loop: asyncio.AbstractEventLoop, patience: Patience, **settings: Any
     ) -> None:
         silent_s = min(patience.silent_s, patience.keep_alive_s)
         super().__init__(manager, loop=loop, keepalive_timeout=silent_s, **settings)
@@ -221,6 +216,8 @@ class ClientConnection(RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Parse what came; a head that has begun must be complete in time."""
+        if self.server.doorstep.pressure.rush and self._refuse_in_rush(data):
+            return
         super().data_received(data)
         if self.serving is not None:
             self.check_framing()
@@ -231,6 +228,16 @@ class ClientConnection(RequestHandler):
             self._head_timer = None
         elif waits_for_head and self._head_timer is None and data:
             self._head_timer = self._loop.call_later(self.patience.head_s, self._head_took_too_long)
+
+    def _refuse_in_rush(self, data: bytes) -> bool:
+        """Refuse what came, if that is a request of which nothing has to be made; tells whether it was."""
+        waiter = self._waiter
+        idle = waiter is not None and not waiter.done() and self._head_timer is None and not self._paused
+        answer = self.server.doorstep.answer_to(data) if idle and not self._is_spare else None
+        if answer is not None and self.transport is not None:
+            self.transport.write(answer)
+            self._next_keepalive_close_time = self.now() + self.patience.keep_alive_s
+        return answer is not None
 
     def _process_keepalive(self) -> None:
         self._keepalive_handle = None
@@ -354,6 +361,7 @@ class ClientServer(web.Server):
         patience: Patience,
         crowd: Crowd,
         is_vital: Callable[[Client], bool] = lambda client: False,
+        doorstep: Doorstep | None = None,
     ) -> None:
         """Have requests answered; those that are vital also where the crowd is too large for others."""
         super().__init__(
@@ -367,16 +375,10 @@ class ClientServer(web.Server):
         )
         self.turnstile = Turnstile(answer, crowd, is_vital)
         self.crowd = crowd
+        self.doorstep = doorstep or Doorstep(Calm(), lambda target: None, crowd)
         self.min_rate = MIN_RATE
         """How many bytes of a request's body have to come in a second, while it is waited for."""
-        self._date = (0, b"")
-
-    def date_line(self) -> bytes:
-        """Give the `Date` of answers that are made now."""
-        second = int(time.time())
-        if self._date[0] != second:
-            self._date = second, b"Date: %b\r\n" % formatdate(second, usegmt=True).encode()
-        return self._date[1]
+        self.date_line = Dates().line
 
     def __call__(self) -> RequestHandler:
         """Make the protocol of a new connection."""

@@ -30,8 +30,10 @@ from llmgateway.fleet.names import LookUp, look_up
 from llmgateway.fleet.rota import Rota
 from llmgateway.fleet.upstream import Upstream
 from llmgateway.fleet.wake import Alarm
+from llmgateway.http.arrivals import Arrivals, MakeProtocol
 from llmgateway.http.body import Patience
 from llmgateway.http.crowd import Crowd
+from llmgateway.http.doorstep import Doorstep
 from llmgateway.http.listener import listening, listening_on_file
 from llmgateway.http.server import ClientServer
 from llmgateway.http.tls import BadCertificate, Certificate
@@ -43,6 +45,7 @@ from llmgateway.traffic.shared import PACE, Pace
 from llmgateway.traffic.slots import Slots
 from llmgateway.web.app import App
 from llmgateway.web.gauges import gauges, of_shared_limits, under_pressure
+from llmgateway.web.intake import Intake
 from llmgateway.web.live import Live
 from llmgateway.web.ollama import OllamaPages
 from llmgateway.web.pages import Pages
@@ -52,7 +55,7 @@ from llmgateway.web.visitors import Visitors
 
 events = Events("gateway")
 
-BACKLOG: Final = 1024
+BACKLOG: Final = 4096
 MOST_CONNECTIONS: Final = 100_000  # of clients at once; fewer where the system grants fewer open files
 BOOKING_PAUSE_S: Final = 0.05
 LAST_WORDS_S: Final = 1.0  # for handlers that were cut off to write what they have to say
@@ -97,7 +100,8 @@ class Gateway:
         self._rota = Rota(self.fleet, config, Random())
         self._certificate = None if config.server.tls is None else _certificate(config.server.tls)
         self._upstream = Upstream(look_up, self.condition.name)
-        clock = asyncio.get_running_loop().time  # the one that slots, providers and their breakers go by
+        loop = asyncio.get_running_loop()
+        clock = loop.time  # the one that slots, providers and their breakers go by
         self._watch = Watch(self.fleet, self._upstream, Random(), clock)
         self.gate = Gate(config, self.limits, clock, pace)
         self.slots = Slots(self.fleet, Affinity(), config.queue, Random(), wake=Alarm().ring, clock=clock)
@@ -115,7 +119,7 @@ class Gateway:
             time.monotonic,
         )
         self.metrics.observe_now(partial(gauges, self.condition, self.fleet, self.slots))
-        self._pressure = Pressure(clock)
+        self._pressure = Pressure(Intake(loop, clock), clock)
         self.metrics.observe_now(partial(under_pressure, self._pressure))
         self.metrics.observe_now(partial(of_shared_limits, self.gate))
         self._recalling = asyncio.Lock()
@@ -137,7 +141,10 @@ class Gateway:
         )
         self._patience = patience or Patience()
         self._crowd = Crowd(most_connections, clock)
-        self._server = ClientServer(self._app.handle, self._patience, self._crowd, self._app.answers_always)
+        self._doorstep = Doorstep(self._pressure, self._app.shed, self._crowd)
+        self._server = ClientServer(
+            self._app.handle, self._patience, self._crowd, self._app.answers_always, self._doorstep
+        )
         self._adopt_bounds(config)
         self._adopt_name(config)
         self.metrics.observe_refused(lambda: self._crowd.refused)
@@ -172,6 +179,7 @@ class Gateway:
         await self._stack.enter_async_context(self.journal)
         self._stack.callback(self.ledger.book)
         self._stack.push_async_callback(self._server.shutdown, LAST_WORDS_S)
+        self._stack.callback(self._doorstep.clear)
         self._stack.callback(self._app.cut_off)
         events.info(f"listening on {self.url}", version=__version__, providers=len(self.fleet.providers))
         return self
@@ -192,13 +200,16 @@ class Gateway:
             raise CannotListen(f"cannot listen on {place}: {_words(exc)}.") from exc
 
     async def _listen_on(self, one: socket) -> None:
-        listener = await asyncio.get_running_loop().create_server(
-            self._server,
-            sock=one,
-            backlog=BACKLOG,
-            ssl=None if self._certificate is None else self._certificate.context,
-            ssl_handshake_timeout=None if self._certificate is None else self._patience.head_s,
-        )
+        loop = asyncio.get_running_loop()
+        tls: dict[str, Any] = {}
+        if self._certificate is not None:
+            tls = {"ssl": self._certificate.context, "ssl_handshake_timeout": self._patience.head_s}
+        make: MakeProtocol = partial(self._doorstep.meet, self._server)
+        if not isinstance(loop, asyncio.BaseEventLoop):  # asyncio's own accepts all by itself
+            arrivals = Arrivals(make, one, partial(loop.connect_accepted_socket, **tls))
+            self._stack.callback(arrivals.close)
+            make = arrivals
+        listener = await loop.create_server(make, sock=one, backlog=BACKLOG, **tls)
         self._stack.callback(listener.close)
 
     async def __aexit__(self, *_: object) -> None:

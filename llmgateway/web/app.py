@@ -9,12 +9,13 @@ import re
 import secrets
 import time
 from collections.abc import Iterable
-from functools import partial
+from functools import lru_cache, partial
 from itertools import count
 from typing import Final
 from urllib.parse import unquote
 
 from llmgateway.access.keys import Caller
+from llmgateway.api.dialect import Dialect
 from llmgateway.api.dialects.ollama import BLOBS
 from llmgateway.api.endpoints import ENDPOINTS, KEPT, Endpoint, dialect_of, dialect_spoken
 from llmgateway.books.entry import Entry
@@ -30,7 +31,7 @@ from llmgateway.errors import (
     cancelled,
     draining,
 )
-from llmgateway.http.client import Client
+from llmgateway.http.client import Client, whole_error
 from llmgateway.http.propriety import check_head
 from llmgateway.http.room import Room
 from llmgateway.http.via import refuse_loop
@@ -43,7 +44,7 @@ from llmgateway.web.cors import is_of_the_api, share
 from llmgateway.web.live import Live
 from llmgateway.web.ollama import OllamaPages
 from llmgateway.web.pages import Pages
-from llmgateway.web.pressure import Pressure
+from llmgateway.web.pressure import Pressure, too_many
 from llmgateway.web.routes import (
     CHAT,
     MODELS,
@@ -65,6 +66,7 @@ from llmgateway.web.visitors import Visitors
 events = Events("app")
 
 _SANE_ID: Final = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+_SOME_ID: Final = b"0" * 32  # as long as ours
 _FIRST_ID: Final = 10**14  # as all numbers up to ten times that, it has 15 digits, of those that UUIDs have
 _SOCKETS: Final = frozenset(each.path for each in ENDPOINTS if each.body == "socket")
 _VITAL: Final = frozenset({"/healthz", "/v1/health", "/readyz", "/metrics"})
@@ -94,6 +96,7 @@ class App:
         self._proxy = proxy
         self._ledger = ledger
         self._pressure = pressure
+        self._intake = pressure.intake
         self._ids = count(_FIRST_ID)
         self._id_prefix = _version_4(secrets.token_hex(8))
         self._running = Running()
@@ -156,6 +159,14 @@ class App:
         """Tell whether a request is one that is answered also when there is no room for others."""
         return (self._targets.get(client.raw_path) or self._find(client.raw_path))[0] in _VITAL
 
+    def shed(self, target: str) -> bytes | None:
+        """Turn a request away of which nothing else was read; gives the answer, if it is one to be shed."""
+        route = (self._targets.get(target) or self._find(target))[1]
+        if not isinstance(route, Forward) or self._pressure.lets_in():
+            return None
+        self._pressure.shed += 1
+        return _shed_in(route.endpoint.dialect).replace(_SOME_ID, self._id_of(None).encode())
+
     def _find(self, raw_path: str) -> tuple[str, Route | None]:
         """Give path and route of a target that is not in the table as it stands; None leads nowhere."""
         path = below(self._config.server.base_path, path_of(raw_path))
@@ -182,11 +193,15 @@ class App:
         return f"{self._id_prefix}{next(self._ids)}"
 
     async def _follow(self, path: str, route: Route | None, client: Client) -> None:
-        """Serve a request of the API, and write down what became of it."""
+        """Serve a request of the API, and write down what became of it; it is only counted if it is shed."""
+        if self._pressure.sheds and isinstance(route, Forward):
+            raise self._pressure.refusal()
         entry = Entry(client.request_id, path, time.monotonic())
         self._running.begin(client, entry)
         try:
             route = self._open(route, client, entry)
+            if isinstance(route, Forward) and not self._intake.begins():
+                await self._pressure.turn()
             if b"via" in client.head.named:
                 refuse_loop(client.head.named[b"via"], self._condition.name)
             caller = self._admit(route, client)
@@ -253,8 +268,6 @@ class App:
                     raise not_allowed("endpoint", *route.methods)
                 route = other
             self._ledger.open(entry)
-            if self._pressure.sheds:
-                raise self._pressure.refusal()
         elif route is None or isinstance(route, Page):
             raise self._signpost.no_endpoint(client.raw_path)
         elif route.methods and client.method not in route.methods:
@@ -315,6 +328,12 @@ class App:
             raise GatewayError(NOT_FOUND, "No request of that id is in flight.")
         events.info("request ended by hand", ended=wanted, by=viewer.user)
         client.respond(204, b"", NO_STORE.encode())
+
+
+@lru_cache
+def _shed_in(dialect: Dialect) -> bytes:
+    """Render what is said to those that are shed; to say it costs little, as it is always the same."""
+    return whole_error(too_many(), dialect, _SOME_ID.decode())
 
 
 def _veil(entry: Entry) -> None:

@@ -28,7 +28,7 @@ def gauges(condition: Condition, fleet: Fleet, slots: Slots) -> Iterator[Metric]
 
 def under_pressure(pressure: Pressure) -> Iterator[Metric]:
     """Give how far the gateway is behind, and how many requests it turned away for that."""
-    words = "How late the event loop is with what is due, smoothed."
+    words = "How late the event loop is with what is due, or with requests to be begun, smoothed."
     yield GaugeMetricFamily("gateway_loop_lag_seconds", words, pressure.lag_s)
     words = "Requests that were turned away as the gateway was behind with its work."
     yield CounterMetricFamily("gateway_requests_shed", words, pressure.shed)

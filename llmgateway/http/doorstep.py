@@ -1,0 +1,143 @@
+"""Requests that come while more come than can be served: refused before anything is made of them.
+
+To take in a connection, and to understand a request, costs several times what a refusal does; that time is
+for those that are let in. Rules:
+
+- Only a request that is here as a whole, and plainly nothing but itself, is refused here. Everything else
+  goes the ordinary way, and is served there, or refused.
+- A new connection stands here only while it is refused. It counts in the crowd like any other.
+"""
+
+import asyncio
+import re
+from collections.abc import Callable
+from typing import Final, Protocol, cast
+
+from llmgateway.http.crowd import Crowd
+
+LOOK_AGAIN_S: Final = 2.0
+_PLAIN: Final = re.compile(rb"POST ([!-~]+) HTTP/1\.1\r\n")
+_LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d{1,9})\r\n")
+_SPECIAL: Final = (
+    *(b"\ncontent-length", b"\ntransfer-encoding", b"\nexpect", b"\nupgrade"),  # its end is elsewhere
+    *(b"\nconnection: close", b"\norigin", b"\nx-request-id"),  # it is to be told more than others
+)
+
+
+class Pressure(Protocol):
+    """Whoever knows how many come."""
+
+    rush: bool
+    """True while there are more than can be served."""
+
+
+class Calm:
+    """Where fewer come."""
+
+    rush = False
+
+
+class Doorstep:
+    """Where requests are refused. `shed` gives the answer to one for a target, or None if it is let in."""
+
+    def __init__(
+        self,
+        pressure: Pressure,
+        shed: Callable[[str], bytes | None],
+        crowd: Crowd,
+        look_again_s: float = LOOK_AGAIN_S,
+    ) -> None:
+        self.pressure = pressure
+        self.look_again_s = look_again_s
+        """How long a new connection may stand here, unless it asks, and is refused."""
+        self.crowd = crowd
+        self.standing: set[Newcomer] = set()
+        self._shed = shed
+
+    def answer_to(self, data: bytes) -> bytes | None:
+        """Refuse what came first on a connection, or behind an answer; None if that is let in."""
+        target = target_of(data) if self.pressure.rush else None
+        return None if target is None else self._shed(target)
+
+    def meet(self, let_in: Callable[[], asyncio.Protocol]) -> asyncio.Protocol:
+        """Make the protocol of a new connection: the one that serves it, unless there is a rush."""
+        return Newcomer(self, let_in) if self.pressure.rush else let_in()
+
+    def clear(self) -> None:
+        """Send away who still stands here."""
+        for newcomer in tuple(self.standing):
+            newcomer.transport.abort()
+
+
+def target_of(data: bytes) -> str | None:
+    """Give the target of a POST that is here as a whole; None if there is anything special about it."""
+    begin, end = _PLAIN.match(data), data.find(b"\r\n\r\n") + 2
+    if begin is None or end < begin.end():
+        return None
+    head = data[begin.end() - 2 : end].lower()
+    length = _LENGTH.search(head)
+    if length is None or len(data) != end + 2 + int(length[1]):
+        return None
+    others = head[: length.start()] + head[length.end() - 2 :]
+    return None if any(each in others for each in _SPECIAL) else begin[1].decode()
+
+
+class Newcomer(asyncio.Protocol):
+    """A connection that is not let in yet."""
+
+    __slots__ = ("_doorstep", "_let_in", "_name", "_refused", "_timer", "transport")
+
+    def __init__(self, doorstep: Doorstep, let_in: Callable[[], asyncio.Protocol]) -> None:
+        self._doorstep = doorstep
+        self._let_in = let_in
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Wait for a request, for a little while."""
+        self.transport = cast(asyncio.Transport, transport)
+        peer = transport.get_extra_info("peername")
+        crowd = self._doorstep.crowd
+        self._name = crowd.name(peer[0] if isinstance(peer, tuple) else "")
+        self._doorstep.standing.add(self)
+        excess = crowd.enter(self._name)
+        self._look_later()
+        if excess:  # it is told so in there
+            self._enter(b"")
+
+    def _look_later(self) -> None:
+        self._refused = False
+        self._timer = asyncio.get_running_loop().call_later(self._doorstep.look_again_s, self._look)
+
+    def _look(self) -> None:
+        if self._refused and self._doorstep.pressure.rush:
+            self._look_later()
+        else:
+            self._enter(b"")
+
+    def data_received(self, data: bytes) -> None:
+        """Refuse a request, or let the connection in with it; in any case if its answers are not read."""
+        answer = None if self.transport.get_write_buffer_size() else self._doorstep.answer_to(data)
+        if answer is None:
+            self._enter(data)
+        else:
+            self._refused = True
+            self.transport.write(answer)
+
+    def _enter(self, data: bytes) -> None:
+        self._leave()
+        if self.transport.is_closing():
+            return
+        protocol = self._let_in()
+        self.transport.set_protocol(protocol)
+        protocol.connection_made(self.transport)
+        if data:
+            protocol.data_received(data)
+
+    def _leave(self) -> None:
+        self._timer.cancel()
+        self._doorstep.standing.discard(self)
+        self._doorstep.crowd.leave(self._name, spare=False)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget it."""
+        if self in self._doorstep.standing:
+            self._leave()

@@ -26,7 +26,7 @@ class Fleet:
         self._reaches: dict[tuple[object, ...], int] = {}
         self._numbers: dict[tuple[str, ...], int] = {}
         self._named: frozenset[str] = frozenset()
-        self.sharing: dict[str, tuple[str | None, Sequence[str]]] = {}
+        self.sharing: dict[str, tuple[str | None, tuple[str, ...]]] = {}
         """Whose each provider is, and with whom it is shared: another one where reaches have changed."""
         self.providers: dict[str, Provider] = {}
         self.adopt(config)

@@ -256,6 +256,9 @@ class Watch:
             self.first_round.set()
 
     async def _keep_watch(self, provider: Provider, asked: asyncio.Event, seen: asyncio.Event) -> None:
+        # The first look at all is at the same time. The second comes after another part of the pause for
+        # each, so that many are not looked at together for ever.
+        part = 1 - self._chance.random() / 2
         while True:
             try:
                 await self._look(provider)
@@ -263,7 +266,8 @@ class Watch:
                 events.exception("probe failed", provider=provider.name)
             seen.set()
             self._note_first_round()
-            await self._pause(provider, asked)
+            await self._pause(provider, asked, part)
+            part = 1.0
 
     async def _look(self, provider: Provider) -> None:
         seen = await probe(self._upstream, provider)
@@ -282,12 +286,15 @@ class Watch:
         # Right after a start of the machine the clock is young, and "lately" may lie before its zero.
         return streamed_at > 0 and streamed_at > lately
 
-    async def _pause(self, provider: Provider, asked: asyncio.Event) -> None:
-        """Wait for the next turn, or for somebody who asks; never less than a second, however many ask."""
+    async def _pause(self, provider: Provider, asked: asyncio.Event, part: float) -> None:
+        """Wait for the next turn, or for somebody who asks; never less than a second, however many ask.
+
+        `part` is how much of the usual time that is.
+        """
         usual_s = provider.health.interval
         if provider.state is State.WARMING:
             usual_s = min(usual_s, _WARMING_S)
-        interval_s = usual_s * (1 + _JITTER * (2 * self._chance.random() - 1))
+        interval_s = part * usual_s * (1 + _JITTER * (2 * self._chance.random() - 1))
         least_s = min(_LEAST_PAUSE_S, interval_s)
         await asyncio.sleep(least_s)
         try:

@@ -108,15 +108,18 @@ class KeyRing:
     """All keys of one configuration."""
 
     def __init__(self, users: Mapping[str, UserConfig], groups: Mapping[str, tuple[str, ...]]) -> None:
+        self._users, self._groups = users, _groups_of(groups)
+        self._keys = {
+            key.digest: (key.digest, name, key) for name, user in users.items() for key in user.keys
+        }
         self._callers: dict[bytes, tuple[bytes, Caller]] = {}
+        """By those of the keys that were shown: to make the callers of thousands of keys would take long."""
         self.by_network: list[tuple[IPv4Network | IPv6Network, Caller]] = []
         """Whom the networks belong to from which no key is needed; no two have an address in common."""
         for name, user in users.items():
-            member_of = frozenset(group for group, members in groups.items() if name in members)
-            for key in user.keys:
-                self._callers[key.digest] = (key.digest, _caller(name, user, member_of, key))
-            keyless = _caller(name, user, member_of)
-            self.by_network += [(network, keyless) for network in user.networks]
+            if user.networks:
+                keyless = self._caller(name, _NO_KEY)
+                self.by_network += [(network, keyless) for network in user.networks]
 
     def recognise(self, offered: Iterable[str | bytes], *, now: float) -> Caller:
         """Name the caller by the first of the offered keys that is known and in force.
@@ -136,8 +139,18 @@ class KeyRing:
 
     def find(self, key_digest: bytes) -> Caller | None:
         """Name the caller by the digest of a key, in force or not."""
-        known, caller = self._callers.get(key_digest, (b"", None))
+        known, caller = self._callers.get(key_digest) or self._first_shown(key_digest)
         return caller if hmac.compare_digest(known, key_digest) else None
+
+    def _first_shown(self, key_digest: bytes) -> tuple[bytes, Caller | None]:
+        if key_digest not in self._keys:
+            return b"", None
+        known, name, key = self._keys[key_digest]
+        found = self._callers[known] = known, self._caller(name, key)
+        return found
+
+    def _caller(self, name: str, key: KeyConfig) -> Caller:
+        return _caller(name, self._users[name], self._groups.get(name, frozenset()), key)
 
     def at(self, address: Address) -> Caller | None:
         """Name the caller who needs no key at an address."""
@@ -146,7 +159,8 @@ class KeyRing:
     @property
     def callers(self) -> list[Caller]:
         """Give all callers, one for each key, and one for each network that needs none."""
-        return [caller for _, caller in (*self._callers.values(), *self.by_network)]
+        of_keys = [caller for known in self._keys if (caller := self.find(known)) is not None]
+        return [*of_keys, *(caller for _, caller in self.by_network)]
 
     @property
     def local_credentials(self) -> str | None:
@@ -154,12 +168,21 @@ class KeyRing:
 
         The file is the administration: who can read it may see how its gateway fares, and no more than that.
         """
-        if not self._callers:
+        if not self._keys:
             return None
-        return _LOCAL_PREFIX + hmac.digest(b"".join(sorted(self._callers)), _LOCAL, "sha256").hex()
+        return _LOCAL_PREFIX + hmac.digest(b"".join(sorted(self._keys)), _LOCAL, "sha256").hex()
 
 
-def _caller(name: str, user: UserConfig, groups: frozenset[str], key: KeyConfig = _NO_KEY) -> Caller:
+def _groups_of(groups: Mapping[str, tuple[str, ...]]) -> dict[str, frozenset[str]]:
+    """Give for each user that is in some group all of them."""
+    found: dict[str, set[str]] = {}
+    for group, members in groups.items():
+        for name in members:
+            found.setdefault(name, set()).add(group)
+    return {name: frozenset(some) for name, some in found.items()}
+
+
+def _caller(name: str, user: UserConfig, groups: frozenset[str], key: KeyConfig) -> Caller:
     return Caller(
         user=name,
         groups=groups,

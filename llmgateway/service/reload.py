@@ -245,7 +245,9 @@ class Reloader:
         if isinstance(found, ConfigError):
             self._reject(found)
         else:
-            self._accept(found, asked=asked)
+            config = self._with_what_is_fixed(self._amend(found.config))
+            changes = await asyncio.to_thread(compare, self.config, config)
+            self._accept(config, changes, found.warnings, asked=asked)
 
     async def _check_certificate(self, *, asked: bool) -> bool:
         """Renew the certificate if one of its files is another; tells whether that was so."""
@@ -275,10 +277,8 @@ class Reloader:
             events.warning("config problem", problem=problem)
         self._end(good=False, problems=problems[:MOST_PROBLEMS])
 
-    def _accept(self, loaded: Loaded, *, asked: bool) -> None:
-        self._warn(loaded.warnings)
-        config = self._with_what_is_fixed(self._amend(loaded.config))
-        changes = compare(self.config, config)
+    def _accept(self, config: Config, changes: Changes, warnings: Sequence[Problem], *, asked: bool) -> None:
+        self._warn(warnings)
         if changes or self._torn:
             self._torn = True  # should it fail half-way, the next config has to be taken over whatever it is
             self._adopt(config)

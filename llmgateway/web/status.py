@@ -90,7 +90,9 @@ class Status:
             "usage": self._usage(viewer, wall),
             "recent": list(islice(self._recent(viewer), MOST_RECENT)),
             "limits": self._limits_of(
-                caller for caller in self._doorkeeper.keys.callers if _sees(viewer, caller.user)
+                caller
+                for caller in self._doorkeeper.keys.callers
+                if caller.limited and _sees(viewer, caller.user)
             ),
         }
 

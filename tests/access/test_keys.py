@@ -52,6 +52,16 @@ def test_a_digest_is_the_sha_256_of_the_whole_key() -> None:
     assert digest(ALICE) == hashlib.sha256(ALICE.encode()).digest()
 
 
+def test_a_caller_is_made_once_be_the_key_shown_or_all_callers_asked_for() -> None:
+    keys = ring(groups={"staff": ["bob", "alice"], "night": ["bob"]})
+    shown = keys.recognise([BOB], now=NOON - 1)
+    assert shown.groups == {"staff", "night"}
+    assert [caller.key_name for caller in keys.callers] == [None, "laptop", None]
+    assert [caller.user for caller in keys.callers] == ["alice", "alice", "bob"]
+    assert keys.callers[2] is shown is keys.find(digest(BOB))
+    assert keys.find(digest("sk-of-nobody")) is None
+
+
 def test_a_key_names_its_user_in_whatever_form_the_file_has_it() -> None:
     caller = ring().recognise([ALICE], now=NOON)
     assert (caller.user, caller.key_name, caller.route) == ("alice", None, "prefer_own")

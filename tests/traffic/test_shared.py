@@ -44,7 +44,7 @@ def told(answer: Admission | GatewayError) -> tuple[str, list[tuple[str, str]]]:
     """What a client learns but for times, which differ by what a call takes."""
     headers = answer.headers if isinstance(answer, GatewayError) else answer.headers()
     message = answer.message.partition(" Try again")[0] if isinstance(answer, GatewayError) else ""
-    return message, [(name, value) for name, value in headers if "limit-" in name or "remaining" in name]
+    return message, [(name, value) for name, value in headers if "-limit-" in name or "-remaining-" in name]
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
@@ -24,6 +23,7 @@ from tests.fake_provider import FakeProvider
 from tests.guard import HANG_S, LINGERS_S
 from tests.journey import KEY, eventually, settings
 from tests.llamacpp.fixtures import llama_embeddings, llama_endless, llama_keyed, llama_models, llama_server
+from tests.ports import held_port
 from tests.program import Program, running
 from tests.secrecy import hear, keeping_secrets, watch
 from tests.tools import what_was_skipped
@@ -148,9 +148,7 @@ async def gateway_for(nothing_leaks: None) -> AsyncIterator[GatewayFor]:
 @pytest.fixture
 def port() -> Iterator[int]:
     """A port for a server that cannot be asked which one it took. Nobody else is given it meanwhile."""
-    with socket.socket() as holder:
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # who listens may have it all the same
-        holder.bind(("127.0.0.1", 0))
+    with held_port() as holder:
         yield holder.getsockname()[1]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Final, Self
@@ -13,6 +12,7 @@ from typing import Any, Final, Self
 from llmgateway.traffic.shared import Pace
 from tests.guard import HANG_S
 from tests.journey import eventually
+from tests.ports import held_port
 from tests.tools import package, tool
 
 PASSWORD: Final = "open-sesame@cave"
@@ -29,9 +29,8 @@ class RedisServer:
         package("redis")
         self._folder = folder
         self._process: asyncio.subprocess.Process | None = None
-        with socket.socket() as one:
-            one.bind(("127.0.0.1", 0))
-            self.port: int = one.getsockname()[1]
+        self._holder = held_port()
+        self.port: int = self._holder.getsockname()[1]
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -39,6 +38,7 @@ class RedisServer:
 
     async def __aexit__(self, *_: object) -> None:
         await self.kill()
+        self._holder.close()
 
     @property
     def url(self) -> str:

@@ -522,7 +522,7 @@ async def test_a_ping_never_stands_inside_a_frame(provider: FakeProvider, gatewa
 async def test_a_client_that_answers_nothing_is_gone(
     provider_for: ProviderFor, gateway_for: GatewayFor
 ) -> None:
-    provider = await provider_for(timeouts={"idle": "200ms"})
+    provider = await provider_for(timeouts={"idle": "1s"})
     gateway = await gateway_for(provider)
 
     async def pongs(there: Session) -> None:
@@ -540,7 +540,7 @@ async def test_a_client_that_answers_nothing_is_gone(
 async def test_a_provider_that_answers_nothing_has_failed(
     provider_for: ProviderFor, gateway_for: GatewayFor
 ) -> None:
-    provider = await provider_for(timeouts={"idle": "200ms"})
+    provider = await provider_for(timeouts={"idle": "1s"})
     gateway = await gateway_for(provider)
     async with RawSocket(gateway.port) as client:
         await opened(provider, gateway.port, client=client)

@@ -210,6 +210,17 @@ async def test_who_is_turned_away_is_told_so_in_the_dialect_that_was_spoken(
     assert refused.json["request_id"] == refused.header("x-request-id")
 
 
+async def test_a_plain_request_is_turned_away_before_its_connection_is_taken_in(
+    gateway_for: GatewayFor, provider: FakeProvider
+) -> None:
+    gateway = await gateway_for(provider)
+    in_a_rush(gateway)
+    async with RawClient(gateway.port) as client:
+        await client.send(chat())
+        assert (await client.response()).status == 503
+        assert not gateway._server.connections
+
+
 async def test_requests_wait_their_turn_and_are_all_answered(
     gateway_for: GatewayFor, provider: FakeProvider
 ) -> None:

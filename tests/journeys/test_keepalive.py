@@ -330,8 +330,8 @@ async def test_a_silent_stream_gets_comments_between_its_events(
 async def test_a_stream_that_is_silent_inside_an_event_gets_none(
     provider: FakeProvider, gateway_for: GatewayFor, half: bytes
 ) -> None:
-    provider.script = middle(raw(half), silence(), raw(b"\n\n"))
-    gateway = await gateway_for(provider, streams=SOON)
+    provider.script = middle(raw(half), silence(0.6), raw(b"\n\n"))
+    gateway = await gateway_for(provider, streams={"keepalive": "250ms"})  # time for the head to come before
     response = await ask(gateway.port, chat(stream=True))
     assert response.body == half + b"\n\n"
 
@@ -349,8 +349,8 @@ UNTOUCHED: dict[str, tuple[dict[str, str], bytes]] = {
 async def test_what_is_not_a_plain_event_stream_gets_none(
     provider: FakeProvider, gateway_for: GatewayFor, headers: dict[str, str], begin: bytes
 ) -> None:
-    provider.script = play(head(200, headers), raw(begin), silence(), raw(b"}"), cut())
-    gateway = await gateway_for(provider, streams=SOON)
+    provider.script = play(head(200, headers), raw(begin), silence(0.6), raw(b"}"), cut())
+    gateway = await gateway_for(provider, streams={"keepalive": "250ms"})  # time for the head to come before
     assert (await ask(gateway.port, chat(stream=True))).body == begin + b"}"
 
 

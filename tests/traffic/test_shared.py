@@ -41,9 +41,9 @@ async def link(redis: RedisServer, nothing_leaks: None) -> AsyncIterator[Link]:
 
 
 def told(answer: Admission | GatewayError) -> tuple[str, list[tuple[str, str]]]:
-    """What a client learns but for times, which differ by what a call takes."""
+    """What a client learns but for times, which differ by a moment, and which of two limits is longer."""
     headers = answer.headers if isinstance(answer, GatewayError) else answer.headers()
-    message = answer.message.partition(" Try again")[0] if isinstance(answer, GatewayError) else ""
+    message = answer.message.partition(":")[0] if isinstance(answer, GatewayError) else ""
     return message, [(name, value) for name, value in headers if "-limit-" in name or "-remaining-" in name]
 
 

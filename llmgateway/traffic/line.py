@@ -17,7 +17,7 @@ from llmgateway.errors import OVERLOADED, GatewayError
 from llmgateway.fleet.fleet import Fleet
 from llmgateway.fleet.provider import Provider
 from llmgateway.traffic.affinity import Affinity, Match, Thread
-from llmgateway.traffic.fairness import FairShare, Standing
+from llmgateway.traffic.fairness import Standing
 from llmgateway.traffic.lanes import Homes, Lane
 from llmgateway.traffic.order import Order
 from llmgateway.traffic.router import Placement, Wish
@@ -109,11 +109,10 @@ class _Crowd:
 class Line:
     """The queues of all models."""
 
-    def __init__(self, fair: FairShare, fleet: Fleet, affinity: Affinity, clock: Callable[[], float]) -> None:
+    def __init__(self, fleet: Fleet, affinity: Affinity, clock: Callable[[], float]) -> None:
         self.orders: dict[Order, Lane] = {}
         """Those who wait, as they came to do so, and with whom."""
         self.lanes: dict[Hashable, Lane] = {}
-        self._fair = fair
         self._fleet = fleet
         self._sharing = fleet.sharing
         self._homes = Homes(affinity, clock)

@@ -36,7 +36,7 @@ from llmgateway.traffic.order import Doubt, Order
 from llmgateway.traffic.router import Placement, candidates, place, prospects
 
 _LOOK_S: Final = 1.0
-_AT_ONCE: Final = 50  # waiters that are told before others have their turn of the loop
+_AT_ONCE: Final = 20  # waiters told in one turn of the loop: some ms, where 500 have free slots
 
 
 class Slots:
@@ -65,7 +65,7 @@ class Slots:
         self.aliases = fleet.aliases
         """Names that may mean a model of another name; all others mean themselves."""
         self._fair = FairShare()
-        self.line = Line(self._fair, fleet, affinity, clock)
+        self.line = Line(fleet, affinity, clock)
         self.keepers = Keepers(fleet)
         self.affinity_results: Counter[str] = Counter()
         self._arrivals = 0

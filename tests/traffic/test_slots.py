@@ -298,6 +298,33 @@ def test_who_comes_just_when_a_pause_ends_does_not_overtake() -> None:
     run(story())
 
 
+def test_where_many_slots_become_free_at_once_who_comes_meanwhile_does_not_overtake() -> None:
+    async def story() -> None:
+        house = House(a={"told": 1})
+        older = [house.start("ann", name=f"r{number}", seconds=9) for number in range(100)]
+        await steps()
+        house["a"].observe(online("m", slots=100), now=now())
+        assert house["a"].in_flight < 100, "all were granted in one turn of the loop"
+        younger = house.start("ann", name="younger", seconds=9)
+        assert await asyncio.gather(*older, younger) == ["a"] * 101
+        assert house.served == [*(f"r{number}" for number in range(100)), "younger"]
+        assert now() == 18.0, "there was no slot left for it"
+
+    run(story())
+
+
+def test_where_nobody_serves_many_any_more_all_are_told() -> None:
+    async def story() -> None:
+        house = House(a={"slots": 1})
+        asked = [house.start("ann", seconds=1) for _ in range(50)]
+        await steps()
+        for _ in range(2):
+            house["a"].observe(GONE, now=now())
+        assert (await asyncio.gather(*asked)) == ["a"] + ["no candidate"] * 49
+
+    run(story())
+
+
 # --- leaving the queue -------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -29,6 +30,12 @@ async def main(port):
 asyncio.run(main(int(sys.argv[sys.argv.index("--port") + 1])))
 """
 
+
+sys.path.insert(0, str(SCRIPTS))
+try:
+    instructions = importlib.import_module("profile_instructions")
+finally:
+    sys.path.remove(str(SCRIPTS))
 
 SMALL = ("--scale", "0.05")
 
@@ -105,3 +112,32 @@ def test_a_profile_tells_what_a_request_and_a_chunk_cost() -> None:
     request, chunk = finished.stdout.split("A chunk (")
     assert "| function |" in request  # of which functions, is chance in so short a time
     assert "us of CPU" in request and "us of CPU" in chunk
+
+
+COUNTED = """\
+desc: Trigger: Client Request: llmgateway/api/peek.py peek_json
+totals: 30
+desc: Trigger: Client Request: (event loop)
+totals: 5
+desc: Trigger: Client Request: llmgateway/web/pressure.py Pressure.look
+totals: 7
+desc: Trigger: Client Request: llmgateway/api/peek.py peek_json
+totals: 10
+desc: Trigger: Client Request: end
+totals: 1
+"""
+
+
+def test_instructions_are_added_up_by_function_but_for_what_goes_by_time() -> None:
+    assert list(instructions.windows(COUNTED * 2)) == 2 * [
+        {"llmgateway/api/peek.py peek_json": 40, "(event loop)": 5}
+    ]
+
+
+def test_whatever_of_the_gateway_a_request_runs_through_belongs_to_a_part() -> None:
+    folder = SCRIPTS.parent / "llmgateway"
+    wings = ("access", "api", "books", "fleet", "http", "servers", "traffic", "web")
+    modules = [
+        f"llmgateway/{path.relative_to(folder)} f" for wing in wings for path in (folder / wing).rglob("*.py")
+    ]
+    assert [module for module in modules if instructions.part_of(module) == instructions.REST] == []

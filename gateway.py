@@ -41,7 +41,7 @@ def _main(given: Namespace) -> int:
         case "usage":
             return commands.show_usage(path, os.environ, since_s=given.since, by=given.by)
         case "status":
-            return commands.show_status(path, os.environ, url=given.url, key=given.key, as_json=given.json)
+            return commands.show_status(path, os.environ, urls=given.url, key=given.key, as_json=given.json)
         case _:
             return _run(named, getattr(given, "host", None), getattr(given, "port", None))
 

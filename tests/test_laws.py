@@ -37,7 +37,7 @@ WINGS: Final = {
 PURE_WINGS: Final = frozenset({"veil", "errors", "log", "api", "servers", "config", "access"})
 PURE_MODULES: Final = frozenset(
     {"books.entry", "books.history", "books.ledger", "books.line", "books.metrics"}
-    | {"cli.arguments", "cli.table", "cli.usage"}
+    | {"cli.arguments", "cli.table", "cli.together", "cli.usage"}
     | {"books.speed", "books.totals", "fleet.absence", "fleet.appearance", "fleet.breaker"}
     | {"fleet.fleet", "fleet.naming", "fleet.provider", "fleet.publishing", "fleet.repertoire", "fleet.share"}
     | {"http.crowd", "http.dates", "http.frames", "http.handshake", "http.headers", "http.peers", "http.via"}

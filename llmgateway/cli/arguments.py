@@ -96,7 +96,12 @@ def _add_what_to_add_up(parser: ArgumentParser) -> None:
 
 def _add_whom_to_ask(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one snapshot as JSON")
-    parser.add_argument("--url", help="the gateway to ask (the one of the config file)")
+    parser.add_argument(
+        "--url",
+        action="append",
+        default=[],
+        help="the gateway to ask (the one of the config file); given several times, they are added up",
+    )
     parser.add_argument(
         "--key",
         default=os.environ.get(KEY_VARIABLE),

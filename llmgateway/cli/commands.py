@@ -163,17 +163,17 @@ def show_usage(path: Path, environ: Mapping[str, str], *, since_s: float, by: Se
 
 
 def show_status(
-    path: Path, environ: Mapping[str, str], *, url: str | None, key: str | None, as_json: bool
+    path: Path, environ: Mapping[str, str], *, urls: Sequence[str], key: str | None, as_json: bool
 ) -> int:
-    """Print what the running gateway is doing, again and again on a terminal."""
+    """Print what the running gateway is doing, or several together, again and again on a terminal."""
     config = Config()
-    if url is None and (key is None or path.exists()):
+    if not urls and (key is None or path.exists()):
         loaded = read_config(path, environ)
         if loaded is None:
             return 1
         config = loaded.config
     try:
-        asyncio.run(terminal.show(terminal.find_gateway(config, url, key), as_json=as_json))
+        asyncio.run(terminal.show(terminal.find_gateways(config, urls, key), as_json=as_json))
     except terminal.NoStatus as problem:
         say(str(problem))
         return 1

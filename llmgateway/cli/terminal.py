@@ -1,7 +1,7 @@
 """`gateway.py status`: what a running gateway is doing, as text for a terminal.
 
 It asks the gateway that the config file describes, on this machine, and shows that it can read the file; or
-another one, with an API key. On a terminal the table is drawn anew every second until Ctrl-C.
+others, with an API key, which are added up. On a terminal the table is drawn anew every second until Ctrl-C.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ import aiohttp
 
 from llmgateway.access.keys import KeyRing
 from llmgateway.cli.table import align, printable
+from llmgateway.cli.together import Seen, add_up
 from llmgateway.config.settings import Config
 
 PERIOD_S: Final = 1.0
@@ -43,15 +44,17 @@ class RunningGateway:
     socket: str | None = None
 
 
-def find_gateway(config: Config, url: str | None, key: str | None) -> RunningGateway:
-    """Find the gateway of a config. Raises NoStatus."""
+def find_gateways(config: Config, urls: Sequence[str], key: str | None) -> list[RunningGateway]:
+    """Find the gateways with these addresses, or else the one of a config. Raises NoStatus."""
+    if not urls:
+        return [_find_own(config, key)]
+    if key is None:
+        raise NoStatus("Give an API key with --key; what the config file shows is for its own gateway only.")
+    return [RunningGateway(url, key) for url in dict.fromkeys(url.rstrip("/") for url in urls)]
+
+
+def _find_own(config: Config, key: str | None) -> RunningGateway:
     server = config.server
-    if url is not None:
-        if key is None:
-            raise NoStatus(
-                "Give an API key with --key; what the config file shows is for its own gateway only."
-            )
-        return RunningGateway(url.rstrip("/"), key)
     key = key or KeyRing(config.users, config.groups).local_credentials
     if key is None:
         raise NoStatus("The config has no keys, so the gateway would tell nothing; give a user a key.")
@@ -66,23 +69,40 @@ def find_gateway(config: Config, url: str | None, key: str | None) -> RunningGat
     return RunningGateway(f"{scheme}://{place}:{server.port}{server.base_path}", key, certificate)
 
 
-async def show(gateway: RunningGateway, *, as_json: bool) -> None:
+async def show(gateways: Sequence[RunningGateway], *, as_json: bool) -> None:
     """Print the status: once, or again and again where somebody watches. Raises NoStatus."""
-    connector = None if gateway.socket is None else aiohttp.UnixConnector(gateway.socket)
+    socket = gateways[0].socket  # only a config's own gateway has one, and is asked alone
+    connector = None if socket is None else aiohttp.UnixConnector(socket)
     timeout = aiohttp.ClientTimeout(total=_LIMIT_S)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-        snapshot = await _fetch(session, gateway)
+        snapshot = await _look(session, gateways)
         if as_json:
             print(json.dumps(snapshot, indent=2))
             return
         while sys.stdout.isatty():
             print(_REDRAW + render(snapshot, columns=shutil.get_terminal_size().columns), flush=True)
             await asyncio.sleep(PERIOD_S)
-            snapshot = await _fetch(session, gateway)
+            snapshot = await _look(session, gateways)
         print(render(snapshot))
 
 
-async def _fetch(session: aiohttp.ClientSession, gateway: RunningGateway) -> dict[str, Any]:
+async def _look(session: aiohttp.ClientSession, gateways: Sequence[RunningGateway]) -> Mapping[str, Any]:
+    """Ask all at once; one of several that does not answer is told among the others. Raises NoStatus."""
+    seen = await asyncio.gather(*(_see(session, gateway) for gateway in gateways))
+    snapshots = [each.snapshot for each in seen if each.snapshot is not None]
+    if not snapshots:
+        raise NoStatus("\n".join(each.problem for each in seen))
+    return snapshots[0] if len(gateways) == 1 else add_up(seen)
+
+
+async def _see(session: aiohttp.ClientSession, gateway: RunningGateway) -> Seen:
+    try:
+        return await _fetch(session, gateway)
+    except NoStatus as problem:
+        return Seen(gateway.url, problem=str(problem))
+
+
+async def _fetch(session: aiohttp.ClientSession, gateway: RunningGateway) -> Seen:
     headers = {"Authorization": f"Bearer {gateway.key}"}
     url = f"{gateway.url}/gateway/status"
     try:
@@ -92,10 +112,10 @@ async def _fetch(session: aiohttp.ClientSession, gateway: RunningGateway) -> dic
                     f"The gateway at {gateway.url} does not know these credentials. It may run with another "
                     "config, or be on another machine: give an API key with --key."
                 )
-            if answer.status != 200:
+            snapshot = await answer.json() if answer.status == 200 else None
+            if not isinstance(snapshot, dict) or "gateway" not in snapshot:
                 raise NoStatus(f"{url} answers {answer.status}; is this the gateway?")
-            snapshot: dict[str, Any] = await answer.json()
-            return snapshot
+            return Seen(gateway.url, answer.headers.get("x-gateway-instance", ""), snapshot)
     except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as exc:
         why = (
             "it does not answer in time" if isinstance(exc, TimeoutError) else str(exc) or type(exc).__name__
@@ -123,16 +143,27 @@ def render(snapshot: Mapping[str, Any], columns: int = 120) -> str:
     lines += [f"config problem: {problem}" for problem in config["problems"]]
     if config["restart_needed"]:
         lines.append(f"needs a restart: {', '.join(config['restart_needed'])}")
+    instances = snapshot.get("instances", ())
+    if instances:
+        lines += ["", *_table(_INSTANCES, (_instance(row, gateway["now"]) for row in instances), columns)]
     lines += ["", *_table(_PROVIDERS, map(_provider, snapshot["providers"]), columns)]
-    lines += ["", *_table(_REQUESTS, map(_request, snapshot["requests"]), columns)]
+    where = ("INSTANCE",) if instances else ()
+    lines += ["", *_table((*_REQUESTS, *where), map(_request, snapshot["requests"]), columns)]
     usage = snapshot["usage"]
     lines += ["", f"Usage on {usage['day']} (UTC)", *_table(_USAGE, map(_usage, usage["rows"]), columns)]
     return "\n".join(printable(line, columns) for line in lines)
 
 
+_INSTANCES: Final = ("INSTANCE", "STATE", "UP", "IN FLIGHT", "ADDRESS")
 _PROVIDERS: Final = ("PROVIDER", "STATE", "SLOTS", "WAITING", "TOKENS/S", "MODELS", "REASON")
 _REQUESTS: Final = ("USER", "MODEL", "PROVIDER", "PHASE", "AGE", "TOKENS", "ID")
 _USAGE: Final = ("USER", "MODEL", "REQUESTS", "PROMPT", "COMPLETION")
+
+
+def _instance(row: Mapping[str, Any], now: float) -> Sequence[str]:
+    if row["problem"] is not None:
+        return row["name"], "?", "-", "-", row["problem"]
+    return row["name"], row["state"], _length(now - row["started_at"]), str(row["in_flight"]), row["url"]
 
 
 def _provider(row: Mapping[str, Any]) -> Sequence[str]:
@@ -154,6 +185,7 @@ def _request(row: Mapping[str, Any]) -> Sequence[str]:
         age,
         str(row["tokens"]),
         row["id"],
+        *([row["instance"]] if "instance" in row else []),
     )
 
 

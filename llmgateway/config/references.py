@@ -73,6 +73,7 @@ def complaints(root: Pairs) -> Iterator[Finding]:
     yield from _two_credentials(root)
     yield from _needless_trust(root)
     yield from _needless_proxies(root)
+    yield from _needless_sharing(root)
     yield from _same_keys(root)
     yield from _shared_networks(root)
     yield from _same_paths(root)
@@ -155,6 +156,13 @@ def _needless_proxies(root: Pairs) -> Iterator[Finding]:
         if url.text.lower().startswith("unix:"):
             what = "no proxy leads to a Unix socket; correct the url, or leave this out"
             yield ("providers", provider, "proxy", KEY), what
+
+
+def _needless_sharing(root: Pairs) -> Iterator[Finding]:
+    socket, shared = at(root, "server", "listen"), at(root, "server", "reuse_port")
+    if isinstance(socket, Scalar) and counts(socket) and isinstance(shared, Scalar) and shared.text == "true":
+        what = "a Unix socket has no port to share; leave this or `listen` out"
+        yield ("server", "reuse_port"), what
 
 
 def _same_keys(root: Pairs) -> Iterator[Finding]:

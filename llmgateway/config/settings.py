@@ -76,6 +76,10 @@ class ServerConfig(Section):
     listen: SocketPath | None = Field(
         None, description="A Unix socket to listen on, unix:PATH, in the place of host and port."
     )
+    reuse_port: Flag = Field(
+        False,
+        description="Whether other gateways may listen on this port too; connections are shared out.",
+    )
     base_path: BasePath = Field(
         "", description="What stands before every path, such as /llm, when a reverse proxy passes it on."
     )
@@ -116,6 +120,10 @@ class ServerConfig(Section):
     )
     unavailable_status: UnavailableStatus = Field(
         404, description="What a request gets for a model whose servers are all away: 404, or 503."
+    )
+    drain_delay: Duration = Field(
+        0.0,
+        description="How long new requests are still taken when the gateway stops, while /readyz says no.",
     )
     drain_timeout: Duration = Field(
         30.0, description="How long requests may take to finish when the gateway stops."

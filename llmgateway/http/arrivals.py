@@ -31,6 +31,11 @@ class Arrivals:
 
     def __call__(self) -> asyncio.Protocol:
         """Make it."""
+        self.take_in()
+        return self._make()
+
+    def take_in(self) -> None:
+        """Accept those that wait, so that none of them is lost where nobody listens any more."""
         for _ in range(MOST_AT_ONCE):
             try:
                 one, _address = self._listening.accept()
@@ -41,7 +46,6 @@ class Arrivals:
             task = asyncio.ensure_future(self._connect(self._make, one))
             self._connecting.add(task)
             task.add_done_callback(partial(self._connected, one))
-        return self._make()
 
     def _connected(self, one: socket.socket, task: asyncio.Task[object]) -> None:
         self._connecting.discard(task)

@@ -6,6 +6,7 @@ Rules:
   no IPv6, it means those of IPv4.
 - All addresses get the same port, also where the system chooses it.
 - What another entry covers already is not bound again.
+- A port is shared only with programs of the same user that ask for it too; the system sees to that.
 """
 
 import errno
@@ -23,7 +24,7 @@ SOCKET_MODE: Final = 0o660
 _Address = tuple[socket.AddressFamily, str]
 
 
-def listening(hosts: Sequence[str], port: int) -> list[socket.socket]:
+def listening(hosts: Sequence[str], port: int, *, shared: bool = False) -> list[socket.socket]:
     """Bind to every address of these hosts, at one port; 0 is any free one. Raises OSError, UnicodeError."""
     found: list[_Address] = []
     for host in hosts:
@@ -31,7 +32,7 @@ def listening(hosts: Sequence[str], port: int) -> list[socket.socket]:
     with ExitStack() as stack:
         sockets: list[socket.socket] = []
         for family, address in _uncovered(found):
-            one = stack.enter_context(_bound(family, address, port))
+            one = stack.enter_context(_bound(family, address, port, shared=shared))
             port = one.getsockname()[1]
             sockets.append(one)
         stack.pop_all()
@@ -95,10 +96,12 @@ def _uncovered(addresses: Sequence[_Address]) -> list[_Address]:
     return found
 
 
-def _bound(family: socket.AddressFamily, address: str, port: int) -> socket.socket:
+def _bound(family: socket.AddressFamily, address: str, port: int, *, shared: bool) -> socket.socket:
     one = socket.socket(family, socket.SOCK_STREAM)
     try:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address != EVERY_ADDRESS)
         # Looked up once more, as that gives a zone as the number that `bind` wants.

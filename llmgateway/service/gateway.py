@@ -148,6 +148,8 @@ class Gateway:
         self._adopt_bounds(config)
         self._adopt_name(config)
         self.metrics.observe_refused(lambda: self._crowd.refused)
+        self._listeners: list[asyncio.Server] = []
+        self._arrivals: list[Arrivals] = []
         self._stack = AsyncExitStack()
         self._adopters = (*also, *self._who_adopts())
 
@@ -191,7 +193,7 @@ class Gateway:
                 sockets = [listening_on_file(server.listen)]
                 self._stack.callback(Path(server.listen).unlink, missing_ok=True)
             else:
-                sockets = listening(server.host, server.port)
+                sockets = listening(server.host, server.port, shared=server.reuse_port)
                 self.port = sockets[0].getsockname()[1]
             for one in sockets:
                 await self._listen_on(one)
@@ -208,9 +210,11 @@ class Gateway:
         if not isinstance(loop, asyncio.BaseEventLoop):  # asyncio's own accepts all by itself
             arrivals = Arrivals(make, one, partial(loop.connect_accepted_socket, **tls))
             self._stack.callback(arrivals.close)
+            self._arrivals.append(arrivals)
             make = arrivals
         listener = await loop.create_server(make, sock=one, backlog=BACKLOG, **tls)
         self._stack.callback(listener.close)
+        self._listeners.append(listener)
 
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
@@ -275,12 +279,27 @@ class Gateway:
             self._recalled = True
 
     async def drain(self) -> bool:
-        """Take no new calls; wait for those in flight, within `drain_timeout`; tell whether all ended."""
+        """Take no new calls; wait for those in flight, within `drain_timeout`; tell whether all ended.
+
+        For `drain_delay` before that it takes them while it says that it is not ready, so that whoever shares
+        them out has the time to notice.
+        """
+        self._leave()
+        if self.config.server.drain_delay:
+            await asyncio.sleep(self.config.server.drain_delay)
         loop = asyncio.get_running_loop()
         end = loop.time() + self.config.server.drain_timeout
         self._app.drain()
         in_time = await self._app.quiet(self.config.server.drain_timeout)
         return in_time and await self._server.delivered(max(0.0, end - loop.time()))
+
+    def _leave(self) -> None:
+        self.condition.leaving = True
+        if self.config.server.reuse_port:  # the system would go on sending us clients, as it asks nobody
+            for arrivals in self._arrivals:
+                arrivals.take_in()
+            for listener in self._listeners:
+                listener.close()
 
 
 def _ledger(metrics: Metrics, journal: Journal, fleet: Fleet) -> Ledger:

@@ -37,7 +37,7 @@ events = Events("reload")
 POLL_S: Final = 2.0
 MOST_PROBLEMS: Final = 50
 _MOST_NAMES: Final = 50
-_FIXED: Final = ("host", "port", "listen", "tls")  # of `server`
+_FIXED: Final = ("host", "port", "listen", "reuse_port", "tls")  # of `server`
 # Two writes within one tick of a file system's clock may leave the same time; FAT has the slowest, with 2 s.
 _SAME_TICK_S: Final = 3.0
 _PIPE: Final = (-1,)

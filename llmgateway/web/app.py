@@ -295,7 +295,7 @@ class App:
 
     def drain(self) -> None:
         """Take nothing new from now on; what would not end by itself is told to."""
-        self._condition.draining = True
+        self._condition.leaving = self._condition.draining = True
         self._live.drain()
         self._running.end(draining(), lambda entry: entry.endpoint in _SOCKETS)
 

@@ -153,7 +153,7 @@ class Pages:
         client.respond(200, b'{"status":"ok"}')
 
     async def _readyz(self, client: Client) -> None:
-        if self._condition.draining:
+        if self._condition.leaving:
             raise draining()
         if self._watch.first_round.is_set():
             client.respond(200, b'{"status":"ready"}')

@@ -39,6 +39,8 @@ OTHERS: Final = "(others)"
 class Condition:
     """How the gateway itself fares; whoever learns of a change writes it here."""
 
+    leaving: bool = False
+    """It will stop soon, and says so to who asks whether it is ready."""
     draining: bool = False
     name: str = field(default_factory=new_name)
     """The pseudonym under which other gateways meet it, as long as it runs."""
@@ -98,7 +100,7 @@ class Status:
 
     @property
     def _state(self) -> str:
-        if self._condition.draining:
+        if self._condition.leaving:
             return "draining"
         return "ready" if self._watch.first_round.is_set() else "starting"
 

@@ -502,9 +502,15 @@ def test_expiry(written: str, epoch_s: float) -> None:
         ("extra_paths: {a: b}", "server.extra_paths: a list belongs here"),
         ("extra_paths: [v1/x]", "server.extra_paths[0]: 'v1/x' does not begin with /"),
         ("prot: 1", "server.prot: unknown key; did you mean `port`?"),
+        ("reuse_port: maybe", "server.reuse_port: 'maybe' is neither true nor false"),
+        (
+            "{listen: 'unix:/run/x.sock', reuse_port: true}",
+            "server.reuse_port: a Unix socket has no port to share; leave this or `listen` out",
+        ),
+        ("drain_delay: soon", "server.drain_delay: 'soon' is not a duration"),
         (
             "quantum: {}",
-            "server.quantum: unknown key; known here: host, port, listen, base_path, tls, max_body, ",
+            "server.quantum: unknown key; known here: host, port, listen, reuse_port, base_path, tls, ",
         ),
         (
             "base_path: llm",

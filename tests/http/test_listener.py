@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from llmgateway.config.load import build
 from llmgateway.service.gateway import CannotListen, Gateway
 from tests.fake_provider import FakeProvider
-from tests.journey import settings
+from tests.journey import ASK, KEY, eventually, settings
 
 BOTH = {"127.0.0.1", "::1"}
 needs_ipv6 = pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="there is no IPv6 here")
@@ -113,3 +114,71 @@ async def test_a_file_that_is_no_socket_stays(provider: FakeProvider, tmp_path: 
         async with listening(provider, listen=f"unix:{path}"):
             pass
     assert path.read_text() == "mine"
+
+
+# --- A port of several ----------------------------------------------------------------------------
+
+
+async def instances_met(port: int, connections: int = 64) -> set[str]:
+    """Who answers, asked by so many connections; that one of two is never met is as good as impossible."""
+    met = set()
+    for _ in range(connections):
+        async with (
+            aiohttp.ClientSession() as client,
+            client.get(f"http://127.0.0.1:{port}/healthz") as answer,
+        ):
+            met.add(answer.headers["x-gateway-instance"])
+    return met
+
+
+def sharing(provider: FakeProvider, name: str, port: int, **server: object) -> Gateway:
+    server = {"port": port, "reuse_port": True, **server}
+    return Gateway(build(settings(provider, server=server, cluster={"name": name})))
+
+
+async def test_two_gateways_share_a_port_and_who_leaves_gets_no_more_connections(
+    provider: FakeProvider,
+) -> None:
+    async with sharing(provider, "gw1", 0) as one, sharing(provider, "gw2", one.port):
+        assert await instances_met(one.port) == {"gw1", "gw2"}
+        assert await one.drain()
+        assert await instances_met(one.port) == {"gw2"}
+
+
+async def test_a_port_is_shared_only_where_both_have_it_so(provider: FakeProvider) -> None:
+    for shares, wants in ((True, False), (False, True)):
+        async with sharing(provider, "gw1", 0, reuse_port=shares) as one:
+            with pytest.raises(CannotListen, match="another program listens there"):
+                async with sharing(provider, "gw2", one.port, reuse_port=wants):
+                    pass
+
+
+# --- Leaving --------------------------------------------------------------------------------------
+
+
+async def asked(client: aiohttp.ClientSession) -> int:
+    """The status of a chat."""
+    headers = {"Authorization": f"Bearer {KEY}"}
+    async with client.post("/v1/chat/completions", json=ASK, headers=headers) as answer:
+        return answer.status
+
+
+async def test_who_leaves_says_so_first_and_takes_requests_for_a_while_longer(provider: FakeProvider) -> None:
+    async with listening(provider, drain_delay="1h") as gateway, aiohttp.ClientSession(gateway.url) as client:
+        await gateway.ready.wait()
+        leaving = asyncio.ensure_future(gateway.drain())
+        await eventually(lambda: gateway.condition.leaving)
+        async with client.get("/readyz") as answer:
+            assert (answer.status, (await answer.json())["error"]["type"]) == (503, "draining")
+        assert await asked(client) == 200
+        leaving.cancel()
+
+
+async def test_after_that_while_nothing_more_is_taken(provider: FakeProvider) -> None:
+    async with (
+        listening(provider, drain_delay="1ms") as gateway,
+        aiohttp.ClientSession(gateway.url) as client,
+    ):
+        await gateway.ready.wait()
+        assert await gateway.drain()
+        assert await asked(client) == 503

@@ -42,10 +42,11 @@ def sections(marks: tuple[str, int, str], folder: Path) -> dict[str, Any]:
             "base_path": f"/{word}", "max_body": number, "bodies_memory": number, "min_rate": number,
             "connections_per_address": number,
             "spool": str(folder / word), "drain_timeout": number,
+            "drain_delay": number,
             "cors": [f"https://{word}.example"], "default_model": word, "ollama_api": number == OLD[1],
             "extra_paths": [f"/v1/{word}", {"path": f"/v1/{word}s", "method": "GET", "model": "none"}],
             "trusted_proxies": [network], "metrics_from": [network],
-            "host": "127.0.0.1", "listen": None, "tls": None,
+            "host": "127.0.0.1", "listen": None, "reuse_port": False, "tls": None,
             "unavailable_status": 404 if number == OLD[1] else 503,
         },
         "users": {

@@ -16,7 +16,7 @@ from tests.ports import held_port
 from tests.tools import package, tool
 
 PASSWORD: Final = "open-sesame@cave"
-STEADY: Final = Pace(patience=2 * HANG_S, answer=2 * HANG_S, life=2 * HANG_S, retry=0.05)
+STEADY: Final = Pace(patience=2 * HANG_S, answer=2 * HANG_S, life=2 * HANG_S, renew=0.2, retry=0.05)
 """For gateways that do not take Redis for slow, nor one another for gone, while the machine is busy."""
 NOTHING_KEPT: Final = ("--save", "", "--appendonly", "no", "--bind", "127.0.0.1")
 

@@ -36,9 +36,9 @@ class Share:
 
     def of(self, slots: int, provider: str) -> int:
         """Tell how many of a provider's slots are ours now."""
+        if self.instances == 1:
+            return slots
         each, left_over = divmod(slots, self.instances)
-        if not left_over:
-            return each
         if self.place is None:
             drawn = crc32(f"{self.lot} {self.turn} {provider}".encode()) % self.instances
             return each or int(drawn < left_over)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 events = Events("limits")
 
 MOST_AT_ONCE: Final = 500
+_CANCEL_AGAIN_S: Final = 0.1
 MOST_CHARGES: Final = 10_000
 """Counters whose tokens wait for Redis to come back."""
 
@@ -45,6 +46,8 @@ class Pace:
     """For an answer, until the connection is given up."""
     life: float = 30.0
     """After that a place is free whose gateway has said nothing."""
+    renew: float = 3.0
+    """After that it says again which it has: a Redis that was started anew knows of none."""
     retry: float = 1.0
     """From one attempt to reach Redis to the next."""
 
@@ -114,8 +117,9 @@ class Link:
     async def close(self) -> None:
         """Tell what is left to be told, if that is quick, and end."""
         assert self._task is not None
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        while not self._task.done():
+            self._task.cancel()  # which the library swallows now and then
+            await asyncio.wait([self._task], timeout=_CANCEL_AGAIN_S)
         self._give_up()
         if not self.away:
             for lease in tuple(self._held):
@@ -194,13 +198,11 @@ class Link:
     async def _speak(self) -> None:
         while True:
             try:
-                async with asyncio.timeout(self._pace.answer):
-                    await self._redis.ping()
+                await self._redis.ping()
                 self._regain()
                 while not self.away:
                     await self._hear()
-                    async with asyncio.timeout(self._pace.answer):
-                        await self._exchange()
+                    await self._exchange()
             except Exception as failure:  # whatever the library may raise: requests do not depend on it
                 self._lose(self._words(failure))
             await asyncio.sleep(self._pace.retry)
@@ -248,7 +250,7 @@ class Link:
         """Give what is to be told, which then counts as told."""
         now = self._now()
         if now >= self._renew_at:
-            self._renew_at = now + self._pace.life / 3
+            self._renew_at = now + self._pace.renew
             life_ms = round(self._pace.life * 1000)
             yield from (
                 Telling(key, "hold", lease, life_ms) for lease, keys in self._held.items() for key in keys
@@ -312,6 +314,7 @@ def _client(address: RedisAddress, pace: Pace) -> "Redis":
         username=address.user or None,
         password=address.password or None,
         ssl=address.tls,
+        socket_timeout=pace.answer,  # of each piece of work; asyncio's own is lost in the library at times
         socket_connect_timeout=pace.answer,
         retry=Retry(NoBackoff(), 0),
         client_name="llmgateway",

@@ -87,7 +87,7 @@ class SharedStake:
 
 
 class Link:
-    """A connection to Redis, and the one task that speaks over it. Use as `async with`."""
+    """A connection to Redis, and the one task that speaks over it, from `open` to `close`."""
 
     def __init__(self, address: RedisAddress, limits: Limits, pace: Pace, clock: Callable[[], float]) -> None:
         """Serve `limits`; `clock` is the loop's."""
@@ -120,7 +120,7 @@ class Link:
         while not self._task.done():
             self._task.cancel()  # which the library swallows now and then
             await asyncio.wait([self._task], timeout=_CANCEL_AGAIN_S)
-        self._give_up()
+        self._leave_unanswered()
         if not self.away:
             for lease in tuple(self._held):
                 self.release(lease)
@@ -279,17 +279,17 @@ class Link:
 
     def _lose(self, why: str) -> None:
         """Decide alone from now on."""
-        self._give_up()
+        self._leave_unanswered()
+        self._released.clear()  # places run out there
         if not self.away:
             self.away = True
             events.warning("limits are counted by this gateway alone", redis=self._address.place, why=why)
 
-    def _give_up(self) -> None:
+    def _leave_unanswered(self) -> None:
         for question in self._questions:
             if not question.answer.done():
                 question.answer.set_result(None)
         self._questions.clear()
-        self._released.clear()
 
     def _regain(self) -> None:
         self._renew_at = 0.0  # a Redis that was started anew knows of no place

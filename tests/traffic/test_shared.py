@@ -78,6 +78,19 @@ async def test_it_counts_as_is_counted_in_memory(link: Link, seed: int) -> None:
     assert not link.alone
 
 
+async def test_at_its_end_it_tells_what_is_left_to_be_told(redis: RedisServer, nothing_leaks: None) -> None:
+    link = Link(address(redis.url), Limits(time.time), STEADY, asyncio.get_running_loop().time)
+    link.open()
+    wish = Limits(time.time).wish("alice", USER, "a", LimitsConfig())
+    ended, goes_on = await link.admit(wish), await link.admit(wish)
+    ended.charge(7)
+    ended.release()
+    await link.close()
+    assert await redis.command("ZCARD", "llmgateway:parallel/user/alice") == 0
+    assert await redis.command("GET", "llmgateway:tokens_per_day/user/alice") == "7"
+    goes_on.release()
+
+
 async def test_it_ends_whatever_it_is_about(redis: RedisServer, nothing_leaks: None) -> None:
     for steps in range(60):
         link = Link(address(redis.url), Limits(time.time), STEADY, asyncio.get_running_loop().time)

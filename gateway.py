@@ -39,7 +39,8 @@ def _main(given: Namespace) -> int:
         case "init":
             return commands.init(path)
         case "usage":
-            return commands.show_usage(path, os.environ, since_s=given.since, by=given.by)
+            how = {"since_s": given.since, "by": given.by, "as_json": given.json}
+            return commands.show_usage(path, os.environ, logs=given.log, **how)
         case "status":
             return commands.show_status(path, os.environ, urls=given.url, key=given.key, as_json=given.json)
         case _:

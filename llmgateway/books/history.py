@@ -4,19 +4,23 @@ Rules:
 
 - The log is streamed, oldest file first; of a log of any size only one line is held.
 - A line that cannot be used is counted and skipped: a full disk or a crash cuts lines.
+- Of several logs each line counts once, however many hold it: some are collected, and the originals kept.
 """
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from errno import ENOENT
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from llmgateway.books.line import Line, read_line
 
 MAX_LINE_BYTES: Final = 64 * 1024  # ours have about 500; a damaged file may be one endless line
+
+MOST_KNOWN: Final = 2_000_000  # lines that are known again, at some 70 bytes; of more, those of late
 
 
 class History:
@@ -50,7 +54,7 @@ class History:
             about = os.fstat(file.fileno())
             files.setdefault((about.st_dev, about.st_ino), file)
         if not files:
-            raise FileNotFoundError(f"there is no request log at {self._path}")
+            raise FileNotFoundError(ENOENT, "there is no request log", str(self._path))
         return list(files.values())
 
     def _paths(self) -> list[Path]:
@@ -66,3 +70,23 @@ class History:
                 self.skipped += 1
             elif line.time >= earliest:
                 yield line
+
+
+def read_all(logs: Sequence[History], since: float = 0.0) -> Iterator[Line]:
+    """Give the requests of several logs, one log after the other, each request once.
+
+    It is the same if its id, its end and its gateway are: clients may choose ids. Raises as `History.read`.
+    """
+    if len(logs) == 1:
+        yield from logs[0].read(since)
+        return
+    known, before = set[int](), set[int]()
+    for log in logs:
+        for line in log.read(since):
+            key = hash((line.id, line.time, line.instance))
+            if line.id and (key in known or key in before):
+                continue
+            known.add(key)
+            if len(known) >= MOST_KNOWN // 2:
+                known, before = set(), known
+            yield line

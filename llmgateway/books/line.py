@@ -93,6 +93,9 @@ class Line(msgspec.Struct, frozen=True, gc=False):
     """What a line of the request log tells of a request; names are empty where there are none."""
 
     time: str
+    id: str
+    instance: str
+    """The gateway that wrote it, where several have names."""
     user: str
     person: str
     key: str
@@ -128,6 +131,8 @@ def read_line(text: bytes) -> Line | None:
     )
     return Line(
         time,
+        _name(named("id")),
+        _name(named("instance")),
         _name(named("user")),
         _name(named("person")),
         _name(named("key")),

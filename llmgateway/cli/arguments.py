@@ -92,6 +92,16 @@ def _add_what_to_add_up(parser: ArgumentParser) -> None:
         metavar="COLUMNS",
         help=f"what to add up by, of {', '.join(COLUMNS)} (user,model, and person if any)",
     )
+    parser.add_argument("--json", action="store_true", help="print the sums as JSON")
+    parser.add_argument(
+        "--log",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="a request log, or several, by name or pattern (that of the config file); "
+        "what stands in two of them counts once",
+    )
 
 
 def _add_whom_to_ask(parser: ArgumentParser) -> None:

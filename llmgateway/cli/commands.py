@@ -8,11 +8,12 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence, Sized
+from glob import glob
 from pathlib import Path
 from typing import Any, Final
 
 from llmgateway.access.keys import digest, mint
-from llmgateway.books.history import History
+from llmgateway.books.history import History, read_all
 from llmgateway.cli import terminal, usage
 from llmgateway.config.load import Loaded, load, schema
 from llmgateway.config.settings import Config
@@ -135,31 +136,56 @@ def _first_providers(servers: Mapping[str, Any]) -> str:
     return "".join(f"  {name}:\n    url: {entry['url']}\n" for name, entry in servers.items())
 
 
-def show_usage(path: Path, environ: Mapping[str, str], *, since_s: float, by: Sequence[str] | None) -> int:
-    """Add up the request log of the last `since_s` seconds, and print the table."""
-    loaded = read_config(path, environ)
-    if loaded is None:
+def show_usage(
+    path: Path,
+    environ: Mapping[str, str],
+    *,
+    since_s: float,
+    by: Sequence[str] | None,
+    logs: Sequence[str],
+    as_json: bool,
+) -> int:
+    """Add up the last `since_s` seconds of the config's request log, or of these logs, and print the sums."""
+    if logs:
+        files = [file for log in logs for file in _matching(log)]
+    elif (own := _own_log(path, environ)) is not None:
+        files = [own]
+    else:
         return 1
-    requests = loaded.config.log.requests
-    if requests is None:
-        say("The config keeps no request log (log.requests is none), so nothing is known.")
-        return 1
-    log = History(Path(requests))
+    histories = [History(file) for file in dict.fromkeys(files)]
     try:
-        used = usage.add_up(log.read(time.time() - since_s), by)
+        used = usage.add_up(read_all(histories, time.time() - since_s), by)
     except ValueError as exc:
         say(f"--by: {exc}.")
         return 2
-    except FileNotFoundError:
-        say(f"There is no request log at {requests} yet; the gateway begins one with the first request.")
+    except FileNotFoundError as exc:
+        say(f"There is no request log at {exc.filename} yet; the gateway begins one with the first request.")
         return 1
     except OSError as exc:
-        say(f"{requests} cannot be read: {exc.strerror}.")
+        say(f"{exc.filename or files[0]} cannot be read: {exc.strerror}.")
         return 1
-    print(usage.render(used))
-    if log.skipped:
-        say(f"{log.skipped:,} damaged lines were left out.")
+    print(json.dumps(usage.as_json(used), indent=2) if as_json else usage.render(used))
+    if skipped := sum(history.skipped for history in histories):
+        say(f"{skipped:,} damaged lines were left out.")
     return 0
+
+
+def _own_log(path: Path, environ: Mapping[str, str]) -> Path | None:
+    """Find the request log of the config; tells why if there is none."""
+    loaded = read_config(path, environ)
+    if loaded is None:
+        return None
+    requests = loaded.config.log.requests
+    if requests is None:
+        say("The config keeps no request log (log.requests is none), so nothing is known.")
+        return None
+    return Path(requests)
+
+
+def _matching(log: str) -> list[Path]:
+    """Give the logs of a pattern, or what is named itself where none matches."""
+    found = sorted(glob(log))  # noqa: PTH207 - those of a Path cannot be absolute
+    return [Path(file) for file in found] or [Path(log)]
 
 
 def show_status(

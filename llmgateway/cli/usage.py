@@ -4,16 +4,16 @@ Only the sums are held, whatever the size of the log, and only so many of them.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from operator import attrgetter
-from typing import Final
+from typing import Any, Final
 
 from llmgateway.books.line import Line
 from llmgateway.cli.table import align, printable
 
 MAX_GROUPS: Final = 10_000  # names in a log may come from anybody who can send a request
 
-COLUMNS: Final = ("user", "person", "key", "model", "provider", "endpoint", "day", "outcome")
+COLUMNS: Final = ("user", "person", "key", "model", "provider", "endpoint", "day", "outcome", "instance")
 _USUAL: Final = ("user", "person", "model")
 NOBODY: Final = "-"
 OTHERS: Final = "(others)"
@@ -109,6 +109,12 @@ def render(usage: Usage) -> str:
     head, *body, last = align([(*usage.by, *_SUMS), *rows, total], names=len(usage.by))
     rule = "-" * len(head)
     return "\n".join((head.upper(), rule, *body, rule, last))
+
+
+def as_json(usage: Usage) -> dict[str, Any]:
+    """Give the sums of each group, with its names, and those of all."""
+    rows = [dict(zip(usage.by, group, strict=True)) | asdict(sums) for group, sums in usage.groups]
+    return {"by": usage.by, "rows": rows, "total": asdict(usage.total)}
 
 
 def _numbers(sums: Sums) -> list[str]:

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from llmgateway.books.history import MAX_LINE_BYTES, History
+from llmgateway.books import history
+from llmgateway.books.history import MAX_LINE_BYTES, History, read_all
 from tests.books.lines import HOUR_S, NOON, entry
 
 
@@ -57,7 +58,7 @@ def test_a_file_that_is_met_twice_is_read_once(log: Path) -> None:
 
 @pytest.mark.parametrize("path", ["requests.jsonl", "no/such/place/requests.jsonl"])
 def test_where_there_is_no_log_it_says_so(tmp_path: Path, path: str) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no request log at .*jsonl"):
+    with pytest.raises(FileNotFoundError, match=r"no request log: .*jsonl"):
         keys(tmp_path / path)
 
 
@@ -111,3 +112,27 @@ def test_a_long_log_is_streamed(log: Path) -> None:
         assert tracemalloc.get_traced_memory()[1] < log.stat().st_size / 10
     finally:
         tracemalloc.stop()
+
+
+# --- Several logs ---------------------------------------------------------------------------------
+
+
+def test_of_several_logs_a_request_counts_once_and_one_of_the_same_id_is_another(log: Path) -> None:
+    mine, both = write(log, [entry(id="a"), entry(id="b")]), log.with_name("both.jsonl")
+    others = [entry(id="b"), entry(NOON + 1, id="b"), entry(id="b", instance="gw2"), entry(id="a")]
+    write(both, others)
+    met = [(line.id, line.time[17:19], line.instance) for line in read_all([History(mine), History(both)])]
+    assert met == [("a", "00", ""), ("b", "00", ""), ("b", "01", ""), ("b", "00", "gw2")]
+
+
+def test_a_line_without_an_id_is_its_own(log: Path) -> None:
+    write(log, [entry(id=None), entry(id=None)])
+    assert len(list(read_all([History(log), History(log)]))) == 4
+
+
+def test_only_so_many_lines_are_known_again(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "MOST_KNOWN", 8)
+    write(log, [entry(id=f"{number}") for number in range(100)])
+    write(log.with_name("late.jsonl"), [entry(id="0"), entry(id="99"), entry(id="99")])
+    logs = [History(log), History(log.with_name("late.jsonl"))]
+    assert [line.id for line in read_all(logs)][100:] == ["0"]

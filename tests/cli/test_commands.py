@@ -122,6 +122,45 @@ async def test_usage_without_a_log_says_what_to_do(tmp_path: Path) -> None:
     assert "log.requests is none" in none_kept.err
 
 
+@pytest.fixture
+def collected(tmp_path: Path) -> Path:
+    """A folder with the logs of two gateways, and one that has some of both."""
+    lines = [
+        log_line("alice", "m", "2999-01-01T00:00:00.000Z", id=number, instance=instance)
+        for number, instance in (("req_1", "gw1"), ("req_2", "gw1"), ("req_1", "gw2"), ("req_3", "gw2"))
+    ]
+    for name, of_it in {"gw1": lines[:2], "gw2": lines[2:], "both": lines[1:3]}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "requests.jsonl").write_text("".join(of_it))
+    (tmp_path / "gw2" / "requests.jsonl.1").write_text(
+        log_line("bob", "m", "2999-01-01T00:00:00.000Z", id="req_0")
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "logs",
+    [
+        ("--log", "gw1/requests.jsonl", "gw2/requests.jsonl", "both/requests.jsonl"),
+        ("--log", "both/requests.jsonl", "--log", "gw1/requests.jsonl", "--log", "gw2/requests.jsonl"),
+        ("--log", "*/requests.jsonl"),
+        ("--log", "*/requests.jsonl*"),
+    ],
+    ids=["named at once", "each by itself", "a pattern", "a pattern of what is rotated, too"],
+)
+async def test_usage_of_several_logs_counts_each_request_once(collected: Path, logs: tuple[str, ...]) -> None:
+    shown = await run("usage", "--json", "--by", "user,instance", *logs, cwd=collected)
+    assert shown.code == 0, shown.err
+    rows = [(row["user"], row["instance"], row["requests"]) for row in json.loads(shown.out)["rows"]]
+    assert sorted(rows) == [("alice", "gw1", 2), ("alice", "gw2", 2), ("bob", "-", 1)]
+
+
+async def test_usage_says_which_log_is_not_there(collected: Path) -> None:
+    shown = await run("usage", "--log", "gw1/requests.jsonl", "gw3/*.jsonl", cwd=collected)
+    assert (shown.code, shown.out) == (1, "")
+    assert "no request log at gw3/*.jsonl" in shown.err
+
+
 # status
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmgateway.books.line import Line
-from llmgateway.cli.usage import COLUMNS, MAX_GROUPS, OTHERS, Sums, Usage, add_up, render
+from llmgateway.cli.usage import COLUMNS, MAX_GROUPS, OTHERS, Sums, Usage, add_up, as_json, render
 from tests.books.lines import HOUR_S, NOON, line, read, refused
 
 
@@ -43,7 +43,7 @@ def test_requests_are_added_up_by_user_and_model_the_most_tokens_first() -> None
     [
         ("user", ["alice", "-"]), ("key", ["laptop", "-"]), ("model", ["m", "-"]), ("provider", ["rig", "-"]),
         ("endpoint", ["/v1/chat/completions"]), ("day", ["2026-11-25", "2026-11-26"]),
-        ("outcome", ["ok", "invalid_api_key"]),
+        ("outcome", ["ok", "invalid_api_key"]), ("instance", ["-"]),
     ],
 )  # fmt: skip
 def test_every_column_can_be_grouped_by(column: str, names: list[str]) -> None:
@@ -59,7 +59,7 @@ def test_the_columns_are_the_allowed_ones() -> None:
 @pytest.mark.parametrize("by", [["colour"], ["user", "time"], ["\x1b[31m"], []])
 def test_a_column_that_is_not_there_is_refused_in_words(by: list[str]) -> None:
     with pytest.raises(
-        ValueError, match="user, person, key, model, provider, endpoint, day, outcome"
+        ValueError, match="user, person, key, model, provider, endpoint, day, outcome, instance"
     ) as caught:
         add_up([], by=by)
     assert str(caught.value).isprintable()
@@ -116,6 +116,15 @@ a-longer-name  qwen3-8b         1       0         10           5       4        
 ----------------------------------------------------------------------------------------------
 total                           3       1  1,234,577          10       8          4          0"""
     )
+
+
+def test_as_json_a_row_has_the_names_and_the_sums_of_a_group() -> None:
+    told = as_json(add_up([line(instance="gw1"), line(instance="gw2"), line(instance="gw2")], ["instance"]))
+    assert [(row["instance"], row["requests"], row["prompt"]) for row in told["rows"]] == [
+        ("gw2", 2, 20),
+        ("gw1", 1, 10),
+    ]
+    assert told["total"]["requests"] == 3
 
 
 def test_a_table_of_nothing_has_its_head_and_its_total() -> None:

@@ -1,7 +1,7 @@
-"""What the gateway answers by itself: health, the models of a caller, metrics, the live page's files.
+"""What the gateway answers by itself: health, the models of a caller, metrics, files, and what its API is.
 
-Health and the files need no key; they hold nothing. The metrics are for the networks in
-`server.metrics_from`, and for admins.
+Health, the files and the API's description need no key; they hold nothing. The metrics are for the networks
+in `server.metrics_from`, and for admins.
 """
 
 import asyncio
@@ -31,7 +31,8 @@ from llmgateway.http.client import Client
 from llmgateway.http.via import hops
 from llmgateway.servers.models import Model, as_alias, model_entry
 from llmgateway.web.lists import Lists
-from llmgateway.web.routes import NO_STORE, PAGE, Page
+from llmgateway.web.openapi import document
+from llmgateway.web.routes import NO_STORE, OPENAPI, PAGE, Page
 from llmgateway.web.status import Condition
 from llmgateway.web.visitors import Visitors
 
@@ -49,6 +50,7 @@ _KINDS: Final = {
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
+    ".json": "application/json",
 }
 _RING_S: Final = 0.5
 _PLAIN: Final = "text/plain; charset=utf-8"
@@ -82,6 +84,7 @@ class Pages:
             "/readyz": Page(self._readyz),
             "/metrics": Page(self._scrape),
             PAGE.rstrip("/"): Page(self._to_page),
+            OPENAPI: Page(self._openapi),
             **{path: Page(partial(_file, *file)) for path, file in _page_files().items()},
         }
 
@@ -167,6 +170,9 @@ class Pages:
         accepted = client.head.named.get(b"accept", b"").decode("latin-1")
         body, content_type = self._metrics.render(accepted)
         client.respond(200, body, f"Content-Type: {content_type}\r\n{NO_STORE}".encode())
+
+    async def _openapi(self, client: Client) -> None:
+        client.respond(200, document(self._server.base_path), _file_lines(OPENAPI))
 
     async def _to_page(self, client: Client) -> None:
         client.respond(308, b"", f"Location: {self._server.base_path}{PAGE}\r\n".encode())

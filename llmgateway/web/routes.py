@@ -17,6 +17,7 @@ from llmgateway.traffic.call import Forward
 MODELS: Final = "/v1/models"
 PAGE: Final = "/gateway/"
 CHAT: Final = PAGE + "chat"
+OPENAPI: Final = PAGE + "openapi.json"
 REQUESTS: Final = PAGE + "requests/"
 NO_STORE: Final = "Cache-Control: no-store\r\n"
 """What pages say with all that is not for keeping."""

@@ -91,7 +91,7 @@ async def scrape(gateway: Gateway) -> dict[str, set[str]]:
 async def test_the_dashboard_and_the_alerts_ask_only_for_what_the_gateway_exports(
     provider: FakeProvider, gateway_for: GatewayFor
 ) -> None:
-    gateway = await gateway_for(provider)
+    gateway = await gateway_for(provider, cluster={"name": "gw1", "limits": "redis://127.0.0.1:1/0"})
     headers = {"Authorization": f"Bearer {KEY}"}
     async with (
         aiohttp.ClientSession(headers=headers) as session,
@@ -104,6 +104,16 @@ async def test_the_dashboard_and_the_alerts_ask_only_for_what_the_gateway_export
             assert name in exported, expression
             if exported[name]:
                 assert labels <= exported[name], expression
+
+
+def test_no_panel_counts_what_two_gateways_see_of_the_same_thing_twice() -> None:
+    """States, configs and versions are the same at all gateways; the rest is each one's own, and added up."""
+    same = re.compile(r"gateway_(provider_state|config_valid|config_loaded_timestamp_seconds|build_info)\b")
+    for target in targets():
+        if same.search(target["expr"]) and " and on (" not in target["expr"]:
+            assert re.match(r"(sum\()?(max|min|count)\b", target["expr"]), target["expr"]
+        else:
+            assert "instance" in target.get("legendFormat", "") or "sum" in target["expr"], target["expr"]
 
 
 def test_panels_have_ids_of_their_own_and_do_not_overlap() -> None:

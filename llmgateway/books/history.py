@@ -19,7 +19,6 @@ from typing import BinaryIO, Final
 from llmgateway.books.line import Line, read_line
 
 MAX_LINE_BYTES: Final = 64 * 1024  # ours have about 500; a damaged file may be one endless line
-
 MOST_KNOWN: Final = 2_000_000  # lines that are known again, at some 70 bytes; of more, those of late
 
 

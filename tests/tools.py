@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Final, NoReturn
 
 import pytest
@@ -16,8 +18,8 @@ _MISSING: Final = " is not installed"
 
 def tool(name: str) -> str:
     """Give the path of a program. Skips the test where it is missing, unless all tests must run."""
-    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
-    return path or _miss(name)
+    beside = Path(sys.executable).parent  # where a Python package has brought it
+    return shutil.which(name) or shutil.which(name, path=f"{beside}:/usr/sbin:/sbin") or _miss(name)
 
 
 def package(name: str) -> None:

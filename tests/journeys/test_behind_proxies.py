@@ -1,13 +1,11 @@
-"""The gateway behind a real nginx and a real Caddy, with the very files that contrib/ offers."""
+"""The gateway behind a real nginx, Caddy, HAProxy and Envoy, with the very files that contrib/ offers."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import ssl
-import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -21,17 +19,16 @@ from yarl import URL
 from tests.conftest import GatewayFor
 from tests.fake_provider import FakeProvider
 from tests.guard import HANG_S
-from tests.journey import ASK, KEY, eventually
+from tests.in_front import caddy, envoy, haproxy, nginx
+from tests.journey import ASK, KEY
 from tests.raw_client import chat, events
 from tests.script import answer, completion, done, play, sse, stall, wait, word
-from tests.test_contrib import CONTRIB
-from tests.tools import tool
 from tests.websocket import PATH, echo, say, session
 
 if TYPE_CHECKING:
     from llmgateway.service.gateway import Gateway
 
-HOST = "llm.example.org"
+PROXIES = (nginx, caddy, haproxy, envoy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,123 +58,9 @@ class Proxy:
 
 
 ProxyFor: TypeAlias = "Callable[..., Awaitable[Proxy]]"
-Start: TypeAlias = "Callable[[Gateway, Path, Mapping[str, str]], Any]"
 
 
-def replaced(text: str, changes: Mapping[str, str]) -> str:
-    """A file of contrib/ for this place. Fails when something to be replaced is not there."""
-    for old, new in changes.items():
-        assert old in text, f"{old!r} is missing"
-        text = text.replace(old, new)
-    return text
-
-
-def uncommented(text: str, first: str) -> str:
-    """The variant that a file offers in comments: uncomment from the line `first` to the end of its block."""
-    lines = text.splitlines()
-    start = next(number for number, line in enumerate(lines) if line.strip() == f"# {first}")
-    end = next(number for number in range(start, len(lines)) if lines[number].strip() == "# }")
-    block = [line.replace("# ", "", 1) for line in lines[start : end + 1]]
-    return "\n".join([*lines[:start], *block, *lines[end + 1 :], ""])
-
-
-def certificate(folder: Path) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 that signed itself, and its key."""
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    command = (
-        f"{tool('openssl')} req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
-        f" -subj /CN={HOST} -addext subjectAltName=IP:127.0.0.1,DNS:{HOST} -keyout {key} -out {cert}"
-    )
-    subprocess.run(command.split(), check=True, capture_output=True, timeout=HANG_S)
-    return cert, key
-
-
-@asynccontextmanager
-async def process(*command: str, env: Mapping[str, str], port: int) -> AsyncIterator[None]:
-    """Run a server until the end of the block, once it accepts connections."""
-    server = await asyncio.create_subprocess_exec(
-        *command,
-        env=dict(env),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    assert server.stderr
-    said = asyncio.ensure_future(server.stderr.read())
-    try:
-        await eventually(lambda: server.returncode is not None or accepts(port))
-        assert server.returncode is None, (await said).decode()
-        yield
-    finally:
-        if server.returncode is None:
-            server.terminate()
-        async with asyncio.timeout(HANG_S):
-            await server.wait()
-            await said
-
-
-def accepts(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-@asynccontextmanager
-async def nginx(
-    gateway: Gateway, folder: Path, port: int, *, under: str = ""
-) -> AsyncIterator[tuple[str, Path]]:
-    """contrib/nginx.conf in an nginx without privileges; gives its URL and its certificate."""
-    cert, key = certificate(folder)
-    site = (CONTRIB / "nginx.conf").read_text()
-    if under:
-        site = uncommented(replaced(site, {"location / {": "location /unused/ {"}), f"location {under}/ {{")
-    site = replaced(
-        site,
-        {
-            "listen 443 ssl": f"listen 127.0.0.1:{port} ssl",
-            "/etc/ssl/llm.example.org/fullchain.pem": str(cert),
-            "/etc/ssl/llm.example.org/privkey.pem": str(key),
-            "http://127.0.0.1:8900": f"http://127.0.0.1:{gateway.port}",
-        },
-    )
-    (folder / "site.conf").write_text(site)
-    scratch = "\n".join(
-        f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    (folder / "nginx.conf").write_text(
-        f"daemon off;\nworker_processes 1;\npid {folder}/nginx.pid;\nevents {{}}\n"
-        f"http {{\naccess_log off;\n{scratch}\ninclude {folder}/site.conf;\n}}\n"
-    )
-    command = (tool("nginx"), "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr")
-    async with process(*command, env={}, port=port):
-        yield f"https://127.0.0.1:{port}{under}", cert
-
-
-@asynccontextmanager
-async def caddy(
-    gateway: Gateway, folder: Path, port: int, *, under: str = ""
-) -> AsyncIterator[tuple[str, Path]]:
-    """contrib/Caddyfile in a Caddy that asks nobody for certificates; gives its URL and its certificate."""
-    cert, key = certificate(folder)
-    site = (CONTRIB / "Caddyfile").read_text()
-    if under:
-        site = uncommented(
-            replaced(site, {"\n\treverse_proxy 127": "\n\treverse_proxy /unused 127"}), f"handle {under}/* {{"
-        )
-    site = replaced(
-        site,
-        {
-            f"{HOST} {{": f"https://127.0.0.1:{port} {{\n\tbind 127.0.0.1\n\ttls {cert} {key}",
-            "127.0.0.1:8900": f"127.0.0.1:{gateway.port}",
-        },
-    )
-    file = folder / "Caddyfile"
-    file.write_text("{\n\tadmin off\n\tauto_https disable_redirects\n\tskip_install_trust\n}\n" + site)
-    command = (tool("caddy"), "run", "--adapter", "caddyfile", "--config", str(file))
-    async with process(*command, env={"HOME": str(folder)}, port=port):
-        yield f"https://127.0.0.1:{port}{under}", cert
-
-
-@pytest.fixture(params=[nginx, caddy], ids=["nginx", "caddy"])
+@pytest.fixture(params=PROXIES, ids=lambda start: start.__name__)
 async def behind(
     request: pytest.FixtureRequest, gateway_for: GatewayFor, tmp_path: Path, port: int
 ) -> AsyncIterator[ProxyFor]:
@@ -185,7 +68,8 @@ async def behind(
     async with AsyncExitStack() as stack:
 
         async def start(gateway: Gateway, *, under: str = "") -> Proxy:
-            url, cert = await stack.enter_async_context(request.param(gateway, tmp_path, port, under=under))
+            proxy = request.param([gateway.port], tmp_path, port, under=under)
+            url, cert = await stack.enter_async_context(proxy)
             tls = ssl.create_default_context(cafile=str(cert))
             session = aiohttp.ClientSession(
                 headers={"Authorization": f"Bearer {KEY}"},
@@ -259,7 +143,7 @@ async def test_what_is_too_large_gets_the_gateways_own_words(
 
 
 # Not Caddy: Go's server takes up to 256 KiB of the body before it answers.
-@pytest.mark.parametrize("behind", [nginx], ids=["nginx"], indirect=True)
+@pytest.mark.parametrize("behind", [nginx, haproxy, envoy], ids=lambda start: start.__name__, indirect=True)
 async def test_a_wrong_key_is_told_before_the_body_was_sent(
     provider: FakeProvider, gateway_for: GatewayFor, behind: ProxyFor
 ) -> None:

@@ -26,6 +26,10 @@ from llmgateway.traffic.turns import ByArrival
 MAX_OVERTAKEN: Final = 8  # times that one whose cache is on the freed machine may go before an older waiter
 RETRY_AFTER_S: Final = (1, 600)
 _UNKNOWN_PACE_S: Final = 10.0
+_FEW: Final = 100
+_PLACES_HOLD_S: Final = (
+    1.0  # of more than these few; ten thousand streams that wait ask for theirs every 15 s
+)
 _REMEMBERED_GRANTS: Final = 32
 _REMEMBERED_MODELS: Final = 1_000
 
@@ -121,6 +125,8 @@ class Line:
         """Those of each user who may be overtaken."""
         self._now = clock
         self._paces: dict[str, _Pace] = {}
+        self._places: dict[int, int] = {}
+        self._places_hold_until = -math.inf
 
     def depth(self, model: str) -> int:
         """Count the waiters for a model."""
@@ -296,17 +302,28 @@ class Line:
 
     def positions(self) -> dict[str, int]:
         """Give the place of every waiter in the queue for its model, from 1, by the id of its request."""
-        ahead: Counter[str] = Counter()
-        positions = {}
-        for order in self._outlook():
-            ahead[order.model] += 1
-            positions[order.request_id] = ahead[order.model]
-        return positions
+        places = self._look_at_places()
+        return {
+            order.request_id: places.get(order.arrival) or self.depth(order.model) for order in self.orders
+        }
 
     def position(self, order: Order) -> int:
         """Tell a waiter's place in the queue for its model, from 1; 0 if it does not wait."""
-        line = [other for other in self._outlook() if other.model == order.model]
-        return line.index(order) + 1 if order in line else 0
+        if order not in self.orders:
+            return 0
+        return self._look_at_places().get(order.arrival) or self.depth(order.model)
+
+    def _look_at_places(self) -> dict[int, int]:
+        """Give the places by arrival; among many, as they were a second ago at most."""
+        now = self._now()
+        if len(self.orders) <= _FEW or now >= self._places_hold_until:
+            ahead: Counter[str] = Counter()
+            self._places = {}
+            for order in self._outlook():
+                ahead[order.model] += 1
+                self._places[order.arrival] = ahead[order.model]
+            self._places_hold_until = now + _PLACES_HOLD_S
+        return self._places
 
     # -- how long it takes
 

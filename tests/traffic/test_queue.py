@@ -142,6 +142,27 @@ def test_a_position_is_the_order_in_which_waiters_can_expect_to_be_served() -> N
     run(story())
 
 
+def test_the_positions_among_many_are_told_as_they_were_a_moment_ago() -> None:
+    async def story() -> None:
+        house = House(a={"slots": 1}, size=200)
+        running = house.start("cat", seconds=0.5)
+        await steps()
+        asked = [house.start(f"user {n}") for n in range(150)]
+        await steps()
+        last = house.orders["user 149"]
+        before = house.slots.line.position(last)
+        await running
+        await steps()
+        soon = house.slots.line.position(last)
+        await asyncio.sleep(1)
+        assert (before, soon) == (150, 150)
+        assert house.slots.line.position(last) < 150
+        assert house.slots.line.position(house.orders["cat"]) == 0
+        await asyncio.gather(*asked)
+
+    run(story())
+
+
 # --- bounds ------------------------------------------------------------------------------------------
 
 

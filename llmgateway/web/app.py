@@ -1,7 +1,7 @@
 """The face: the route table, authentication, the request id, and the one place where errors are rendered.
 
 A key is checked before a byte of the body is read. Every request to a forwarded endpoint has its entry in the
-ledger, whatever becomes of it.
+ledger, whatever becomes of it; but for those that are shed, which are counted only.
 """
 
 import asyncio
@@ -165,7 +165,7 @@ class App:
         if not isinstance(route, Forward) or self._pressure.lets_in():
             return None
         self._pressure.shed += 1
-        return _shed_in(route.endpoint.dialect).replace(_SOME_ID, self._id_of(None).encode())
+        return _shed_in(route.endpoint.dialect, self._signature).replace(_SOME_ID, self._id_of(None).encode())
 
     def _find(self, raw_path: str) -> tuple[str, Route | None]:
         """Give path and route of a target that is not in the table as it stands; None leads nowhere."""
@@ -331,9 +331,10 @@ class App:
 
 
 @lru_cache
-def _shed_in(dialect: Dialect) -> bytes:
+def _shed_in(dialect: Dialect, signature: tuple[tuple[str, str], ...]) -> bytes:
     """Render what is said to those that are shed; to say it costs little, as it is always the same."""
-    return whole_error(too_many(), dialect, _SOME_ID.decode())
+    lines = "".join(f"{name}: {value}\r\n" for name, value in signature)
+    return whole_error(too_many(), dialect, _SOME_ID.decode(), lines)
 
 
 def _veil(entry: Entry) -> None:

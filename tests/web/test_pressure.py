@@ -213,11 +213,12 @@ async def test_who_is_turned_away_is_told_so_in_the_dialect_that_was_spoken(
 async def test_a_plain_request_is_turned_away_before_its_connection_is_taken_in(
     gateway_for: GatewayFor, provider: FakeProvider
 ) -> None:
-    gateway = await gateway_for(provider)
+    gateway = await gateway_for(provider, cluster={"name": "gw1"})
     in_a_rush(gateway)
     async with RawClient(gateway.port) as client:
         await client.send(chat())
-        assert (await client.response()).status == 503
+        refused = await client.response()
+        assert (refused.status, refused.header("x-gateway-instance")) == (503, "gw1")
         assert not gateway._server.connections
 
 

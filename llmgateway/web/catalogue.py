@@ -23,8 +23,9 @@ from llmgateway.errors import (
 )
 from llmgateway.web.routes import MODELS, OPENAPI, PAGE, REQUESTS
 
-Access = Literal["everybody", "key", "session"]
-"""Who is answered: of the last, who shows a key or is signed in at the live page."""
+Access = Literal["everybody", "nearby", "key", "session"]
+"""Who is answered: everybody; who asks from some networks, or shows a key; who shows one; the same, or who is
+signed in at the live page."""
 
 JSON: Final = "application/json"
 _TEXT: Final = "text/plain"
@@ -41,7 +42,7 @@ class Own:
     tag: str
     summary: str
     answer: Mapping[str, str] = field(default_factory=dict)
-    """What a good answer holds: the names of schemas, by media type; "" is any text."""
+    """What a good answer holds: the names of schemas, by media type; "" is anything."""
     _: KW_ONLY
     method: str = "GET"
     status: int = 200
@@ -85,7 +86,7 @@ OWN: Final = (
         "operation",
         "Metrics for Prometheus: without a key from `server.metrics_from`, else with an admin's",
         {_TEXT: "", "application/openmetrics-text": ""},
-        access="key",
+        access="nearby",
         refusals=(INVALID_API_KEY, FORBIDDEN),
     ),
     Own(OPENAPI, "operation", "This document", {JSON: "Object"}),

@@ -55,6 +55,7 @@ _STRING: Final = {"type": "string"}
 _ANY_STRING: Final = {"schema": _STRING}
 _SECURITY: Final[Mapping[Access, list[dict[str, list[str]]]]] = {
     "everybody": [],
+    "nearby": [{}, {"bearer": []}, {"x-api-key": []}],
     "key": [{"bearer": []}, {"x-api-key": []}],
     "session": [{"bearer": []}, {"x-api-key": []}, {"session": []}],
 }
@@ -178,7 +179,7 @@ def _good(endpoint: Endpoint) -> dict[str, Any]:
         return {"101": {"description": "The WebSocket is open: events go both ways"}}
     content: dict[str, Any] = {"*/*": {}}
     if endpoint.streams:
-        content = {JSON: {}, endpoint.dialect.stream.media_type.decode(): {"schema": _STRING}}
+        content = {JSON: {}, endpoint.dialect.stream.media_type.decode(): {}}
     told = ("x-request-id", "x-gateway-provider", "x-gateway-model")
     return {
         "200": {"description": "The server's answer", "headers": _headers(*told), "content": content},
@@ -250,7 +251,7 @@ def _headers(*names: str) -> dict[str, Any]:
 
 
 def _named(schema: str) -> dict[str, Any]:
-    return {"$ref": f"#/components/schemas/{schema}"} if schema else _STRING
+    return {"$ref": f"#/components/schemas/{schema}"} if schema else {}
 
 
 def _error_name(dialect: Dialect) -> str:

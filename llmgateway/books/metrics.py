@@ -89,7 +89,7 @@ class Now(Collector):
 
 
 class Metrics:
-    """All metrics of one gateway. Names and labels are in the README."""
+    """All metrics of one gateway. Names and labels are in docs/operation.md."""
 
     def __init__(self, version: str) -> None:
         self.registry = CollectorRegistry()

@@ -199,10 +199,14 @@ def config(tmp_path: Path, provider: FakeProvider) -> Path:
     return file
 
 
-def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [("llmgateway.service", "llmgateway.service"), ("llmgateway@.service", "llmgateway@1.service")],
+)
+def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path, source: str, name: str) -> None:
     analyze = tool("systemd-analyze")
-    file = tmp_path / "llmgateway.service"
-    text = (CONTRIB / file.name).read_text()
+    file = tmp_path / name
+    text = (CONTRIB / source).read_text()
     # It looks whether the program is there.
     file.write_text(text.replace(PYTHON, sys.executable).replace(INSTALLED, str(ROOT)))
     command = (analyze, "verify", "--recursive-errors=no", file)
@@ -217,6 +221,16 @@ def test_systemd_finds_little_exposed() -> None:
         [*command, CONTRIB / "llmgateway.service"], capture_output=True, text=True, timeout=HANG_S
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_unit_for_several_is_that_for_one_but_for_their_numbers() -> None:
+    def settings_of(name: str) -> list[str]:
+        lines = (CONTRIB / name).read_text().splitlines()
+        return [line for line in lines if line and line[0] != "#" and not line.startswith("Description=")]
+
+    several = settings_of("llmgateway@.service")
+    several.remove("Environment=INSTANCE=%i")
+    assert several == settings_of("llmgateway.service")
 
 
 async def test_the_units_command_line_runs_the_gateway(config: Path, tmp_path: Path) -> None:

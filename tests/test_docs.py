@@ -66,7 +66,7 @@ CONFIGS = [(name, text) for name, text in everywhere("yaml") if "scrape_configs:
 def test_every_config_is_one(text: str) -> None:
     if "providers:" not in text:
         text += "providers: {desk: {url: http://192.168.1.20:8080/v1}}"
-    variables = dict.fromkeys(re.findall(r"\$\{(\w+)\}", text), "a-key-of-mine")
+    variables = dict.fromkeys(re.findall(r"\$\{(\w+)\}", text), "a-key-of-mine") | {"INSTANCE": "1"}
     assert parse(text, file="config.yaml", environ=variables, now=1_800_000_000.0).config
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 try:
-    from llmgateway.cli import commands
+    from llmgateway.cli import commands, first
     from llmgateway.cli.arguments import DEFAULT_CONFIG, arguments
     from llmgateway.service import serve
     from llmgateway.service.gateway import CannotListen
@@ -37,7 +37,7 @@ def _main(given: Namespace) -> int:
         case "schema":
             return commands.show_schema()
         case "init":
-            return commands.init(path)
+            return first.init(path)
         case "usage":
             how = {"since_s": given.since, "by": given.by, "as_json": given.json}
             return commands.show_usage(path, os.environ, logs=given.log, **how)

@@ -26,7 +26,6 @@ def arguments(argv: list[str] | None) -> Namespace:
     _add_config(anywhere)
     _add_address(listening)
     parser = ArgumentParser(
-        prog="gateway.py",
         description="A self-hosted gateway for home and small-office LLM servers.",
         parents=[anywhere, listening],
     )

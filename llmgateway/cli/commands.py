@@ -1,4 +1,4 @@
-"""The commands beside running: check, key, init, schema, usage, status.
+"""The commands beside running: check, key, schema, usage, status; `init` has a room of its own, `first`.
 
 Each gives the process's exit code: 0 good, 1 the config or the check failed.
 """
@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping, Sequence, Sized
 from glob import glob
 from pathlib import Path
-from typing import Any, Final
 
 from llmgateway.access.keys import digest, mint
 from llmgateway.books.history import History, read_all
@@ -20,7 +19,7 @@ from llmgateway.config.settings import Config
 from llmgateway.config.tree import ConfigError
 from llmgateway.fleet.provider import Probe, State
 from llmgateway.fleet.publishing import published
-from llmgateway.fleet.search import find_servers, look_at_all
+from llmgateway.fleet.search import look_at_all
 
 
 def say(text: str) -> None:
@@ -77,63 +76,19 @@ def show_key(user: str) -> int:
     key = mint()
     print(f"API key for {user} (shown once, keep it safe):\n\n    {key}\n")
     print("Below `users:` in config.yaml:\n")
-    name = user if user.isidentifier() else json.dumps(user)
-    print(f"  {name}:\n    keys:\n      - sha256:{digest(key).hex()}")
+    print(f"  {in_yaml(user)}:\n    keys:\n      - sha256:{digest(key).hex()}")
     return 0
+
+
+def in_yaml(name: str) -> str:
+    """Write a name of the config as a key of its file."""
+    return name if name.isidentifier() else json.dumps(name)
 
 
 def show_schema() -> int:
     """Print the JSON Schema of the config file, for editors."""
     print(json.dumps(schema(), indent=2))
     return 0
-
-
-def init(path: Path) -> int:
-    """Write a first config file: the servers found on this machine, one user, an admin, and one key."""
-    if path.exists():
-        say(f"{path} is there already; move it away, or name another file with -c.")
-        return 1
-    servers, model = asyncio.run(find_servers())
-    key = mint()
-    text = _FIRST_CONFIG.format(providers=_first_providers(servers), key=digest(key).hex())
-    try:
-        path.touch(mode=0o600, exist_ok=False)  # there may be secrets in it one day
-        path.write_text(text, "utf-8")
-    except OSError as exc:
-        say(f"{path} cannot be written: {exc.strerror}.")
-        return 1
-    found = ", ".join(servers) or "no LLM server; write the address of yours into it"
-    print(f"Wrote {path}. Found on this machine: {found}.\n")
-    print(f"Your API key (shown once, keep it safe):\n\n    {key}\n")
-    print(f"Then:\n\n    scripts/run{'' if path == Path('config.yaml') else f' -c {path}'}\n")
-    body = json.dumps({"model": model or "MODEL", "messages": [{"role": "user", "content": "Hello"}]})
-    print(f"    curl -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\")
-    print(f"      -d '{body}' http://127.0.0.1:8900/v1/chat/completions")
-    return 0
-
-
-_FIRST_CONFIG: Final = """\
-# The config of the gateway. config.example.yaml is the manual of every setting.
-# `python gateway.py check` tells what is wrong with it. A running gateway takes in changes by itself.
-
-providers:
-{providers}
-users:
-  me:
-    admin: true        # sees everybody's usage on the live page
-    keys:
-      - sha256:{key}
-
-server:
-  host: 127.0.0.1      # 0.0.0.0 lets other machines in
-  port: 8900
-"""
-
-
-def _first_providers(servers: Mapping[str, Any]) -> str:
-    if not servers:
-        return "  # home-rig:\n  #   url: http://192.168.1.10:8080/v1\n"
-    return "".join(f"  {name}:\n    url: {entry['url']}\n" for name, entry in servers.items())
 
 
 def show_usage(

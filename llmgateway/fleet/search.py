@@ -6,7 +6,8 @@ Where to look is what the kinds of servers say of themselves. Nothing is kept, a
 import asyncio
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
 from llmgateway.config.load import build
 from llmgateway.config.settings import Config
@@ -40,12 +41,25 @@ async def look_at_all(config: Config) -> list[tuple[Provider, Probe]]:
     return list(zip(providers, results, strict=True))
 
 
-async def find_servers() -> tuple[dict[str, Any], str]:
-    """Look for LLM servers on this machine's well-known ports.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A server on this machine, and the models that it has told of."""
 
-    Gives the `providers` of a config, and the id of a model that one of them serves ("" if there is none).
-    """
+    url: str
+    models: tuple[str, ...]
+
+
+async def find_servers() -> dict[str, Found]:
+    """Look for LLM servers on this machine's well-known ports; gives them by names that a config takes."""
     providers = {name: {"url": f"http://127.0.0.1:{port}/v1"} for name, port in WELL_KNOWN.items()}
     seen = await look_at_all(build({"providers": providers, "health": {"timeout": _SEARCH_S}}))
-    found = {p.name: providers[p.name] for p, result in seen if result.state in (State.ONLINE, State.WARMING)}
-    return found, next((model for _, result in seen for model in result.models or ()), "")
+    return {
+        provider.name: Found(providers[provider.name]["url"], tuple(result.models or ()))
+        for provider, result in seen
+        if result.state in (State.ONLINE, State.WARMING)
+    }
+
+
+def first_model(servers: Mapping[str, Found]) -> str | None:
+    """Name a model to try."""
+    return next((model for server in servers.values() for model in server.models), None)

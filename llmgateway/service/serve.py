@@ -20,7 +20,7 @@ from llmgateway import log
 from llmgateway.access.keys import mint
 from llmgateway.config.load import Loaded, build
 from llmgateway.config.settings import Config
-from llmgateway.fleet.search import find_servers
+from llmgateway.fleet.search import find_servers, first_model
 from llmgateway.service.demo import MODEL, demo_provider
 from llmgateway.service.files import Shortage, most_connections, raise_open_files
 from llmgateway.service.gateway import MOST_CONNECTIONS, Gateway
@@ -119,8 +119,9 @@ async def serve_without_config(port: int | None) -> int:
     _set_log(Config())
     key = mint()
     async with AsyncExitStack() as stack:
-        providers, model = await find_servers()
-        found = ", ".join(providers)
+        servers = await find_servers()
+        found, model = ", ".join(servers), first_model(servers)
+        providers = {name: {"url": server.url} for name, server in servers.items()}
         if not providers:
             providers, model = {"demo": {"url": await stack.enter_async_context(demo_provider())}}, MODEL
         server = {} if port is None else {"port": port}

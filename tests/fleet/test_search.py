@@ -8,7 +8,7 @@ from pytest_aiohttp import AiohttpServer
 
 from llmgateway.config.load import build
 from llmgateway.fleet import search
-from llmgateway.fleet.search import WELL_KNOWN, find_servers
+from llmgateway.fleet.search import WELL_KNOWN, find_servers, first_model
 from tests.fake_provider import FakeProvider
 from tests.servers.samples import LMSTUDIO
 
@@ -36,6 +36,10 @@ async def test_what_is_found_is_ready_for_a_config_with_a_model_to_try(
     server = await aiohttp_server(app)
     await provider.refuse()
     monkeypatch.setattr(search, "WELL_KNOWN", {"nobody": provider.port, "lm-studio": server.port})
-    assert await find_servers() == ({"lm-studio": {"url": f"http://127.0.0.1:{server.port}/v1"}}, "qwen3-8b")
+    servers = await find_servers()
+    assert [(name, found.url) for name, found in servers.items()] == [
+        ("lm-studio", f"http://127.0.0.1:{server.port}/v1")
+    ]
+    assert first_model(servers) == "qwen3-8b"
     await server.close()
-    assert await find_servers() == ({}, "")
+    assert await find_servers() == {} and first_model({}) is None

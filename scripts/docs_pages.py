@@ -46,7 +46,7 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         return re.sub(
             r"\]\(\.\./(?:README\.md)?", lambda to: "](index.md" if "README" in to[0] else "](", markdown
         )
-    return re.sub(r'(\]\(|src(?:set)?=")docs/', r"\1", markdown).replace("](README.md", "](index.md")
+    return re.sub(r'(\]\((?:\.\./)?|src(?:set)?=")docs/', r"\1", markdown).replace("](README.md", "](index.md")
 
 
 def on_post_page(output: str, page: Page, **_: Any) -> str:

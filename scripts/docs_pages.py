@@ -27,6 +27,7 @@ PAGES: Final = {
     "contrib/README.md": "contrib/README.md",
 }
 FILES: Final = ("config.example.yaml", "LICENSE")
+IN_DOCS: Final = re.compile(r'(\]\((?:\.\./)?|src(?:set)?=")docs/')
 LOADED: Final = re.compile(
     r'<(?:script|img|source|iframe)\b[^>]*\bsrc(?:set)?="(?:https?:)?//[^"]*"|<link\b[^>]*"https?://[^>]*>'
 )
@@ -46,7 +47,7 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         return re.sub(
             r"\]\(\.\./(?:README\.md)?", lambda to: "](index.md" if "README" in to[0] else "](", markdown
         )
-    return re.sub(r'(\]\((?:\.\./)?|src(?:set)?=")docs/', r"\1", markdown).replace("](README.md", "](index.md")
+    return IN_DOCS.sub(r"\1", markdown).replace("](README.md", "](index.md")
 
 
 def on_post_page(output: str, page: Page, **_: Any) -> str:

@@ -93,7 +93,8 @@ def configure(
     if handler not in root.handlers:
         logging.basicConfig(handlers=[handler, LastLines()], force=True)
     root.setLevel(logging.WARNING)
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # warns of bytes that clients send
+    for name in ("python_multipart", "opentelemetry.trace"):  # they warn of bytes that clients send
+        logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger(_ROOT).setLevel(level.upper())
 
 

@@ -5,8 +5,12 @@ the clock by itself.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from llmgateway.api.usage import Meter, Tokens
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +60,8 @@ class Entry:
     """What became of it; whoever knows more than that it ended, or how, has told before that."""
     why: str = ""
     """What went wrong, in words that quote neither prompt nor answer."""
+    span: "Span | None" = None
+    """Its span, while a collector of traces is told of requests."""
 
     @property
     def phase(self) -> str:

@@ -188,6 +188,14 @@ def base_url(text: str) -> str:
     return f"{parts.scheme}://{host_name.lower()}{zone}{path}"
 
 
+def collector(text: str) -> str:
+    """scheme://host[:port][/path], as of a provider, but as it stands."""
+    if text.startswith("unix:"):
+        raise ValueError("is a socket; write a URL, such as http://127.0.0.1:4318")
+    base_url(text)
+    return text
+
+
 def _on_a_socket(text: str) -> str:
     """unix:/path/of/the.sock:/path; without a path /v1 is meant, as elsewhere."""
     example = "such as unix:/run/llm.sock:/v1"

@@ -148,6 +148,7 @@ Proxy = Annotated[
 Redis = Annotated[
     addresses.RedisAddress, _value(addresses.redis, "the URL"), WithJsonSchema({"type": "string"})
 ]
+Collector = Annotated[str, _value(addresses.collector, "the URL"), WithJsonSchema({"type": "string"})]
 BasePath = Annotated[str, _value(addresses.base_path), WithJsonSchema({"type": "string"})]
 Origin = Annotated[str, _value(addresses.origin), WithJsonSchema({"type": "string"})]
 Network = Annotated[peers.Network, _value(addresses.network), WithJsonSchema({"type": "string"})]

@@ -211,6 +211,17 @@ def _not_installed(root: Pairs | None) -> Iterator[Finding]:
     if isinstance(redis, Scalar) and references.counts(redis) and find_spec("redis") is None:
         how = "run `scripts/setup redis`, or `pip install '.[redis]'` where it was installed otherwise"
         yield ("cluster", "limits"), f"this needs the Python package redis, which is not installed; {how}"
+    otlp = references.at(root, "telemetry", "otlp")
+    if isinstance(otlp, Scalar) and references.counts(otlp) and not _has_otlp():
+        how = "run `scripts/setup otel`, or `pip install '.[otel]'` where it was installed otherwise"
+        yield ("telemetry", "otlp"), f"this needs OpenTelemetry's packages, which are not installed; {how}"
+
+
+def _has_otlp() -> bool:
+    try:
+        return find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+    except ModuleNotFoundError:  # a package that it is in
+        return False
 
 
 def _why_not(name: str, folder: Path, check: Callable[[Path], None]) -> str:

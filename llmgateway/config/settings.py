@@ -18,6 +18,7 @@ from pydantic import (
 from llmgateway.config.extra import ExtraEntry
 from llmgateway.config.fields import (
     BasePath,
+    Collector,
     Count,
     Duration,
     FilePath,
@@ -212,6 +213,16 @@ class LogConfig(Section):
     requests_keep: LogCount = Field(10, description="How many older files are kept beside it.")
 
 
+class TelemetryConfig(Section):
+    """Whom the gateway tells of each request, in OpenTelemetry's words."""
+
+    otlp: Collector | None = Field(
+        None,
+        repr=False,
+        description="A collector of spans, by OTLP over HTTP: http://HOST:4318; unset: nobody is told.",
+    )
+
+
 class Config(Section):
     """The whole file."""
 
@@ -245,4 +256,7 @@ class Config(Section):
     )
     log: OrNothing[LogConfig] = Field(
         LogConfig(), description="What the gateway writes: events to standard error, requests to a file."
+    )
+    telemetry: OrNothing[TelemetryConfig] = Field(
+        TelemetryConfig(), description="Whom the gateway tells of each request, in OpenTelemetry's words."
     )

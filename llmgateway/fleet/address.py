@@ -20,6 +20,7 @@ from llmgateway.http.room import Hold
 from llmgateway.http.upload import Cargo, Edit, Packed
 
 _MOST_OPENINGS: Final = 64
+_OF_TRACES: Final = frozenset({b"traceparent", b"tracestate"})
 
 
 class Outgoing(msgspec.Struct, gc=False):
@@ -48,6 +49,8 @@ class Outgoing(msgspec.Struct, gc=False):
     """What grants the change to another protocol, where one is asked for."""
     around: tuple[bytes, bytes] = (b"", b"")
     """What has to stand around the model there, if the body has none."""
+    trace: bytes = b""
+    """Lines that make it a part of a trace, in the place of the client's own."""
     cargo: Cargo | None = None
     """A body that is too large to be written at once, in the place of `body`."""
 
@@ -146,9 +149,10 @@ class Address:
                 self._openings.clear()
             opening = self._openings[request.path] = self._opening(request)
         lines = request.lines
-        if self.replaced:
-            anew = request_head(request.fields, replaced=self.replaced)
-            lines = anew.plain_lines if request.plain else anew.lines
+        if self.replaced or request.trace:
+            replaced = self.replaced | _OF_TRACES if request.trace else self.replaced
+            anew = request_head(request.fields, replaced=replaced)
+            lines = (anew.plain_lines if request.plain else anew.lines) + request.trace
         size = f"Content-Length: {len(request.body)}\r\n" if request.body or request.method == "POST" else ""
         if request.cargo is not None:
             size = request.cargo.framing

@@ -22,6 +22,7 @@ from llmgateway.books.journal import Journal
 from llmgateway.books.ledger import Ledger
 from llmgateway.books.metrics import Metrics
 from llmgateway.books.totals import used_today
+from llmgateway.books.traces import Traces
 from llmgateway.config.settings import Config, TlsConfig
 from llmgateway.fleet.breaker import RetryBudget
 from llmgateway.fleet.fleet import Fleet
@@ -97,6 +98,7 @@ class Gateway:
         self.limits = Limits(time.time)
         self.journal = Journal(**_journal(config))
         self.ledger = _ledger(self.metrics, self.journal, self.fleet)
+        self._traces = Traces(__version__)
         self._rota = Rota(self.fleet, config, Random())
         self._certificate = None if config.server.tls is None else _certificate(config.server.tls)
         self._upstream = Upstream(look_up, self.condition.name)
@@ -138,6 +140,7 @@ class Gateway:
             proxy,
             self.ledger,
             self._pressure,
+            self._traces,
         )
         self._patience = patience or Patience()
         self._crowd = Crowd(most_connections, clock)
@@ -147,6 +150,7 @@ class Gateway:
         )
         self._adopt_bounds(config)
         self._adopt_name(config)
+        self._adopt_traces(config)
         self.metrics.observe_refused(lambda: self._crowd.refused)
         self._listeners: list[asyncio.Server] = []
         self._arrivals: list[Arrivals] = []
@@ -179,6 +183,7 @@ class Gateway:
         await self._stack.enter_async_context(self._watch)
         await self._stack.enter_async_context(self.gate)
         await self._stack.enter_async_context(self.journal)
+        self._stack.push_async_callback(self._traces.close)
         self._stack.callback(self.ledger.book)
         self._stack.push_async_callback(self._server.shutdown, LAST_WORDS_S)
         self._stack.callback(self._doorstep.clear)
@@ -243,6 +248,7 @@ class Gateway:
             self._adopt_journal,
             self._adopt_bounds,
             self._adopt_name,
+            self._adopt_traces,
         )
 
     def _adopt_providers(self, config: Config) -> None:
@@ -258,6 +264,9 @@ class Gateway:
 
     def _adopt_name(self, config: Config) -> None:
         self.metrics.instance = self.ledger.instance = config.cluster.name or ""
+
+    def _adopt_traces(self, config: Config) -> None:
+        self._traces.adopt(config.telemetry.otlp, config.cluster.name or "")
 
     def renew_certificate(self) -> None:
         """Take in a certificate that has changed on disk. Raises BadCertificate; then the old one stays."""

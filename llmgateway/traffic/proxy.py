@@ -12,6 +12,7 @@ from typing import Final
 from llmgateway.access.keys import Caller
 from llmgateway.api.usage import WORDS_IN, Meter
 from llmgateway.books.metrics import Metrics
+from llmgateway.books.traces import passed_on
 from llmgateway.errors import (
     UPSTREAM_ERROR,
     GatewayError,
@@ -142,6 +143,8 @@ class Proxy:
         order = self._slots.order(caller, model, call.thread, expected, call.entry.id, call.endpoint)
         if only:
             order.only = only
+        if call.entry.span is not None:
+            call.outgoing.trace = passed_on(call.entry.span)
         story = Story(call, client, order, self._slots, admission)
         if call.keepalive_s:
             story.keep_alive(self._slots.line)

@@ -21,6 +21,7 @@ from llmgateway.api.endpoints import ENDPOINTS, KEPT, Endpoint, dialect_of, dial
 from llmgateway.books.entry import Entry
 from llmgateway.books.ledger import Ledger
 from llmgateway.books.line import log_all
+from llmgateway.books.traces import Traces
 from llmgateway.config.extra import ExtraPathConfig
 from llmgateway.config.settings import Config, ServerConfig
 from llmgateway.errors import (
@@ -87,6 +88,7 @@ class App:
         proxy: Proxy,
         ledger: Ledger,
         pressure: Pressure,
+        traces: Traces,
     ) -> None:
         self._condition = condition
         self._visitors = visitors
@@ -96,6 +98,7 @@ class App:
         self._proxy = proxy
         self._ledger = ledger
         self._pressure = pressure
+        self._traces = traces
         self._intake = pressure.intake
         self._ids = count(_FIRST_ID)
         self._id_prefix = _version_4(secrets.token_hex(8))
@@ -206,6 +209,8 @@ class App:
                 refuse_loop(client.head.named[b"via"], self._condition.name)
             caller = self._admit(route, client)
             entry.user, entry.person, entry.key = caller.user, caller.person or None, caller.key_name
+            if self._traces.tracer is not None and isinstance(route, Forward):
+                self._traces.begin(self._traces.tracer, entry, route.endpoint, client.head.named)
             if isinstance(route, Told):
                 await route.answer(caller, client)
             else:
@@ -251,6 +256,8 @@ class App:
     def _close(self, entry: Entry, client: Client) -> None:
         entry.status = client.status or (500 if entry.outcome == INTERNAL_ERROR.type else _CLIENT_GONE)
         entry.bytes_out = client.bytes_out
+        if entry.span is not None:
+            self._traces.end(entry.span, entry)
         if entry.outcome == INVALID_API_KEY.type:
             entry.address = self._visitors.address(client)
         if entry in self._ledger.in_flight:

@@ -776,6 +776,37 @@ def test_a_redis_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("", "is empty or has spaces"),
+        ("rig:4318", "has no http:// in front"),
+        ("grpc://rig:4317", "is neither http:// nor https://"),
+        ("http://me:pw@rig:4318", "has a user or password"),
+        ("http://rig:4318/v1/traces?key=pw", "has a part after ? or #"),
+        ("unix:/run/otel.sock", "is a socket; write a URL"),
+    ],
+)
+def test_a_wrong_collector(written: str, expected: str) -> None:
+    found = problem(f"telemetry:\n  otlp: '{written}'\n")
+    assert found.startswith(f"c.yaml:2:9: telemetry.otlp: the URL {expected}")
+    assert "pw" not in found
+
+
+def test_a_collector_needs_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("telemetry:\n  otlp: http://rig:4318\n")
+    assert load(file, {}).config.telemetry.otlp == "http://rig:4318"
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http", None)
+    with pytest.raises(ConfigError) as caught:
+        load(file, {})
+    (told,) = map(str, caught.value.problems)
+    assert "c.yaml:2:9: telemetry.otlp: this needs OpenTelemetry's packages" in told
+    assert "scripts/setup otel" in told
+    file.write_text("telemetry:\n  otlp:\n")
+    assert load(file, {}).config.telemetry.otlp is None
+
+
+@pytest.mark.parametrize(
     ("line", "expected"),
     [
         ("instances: 0", "2:14: cluster.instances: '0' is too small; write 1 or more, or own"),

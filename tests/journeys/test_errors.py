@@ -257,7 +257,7 @@ class FaultyGateway(Gateway):
             self.slots, self._upstream, self._watch, RetryBudget(), self.gate, self.metrics, time.monotonic
         )
         parts = self._visitors, self._pages, self._ollama, self._live
-        self._app = App(config, self.condition, *parts, proxy, self.ledger, self._pressure)
+        self._app = App(config, self.condition, *parts, proxy, self.ledger, self._pressure, self._traces)
         self._server = ClientServer(self._app.handle, Patience(), self._crowd)
 
 

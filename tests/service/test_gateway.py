@@ -63,6 +63,7 @@ def sections(marks: tuple[str, int, str], folder: Path) -> dict[str, Any]:
         "streams": {"keepalive": number},
         "affinity": {"headers": [f"x-{word}"]},
         "cluster": {"name": word, "instances": number, "limits": f"redis://127.0.0.1:{number}"},
+        "telemetry": {"otlp": f"http://{word}.example:{number}"},
         "log": {
             "requests": str(folder / word), "requests_size": f"{number}KiB", "requests_keep": number,
             "level": "info", "format": "text",

@@ -35,8 +35,8 @@ LOADED: Final = re.compile(
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add what lies in the project's root."""
-    contrib = (f"contrib/{each.name}" for each in (ROOT / "contrib").iterdir() if each.suffix != ".md")
-    for source, name in (PAGES | {each: each for each in (*FILES, *contrib)}).items():
+    contrib = [f"contrib/{each.name}" for each in (ROOT / "contrib").iterdir() if each.is_file()]
+    for source, name in ({each: each for each in (*FILES, *contrib)} | PAGES).items():
         files.append(File.generated(config, name, abs_src_path=str(ROOT / source)))
     return files
 
@@ -44,9 +44,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Let links lead where the site has what they name."""
     if page.file.generated_by is None:  # in docs/
-        return re.sub(
-            r"\]\(\.\./(?:README\.md)?", lambda to: "](index.md" if "README" in to[0] else "](", markdown
-        )
+        return markdown.replace("](../README.md", "](index.md").replace("](../", "](")
     return IN_DOCS.sub(r"\1", markdown).replace("](README.md", "](index.md")
 
 

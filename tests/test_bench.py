@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.guard import HANG_S
+from tests.tools import tool
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 
@@ -85,6 +86,16 @@ def test_a_peer_that_fails_is_left_out_with_a_word(tmp_path: Path) -> None:
         "vllm-router is left out: a stream ended without [DONE]",
     ]
     assert [cells[0] for cells in rows(finished.stdout)] == ["direct"]
+
+
+def test_several_gateways_are_measured_beside_one() -> None:
+    tool("haproxy")
+    finished = run("bench_instances.py")
+    assert (finished.returncode, finished.stderr) == (0, "")
+    table = [cells for cells in rows(finished.stdout) if cells[0] != "gateways"]
+    assert [cells[0] for cells in table] == ["1, without HAProxy", "1", "2", "3"]
+    assert (table[1][2], table[1][8]) == ("1.00", "1.00")
+    assert all(float(cells[1].replace(",", "")) > 0 for cells in table)
 
 
 def test_what_grows_is_measured_beside_another_checkout() -> None:

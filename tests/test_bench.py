@@ -45,9 +45,10 @@ def run(
     script: str, *arguments: str, small: tuple[str, ...] = SMALL, path: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a script to its end, with small loads; programs in `path` are found first."""
+    searched = {"PATH": f"{path}:{os.environ['PATH']}"} if path else {}
     return subprocess.run(
         [sys.executable, SCRIPTS / script, "--rounds", "1", *small, *arguments],
-        env=os.environ | {"PATH": f"{path}:{os.environ['PATH']}"} if path else None,
+        env=os.environ | {"PYTHONPATH": str(SCRIPTS.parent)} | searched,
         capture_output=True,
         text=True,
         timeout=3 * HANG_S,

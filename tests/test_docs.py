@@ -57,6 +57,19 @@ def test_every_picture_is_there() -> None:
             assert ((ROOT / name).parent / "".join(named)).is_file(), f"{name} shows {named}"
 
 
+NAMED: Final = re.compile(r"(?<![\w./@-])((?:tests|scripts|contrib|docs|llmgateway)/[\w./@-]*\w)(?:::(\w+))?")
+
+
+YOURS: Final = {"contrib/config/config.yaml"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_and_every_test_that_is_named_is_there(page: str) -> None:
+    named = [(ROOT / path, test) for path, test in NAMED.findall(PAGES[page]) if path not in YOURS]
+    assert not [str(path) for path, _ in named if not path.exists()]
+    assert not [test for path, test in named if test and f"def {test}(" not in path.read_text("utf-8")]
+
+
 # --- Configs --------------------------------------------------------------------------------------
 
 CONFIGS = [(name, text) for name, text in everywhere("yaml") if "scrape_configs:" not in text]

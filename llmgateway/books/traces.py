@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-from llmgateway.api.endpoints import Endpoint
+from llmgateway.api.endpoints import ENDPOINTS
 from llmgateway.books.entry import Entry
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ _OPERATIONS: Final = {
     "ollama_embed": "embeddings",
     "ollama_embeddings": "embeddings",
 }
+_OPERATION_AT: Final = {each.path: _OPERATIONS.get(each.name, each.name) for each in ENDPOINTS if each.name}
 _WELL: Final = ("ok", "client_gone")
 _SERVER_FAULT: Final = 500
 Value = str | int | float | bool
@@ -59,7 +60,7 @@ class Traces:
             self._provider = _provider(collector, instance, self._version)
             self.tracer = self._provider.get_tracer("llmgateway", self._version)
 
-    def begin(self, tracer: "Tracer", entry: Entry, endpoint: Endpoint, named: Mapping[bytes, bytes]) -> None:
+    def begin(self, tracer: "Tracer", entry: Entry, method: str, named: Mapping[bytes, bytes]) -> None:
         """Begin the span of a request, as a part of the trace that its header fields name, if they do."""
         from opentelemetry.trace import SpanKind
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -70,12 +71,11 @@ class Traces:
             if name.encode() in named
         }
         before_ns = int((time.monotonic() - entry.began) * 1e9)
-        operation = _OPERATIONS.get(endpoint.name, endpoint.name or endpoint.path)
         entry.span = tracer.start_span(
-            operation,
+            _operation_at(entry.endpoint),
             TraceContextTextMapPropagator().extract(told),
             SpanKind.SERVER,
-            {"gen_ai.operation.name": operation, "http.request.method": endpoint.method},
+            {"http.request.method": method},
             start_time=time.time_ns() - before_ns,
         )
 
@@ -86,6 +86,8 @@ class Traces:
         if span.is_recording():
             facts = {name: value for name, value in _facts_of(entry).items() if value not in ("", None)}
             span.set_attributes(facts)
+            asked = entry.asked_model or entry.model
+            span.update_name(f"{_operation_at(entry.endpoint)} {asked}".rstrip())
             if entry.status >= _SERVER_FAULT or entry.outcome == "truncated":
                 span.set_status(StatusCode.ERROR, entry.outcome)
         span.end()
@@ -106,6 +108,10 @@ class Traces:
         return ending
 
 
+def _operation_at(path: str) -> str:
+    return _OPERATION_AT.get(path, path)
+
+
 def passed_on(span: "Span") -> bytes:
     """Give the header lines that make what a provider does a part of a span (W3C Trace Context)."""
     context = span.get_span_context()
@@ -118,6 +124,7 @@ def passed_on(span: "Span") -> bytes:
 def _facts_of(entry: Entry) -> dict[str, Value | None]:
     """Give the attributes of a span; what is not known is None or empty."""
     facts: dict[str, Value | None] = {
+        "gen_ai.operation.name": _operation_at(entry.endpoint),
         "gen_ai.request.model": entry.asked_model or entry.model,
         "gen_ai.response.model": entry.model if entry.provider else None,
         "gen_ai.provider.name": entry.provider,
@@ -136,6 +143,8 @@ def _facts_of(entry: Entry) -> dict[str, Value | None]:
     if (tokens := entry.reckon()) is not None:
         facts["gen_ai.usage.input_tokens"] = tokens.prompt
         facts["gen_ai.usage.output_tokens"] = tokens.completion
+        facts["gen_ai.usage.cache_read.input_tokens"] = tokens.cached or None
+        facts["gen_ai.usage.reasoning.output_tokens"] = tokens.reasoning or None
         facts["llmgateway.tokens_estimated"] = tokens.estimated
     return facts
 

@@ -210,7 +210,7 @@ class App:
             caller = self._admit(route, client)
             entry.user, entry.person, entry.key = caller.user, caller.person or None, caller.key_name
             if self._traces.tracer is not None and isinstance(route, Forward):
-                self._traces.begin(self._traces.tracer, entry, route.endpoint, client.head.named)
+                self._traces.begin(self._traces.tracer, entry, client.method, client.head.named)
             if isinstance(route, Told):
                 await route.answer(caller, client)
             else:

@@ -796,7 +796,7 @@ def test_a_collector_needs_its_packages(tmp_path: Path, monkeypatch: pytest.Monk
     file = tmp_path / "c.yaml"
     file.write_text("telemetry:\n  otlp: http://rig:4318\n")
     assert load(file, {}).config.telemetry.otlp == "http://rig:4318"
-    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http", None)
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(ConfigError) as caught:
         load(file, {})
     (told,) = map(str, caught.value.problems)

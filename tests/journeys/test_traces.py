@@ -89,7 +89,7 @@ async def test_a_span_tells_what_a_request_was_and_what_it_cost(
         }.items()
     )
     assert "error.type" not in facts
-    assert (span.name, span.kind) == ("chat", Span.SPAN_KIND_SERVER)
+    assert (span.name, span.kind) == ("chat gpt", Span.SPAN_KIND_SERVER)
     assert 0 < span.start_time_unix_nano <= span.end_time_unix_nano
 
 

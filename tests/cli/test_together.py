@@ -9,13 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from aiohttp import web
+from pytest_aiohttp import AiohttpServer
+
 from llmgateway.cli.together import Seen, add_up
 from tests.conftest import GatewayFor
 from tests.fake_provider import FakeProvider
 from tests.journey import KEY, eventually
 from tests.program import Finished, run
 from tests.raw_client import RawClient, chat
-from tests.script import answer, done, play, sse, wait, word
+from tests.script import done, play, sse, wait, word
 
 
 async def status(tmp_path: Path, *urls: str, more: tuple[str, ...] = ()) -> Finished:
@@ -76,15 +79,20 @@ async def test_what_two_gateways_see_otherwise_is_told_of_each(
 
 
 async def test_what_one_of_them_does_not_let_in_is_told_and_the_other_shown(
-    provider: FakeProvider, gateway_for: GatewayFor, tmp_path: Path
+    provider: FakeProvider, gateway_for: GatewayFor, aiohttp_server: AiohttpServer, tmp_path: Path
 ) -> None:
+    async def told(request: web.Request) -> web.Response:
+        return web.json_response({"status": "fine"})
+
+    another = web.Application()
+    another.router.add_get("/gateway/status", told)
+    stranger = str((await aiohttp_server(another)).make_url("")).rstrip("/")
     ours = await gateway_for(provider, cluster=cluster(1))
     other = await gateway_for(provider, users={"bob": {"keys": ["sk-bob-0123456789"]}})
-    provider.script = answer(200, {"gateway": "not one"})
-    shown = await status(tmp_path, other.url, ours.url, provider.url, more=("--json",))
+    shown = await status(tmp_path, other.url, ours.url, stranger, more=("--json",))
     assert shown.code == 0, shown.err
     instances = json.loads(shown.out)["instances"]
-    assert [each["name"] for each in instances] == [other.url, "gw1", provider.url]
+    assert [each["name"] for each in instances] == [other.url, "gw1", stranger]
     assert "does not know these credentials" in instances[0]["problem"]
     assert "is this the gateway?" in instances[2]["problem"]
 

@@ -161,7 +161,7 @@ class Reader:
 
     def _seen_from_here(self, text: str) -> str:
         text = re.sub(r"(192\.168\.1\.10|127\.0\.0\.1|10\.0\.0\.\d):8900", self._here, text)
-        text = text.replace("/var/log/gw*/", "")
+        text = re.sub(r"'/var/[^']*'", "requests.jsonl", text)
         return text.replace("sk-your-key", self._key).replace("--key KEY", f"--key {self._key}")
 
     async def _shell(self, command: str) -> str:

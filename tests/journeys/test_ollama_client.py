@@ -43,21 +43,23 @@ GENERATED: list[dict[str, Any]] = [{"response": "Hello"}, {"response": " world"}
 async def real_enough(exchange: Exchange) -> None:
     """Answer as Ollama does, streamed unless it is told not to."""
     asked: dict[str, Any] = exchange.request.json
-    whole = {
+    told = {
         "/api/show": SHOWN,
         "/api/embed": {"embeddings": [[0.5, 0.25]] * len(asked.get("input", ())), **COUNTS},
         "/api/embeddings": {"embedding": [0.5, 0.25]},
     }
-    if exchange.request.target in whole:
-        await exchange.answer(200, json.dumps(whole[exchange.request.target]).encode())
+    if exchange.request.target in told:
+        await exchange.answer(200, json.dumps(told[exchange.request.target]).encode())
         return
     *pieces, last = GENERATED if exchange.request.target == "/api/generate" else CHATTED
-    if asked.get("tools"):
-        pieces.append(said("", tool_calls=[WEATHER]))
+    called: dict[str, Any] = {"tool_calls": [WEATHER]} if asked.get("tools") else {}
     done = {"done": True, "done_reason": "stop", **COUNTS}
     if asked.get("stream") is False:
-        await exchange.answer(200, line(**pieces[0], **done))
+        whole = said("Hello", **called) if called else pieces[0]
+        await exchange.answer(200, line(**whole, **done))
         return
+    if called:
+        pieces.append(said("", **called))
     await exchange.head(200, LINES)
     for piece in pieces:
         await exchange.chunk(line(**piece, done=False))

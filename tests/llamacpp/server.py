@@ -23,6 +23,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--alias", default="")
     parser.add_argument("-np", "--parallel", type=int, default=4)
     parser.add_argument("-c", "--ctx-size", type=int, default=8192, help="shared by all slots")
+    parser.add_argument("-n", "--predict", type=int, default=-1, help="tokens of an answer, unless asked for")
     parser.add_argument("--context-shift", action="store_true", help="go on where the context is full")
     parser.add_argument("--embeddings", action="store_true")
     return parser.parse_args()
@@ -39,6 +40,7 @@ def main() -> None:
         params.model_alias = {args.alias}
     params.n_parallel = args.parallel
     params.n_ctx = args.ctx_size
+    params.n_predict = args.predict
     params.ctx_shift = args.context_shift
     params.cpuparams.n_threads = 1
     params.cpuparams_batch.n_threads = 1

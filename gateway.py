@@ -36,6 +36,8 @@ def _main(given: Namespace) -> int:
             return commands.show_key(given.user)
         case "schema":
             return commands.show_schema()
+        case "example":
+            return commands.show_example()
         case "init":
             return first.init(path)
         case "usage":

@@ -91,6 +91,7 @@ ELSEWHERE: Final = {
     r"docker ": "wants Docker; tests/test_contrib.py reads the files",
     r"(systemctl|journalctl|sudo|chown|cp|cat|PYTHON=\S+ sh) ": "changes the system",
     r"(caddy|promtool|haproxy|envoy) ": "the tests of contrib/ run it, where it is to be had",
+    r"(pipx|llmgateway|python3 gateway\.pyz) ": "scripts/release tries what it builds",
     r"(aider|claude|cn|codex|llm|opencode|qwen)\b": "a client in a terminal",
 }
 HERE: Final = r"scripts/run\b|curl |printf |export |KEY="

@@ -41,6 +41,7 @@ def arguments(argv: list[str] | None) -> Namespace:
     add("init", "write a first config file: what is found here, and a key")
     _add_what_to_add_up(add("usage", "show who used what, from the request log"))
     _add_whom_to_ask(add("status", "show what the running gateway is doing"))
+    add("example", "print config.example.yaml, the manual of every setting")
     add("schema", "print the JSON Schema of the config file")
     return parser.parse_args(argv)
 

@@ -1,4 +1,4 @@
-"""The commands beside running: check, key, schema, usage, status; `init` has a room of its own, `first`.
+"""The commands beside running: check, key, example, schema, usage, status; `init` is in `first`.
 
 Each gives the process's exit code: 0 good, 1 the config or the check failed.
 """
@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence, Sized
 from glob import glob
+from importlib import resources
 from pathlib import Path
 
 from llmgateway.access.keys import digest, mint
@@ -83,6 +84,13 @@ def show_key(user: str) -> int:
 def in_yaml(name: str) -> str:
     """Write a name of the config as a key of its file."""
     return name if name.isidentifier() else json.dumps(name)
+
+
+def show_example() -> int:
+    """Print the example config, which an installed program has inside."""
+    example = resources.files("llmgateway.config") / "config.example.yaml"
+    print(example.read_text("utf-8"), end="")
+    return 0
 
 
 def show_schema() -> int:

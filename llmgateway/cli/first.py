@@ -133,7 +133,7 @@ def _write(path: Path, text: str, *, replace: bool) -> None:
 
 
 _CONFIG: Final = """\
-# The config of the gateway. config.example.yaml is the manual of every setting.
+# The config of the gateway. `python gateway.py example` prints the manual of every setting.
 # `python gateway.py check` tells what is wrong with it. A running gateway takes in changes by itself.
 
 # Your LLM servers, under names of your choice. Those on other machines must listen on the network.

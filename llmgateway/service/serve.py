@@ -144,7 +144,12 @@ def _greeting(key: str, found: str, model: str, url: str) -> str:
         lines += ["What can be used:", "", f"  curl {auth} {url}/v1/models", ""]
     lines += ["Try it:", "", f"  {chat}", ""]
     lines += [f"Or look at {url}/gateway/ and sign in with the same key.", ""]
-    return "\n".join((*lines, "config.example.yaml is the manual of every setting; copy it to config.yaml."))
+    return "\n".join(
+        (
+            *lines,
+            "The command `example` prints the manual of every setting; `init` writes a first config.yaml.",
+        )
+    )
 
 
 def run(main: Coroutine[Any, Any, int]) -> int:

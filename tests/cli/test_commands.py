@@ -61,6 +61,15 @@ async def test_init_in_a_place_that_cannot_be_written_says_so(tmp_path: Path) ->
     assert "Traceback" not in failed.err
 
 
+# example
+
+
+async def test_the_example_config_comes_with_the_program(tmp_path: Path) -> None:
+    shown = await run("example", cwd=tmp_path)
+    assert shown.code == 0
+    assert shown.out == (GATEWAY.parent / "config.example.yaml").read_text("utf-8")
+
+
 # usage
 
 

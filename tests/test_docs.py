@@ -92,7 +92,7 @@ ELSEWHERE: Final = {
     r"(systemctl|journalctl|sudo|chown|cp|cat|PYTHON=\S+ sh) ": "changes the system",
     r"(caddy|promtool|haproxy|envoy) ": "the tests of contrib/ run it, where it is to be had",
     r"(pipx|llmgateway|python3 gateway\.pyz) ": "scripts/release tries what it builds",
-    r"(aider|claude|cn|codex|llm|opencode|qwen)\b": "a client in a terminal",
+    r"(aider|claude|cn|codex|llm|opencode|qwen)\b": "scripts/clients runs it, where it is to be had",
 }
 HERE: Final = r"scripts/run\b|curl |printf |export |KEY="
 

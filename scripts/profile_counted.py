@@ -1,8 +1,9 @@
 """The gateway that `scripts/profile --instructions` counts, under callgrind.
 
 All of the gateway is real but its sockets: client and provider are in memory, so that each step follows from
-the one before and nothing goes by time. So neither the kernel counts nor what uvloop does for a socket. The
-client asks as OpenAI's SDK does, the provider answers as llama.cpp does; both say the same every time.
+the one before. No timer that is set while it counts ever comes: what goes by time would come the more often
+the busier the machine is. So neither the kernel counts nor what uvloop does for a socket. The client asks as
+OpenAI's SDK does, the provider answers as llama.cpp does; both say the same every time.
 """
 
 import asyncio
@@ -13,9 +14,10 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from contextvars import Context
 from itertools import count
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVarTuple
 
 import profile_hook  # type: ignore[import-not-found]  # compiled by profile_instructions
 import uvloop
@@ -24,9 +26,13 @@ from llmgateway.config.load import build
 from llmgateway.service.gateway import Gateway
 from llmgateway.web import pressure
 
+Arguments = TypeVarTuple("Arguments")
+
 KEY: Final = "sk-bench-0123456789abcdefghijklmnopqrstuvwxyzABCDEFGH"
 WARM_UP: Final = 50
-WRITTEN_S: Final = 1.0  # within this the log of what was booked has been written
+SETTLED_S: Final = 1.0  # within this all timers from before have come, and what was booked has been written
+NEVER_S: Final = 36_000.0
+BOOKED_TOGETHER: Final = 6  # requests that end within a booking's pause, on a busy gateway
 TURNS: Final = 3  # of the loop, in which what follows an answer is done
 HEAD: Final = (
     "POST /v1/chat/completions HTTP/1.1\r\nHost: gateway:8900\r\nAccept-Encoding: gzip, deflate\r\n"
@@ -138,6 +144,26 @@ class Loop(uvloop.Loop):
     serve: Callable[[], asyncio.Protocol]
     provider: Wire
     """That which was asked last."""
+    stands_still = False
+    """Whether no timer comes that is set from now on."""
+
+    def call_later(
+        self,
+        delay: float,
+        callback: Callable[[*Arguments], object],
+        *args: *Arguments,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """Call something later; `call_at` comes here, too."""
+        delay = NEVER_S if self.stands_still else delay
+        return uvloop.Loop.call_later(self, delay, callback, *args, context=context)
+
+    async def stand_still(self) -> None:
+        """Let the timers come that are set already."""
+        settled = self.create_future()
+        self.call_later(SETTLED_S, settled.set_result, None)
+        self.stands_still = True
+        await settled
 
     async def create_server(self, protocol_factory: Any, *_: Any, **__: Any) -> Any:
         self.serve = protocol_factory
@@ -197,21 +223,23 @@ async def main(folder: Path, apart: bool, requests: int, streams: int, chunks: i
     }
     async with Gateway(build(config)) as gateway:
         await gateway.ready.wait()
+        settled = asyncio.create_task(loop.stand_still())
         client = Client(loop)
         numbers = count()
         for _ in range(WARM_UP):
             await client.ask(request(next(numbers), stream=True), chunks)
             await client.ask(request(next(numbers), stream=False))
+        gateway.ledger.book()
+        await settled
         gc.collect()
         gc.disable()
         for many, of_each in ((requests, 0), (streams, chunks), (streams, 2 * chunks)):
             asked = [request(next(numbers), stream=of_each > 0) for _ in range(many)]
-            gateway.ledger.book()
-            await asyncio.sleep(WRITTEN_S)
             profile_hook.begin(apart)
-            for each in asked:
+            for number, each in enumerate(asked, 1):
                 await client.ask(each, of_each)
-            gateway.ledger.book()
+                if number % BOOKED_TOGETHER == 0 or number == many:
+                    gateway.ledger.book()
             profile_hook.end()
         os._exit(0)
 

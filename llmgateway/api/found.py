@@ -11,9 +11,10 @@ import msgspec
 from msgspec.structs import replace
 
 from llmgateway.api.endpoints import DIALECTS, Body, Buffer
+from llmgateway.api.multipart import Span
 from llmgateway.api.peek import NAMES, Peek, bad, peek_json
 from llmgateway.api.prints import BLOCK_BYTES, COPIED_BYTES, LongPrint
-from llmgateway.api.turns import MARKED_BYTES, role_of, unmarked
+from llmgateway.api.turns import MARKED_BYTES, is_marked, role_of, unmarked
 
 MOST_TURNS: Final = 20_000
 """Of a large body; with more of them it has none that are worth to be known."""
@@ -92,6 +93,21 @@ class Value:
             self.leading += 1
         self.starts.append(start)
         self.stops.append(stop)
+        self.too_many = len(self.starts) > MOST_TURNS
+
+    def take_short(self, body: Body, places: Sequence[Span]) -> None:
+        """Take in short turns that follow one another, in a third of the time that `take` needs."""
+        contents: list[Buffer] = [bytes(body[start:stop]) for start, stop in places]
+        if is_marked(body[places[0][0] : places[-1][1]]):
+            contents = list(map(unmarked, contents))
+        for at, (start, stop) in enumerate(places, len(self.starts)):
+            if self.leading != at or not _speaks_for_the_system(body, start, stop):
+                break
+            self.leading += 1
+        self.prints.extend(map(hash, contents))
+        self.said_bytes += sum(map(len, contents))
+        self.starts.extend(start for start, _ in places)
+        self.stops.extend(stop for _, stop in places)
         self.too_many = len(self.starts) > MOST_TURNS
 
     def hear_text(self, body: Body, at: int) -> None:

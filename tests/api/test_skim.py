@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llmgateway.api.peek import Peek, peek_json, peek_long_chat
+from llmgateway.api.peek import STEP_BYTES, Peek, peek_json, peek_long_chat
 from llmgateway.api.skim import Skim
 from llmgateway.errors import GatewayError
 from llmgateway.traffic.affinity import thread_of
@@ -143,6 +143,17 @@ def test_a_long_chat_is_read_at_once_and_says_the_same(count: int, size: int) ->
 )  # fmt: skip
 def test_what_may_take_long_is_not_read_at_once(chat: bytes) -> None:
     assert peek_long_chat(chat) is None
+
+
+@pytest.mark.parametrize("text", [b"so it goes, ", rb"said \"so\", ", rb"C:\\so\\", rb"\\\""])
+def test_a_long_conversation_takes_few_steps_and_says_the_same(text: bytes) -> None:
+    turn = b'{"role":"user","content":"%b"}' % (text * 20)
+    in_parts = b'{"role":"user","content":[{"type":"text","text":"%b"}]}' % text
+    for turns in ([turn] * 2_000, [turn] * 999 + [in_parts] + [turn] * 1_000, [in_parts] * 2):
+        body = b'{"model":"m","messages":[%b]}' % b", ".join(turns)
+        steps = sum(1 for _ in Skim(body).look())
+        assert steps <= 2 + 3 * len(body) / STEP_BYTES
+        assert told(skimmed(body)) == told(peek_json(body))
 
 
 @thorough

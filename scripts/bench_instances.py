@@ -28,7 +28,7 @@ from bench_load import KEY, Client, Load, Tally, no_garbage_collection
 from bench_process import cpu_s, end_like_ctrl_c, free_ports, running, until_it_answers
 from bench_targets import ROOT, SYSTEM_FOLDERS
 
-from tests.in_front import CONTRIB, replaced
+from tests.in_front import AS_ROOT, CONTRIB, replaced
 
 COUNTS: Final = (1, 2, 3)
 USERS: Final = 64
@@ -135,6 +135,7 @@ def tree(folder: Path, provider_port: int) -> dict[str, object]:
 def in_front_of(gateways: Sequence[int], folder: Path, port: int) -> str:
     """contrib/haproxy.cfg for these gateways, without TLS."""
     changes = {
+        AS_ROOT: "",
         "bind :443 ssl crt /etc/haproxy/llm.example.org.pem alpn h2,http/1.1": f"bind 127.0.0.1:{port}",
         "/run/haproxy/admin.sock": str(folder / f"admin-{port}.sock"),
     }

@@ -16,6 +16,8 @@ from tests.tools import tool
 
 CONTRIB: Final = Path(__file__).resolve().parent.parent / "contrib"
 HOST: Final = "llm.example.org"
+AS_ROOT: Final = "    chroot /var/lib/haproxy\n    user haproxy\n    group haproxy\n"
+"""What HAProxy can give up only where it has it."""
 
 
 def replaced(text: str, changes: Mapping[str, str]) -> str:
@@ -140,6 +142,7 @@ async def haproxy(
     both = folder / "both.pem"
     both.write_text(cert.read_text() + key.read_text())
     changes = {
+        AS_ROOT: "",
         "bind :443 ": f"bind 127.0.0.1:{port} ",
         "/etc/haproxy/llm.example.org.pem": str(both),
         "/run/haproxy/admin.sock": str(folder / "admin.sock"),

@@ -12,9 +12,10 @@ from msgspec.structs import replace
 
 from llmgateway.api.endpoints import DIALECTS, Body, Buffer
 from llmgateway.api.multipart import Span
-from llmgateway.api.peek import NAMES, Peek, bad, peek_json
+from llmgateway.api.peek import NAMES, Peek, peek_json
 from llmgateway.api.prints import BLOCK_BYTES, COPIED_BYTES, LongPrint
 from llmgateway.api.turns import MARKED_BYTES, is_marked, role_of, unmarked
+from llmgateway.api.unreadable import bad
 
 MOST_TURNS: Final = 20_000
 """Of a large body; with more of them it has none that are worth to be known."""

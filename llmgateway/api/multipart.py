@@ -12,7 +12,8 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser
 
 from llmgateway.api.endpoints import Body
-from llmgateway.api.peek import STEP_BYTES, NoModel, Peek, bad, check_model
+from llmgateway.api.peek import STEP_BYTES, Peek
+from llmgateway.api.unreadable import NoModel, bad, check_model
 from llmgateway.errors import GatewayError
 
 Span = tuple[int, int]

@@ -16,7 +16,14 @@ import msgspec
 from llmgateway.api.endpoints import DIALECTS, Body, Buffer
 from llmgateway.api.prints import COPIED_BYTES
 from llmgateway.api.turns import is_marked, role_of, unmarked
-from llmgateway.errors import INVALID_REQUEST, GatewayError
+from llmgateway.api.unreadable import (
+    NAME_CHARACTERS,
+    NoModel,
+    Unreadable,
+    bad,
+    check_model,
+    json_trouble,
+)
 
 
 class Peek(msgspec.Struct, frozen=True, gc=False):
@@ -113,7 +120,9 @@ _SYSTEM: Final = ("system", "developer")
 _NO_LIMIT: Final = 10**9  # tokens: so many, or more, limit nothing
 _MOST_DIGITS: Final = 20  # of a number that is worth a look
 _MOST_COMMAS: Final = 200_000  # in a body whose turns are told apart: each takes about 400 bytes for a moment
-_MOST_COMMAS_AT_ONCE: Final = 24_000  # each may stand for a turn, and takes its time
+_MOST_COMMAS_AT_ONCE: Final = 24_000  # in a chat: each may stand for a turn, and takes its time
+_MOST_COMMAS_OF_ANY: Final = 8_000  # in a body of any dialect, or with cache marks, which take longer
+_MOST_BYTES_OF_ANY: Final = 256 * 1024
 _SURROGATE: Final = re.compile(  # a pair of halves, or one
     rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(\\u[dD][c-fC-F][0-9a-fA-F]{2})|[89a-fA-F][0-9a-fA-F]{2})"
 )
@@ -124,25 +133,8 @@ _ODD_NUMBER: Final = re.compile(rb"[:,\[\s-](NaN|Infinity)\b")
 _LEAST_LOOKS: Final = 4  # at a body with such numbers: each look mends one
 _MOST_LOOKS: Final = 1_000
 _MOST_LOOKED_AT: Final = 24 << 20  # bytes, in all looks together
-_NAME_CHARACTERS: Final = 1_000  # longer than any name a server advertises
 STEP_BYTES: Final = 1 << 16
 """How much of a body is looked at, at a time."""
-
-
-class Unreadable(GatewayError):
-    """A body cannot be routed."""
-
-    def __init__(self, words: str) -> None:
-        super().__init__(INVALID_REQUEST, words)
-
-
-class NoModel(Unreadable):
-    """A request names no model: it says nothing of one, or null, or an empty name."""
-
-
-def bad(message: str) -> GatewayError:
-    """Give the error that a body which cannot be routed gets."""
-    return Unreadable(message)
 
 
 def peek_json(body: Body) -> Peek:
@@ -165,7 +157,12 @@ def peek_json(body: Body) -> Peek:
     except msgspec.ValidationError:
         raise bad("The request body must be a JSON object.") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise bad(f"The request body is not valid JSON: {_json_trouble(exc)}.") from None
+        raise bad(f"The request body is not valid JSON: {json_trouble(exc)}.") from None
+    return _peek_any(envelope, body, told_apart=told_apart)
+
+
+def _peek_any(envelope: _Envelope, body: Body, *, told_apart: bool) -> Peek:
+    """Read what any dialect has; `told_apart` says whether the turns are to be."""
     system = _beside(envelope) if told_apart else []
     turns = _turns(system, envelope, marked=is_marked(body)) if told_apart else []
     opening = _opening(turns, len(system))
@@ -182,13 +179,23 @@ def peek_json(body: Body) -> Peek:
     )
 
 
-def peek_long_chat(body: Body) -> Peek | None:
-    """Read a chat as `peek_json` does; None for anything else, and for what might take long."""
-    if body.count(b",") > _MOST_COMMAS_AT_ONCE or is_marked(body):
+def peek_at_once(body: Body) -> Peek | None:
+    """Read a body as `peek_json` does; None for what is odd or wrong, and for what might take long.
+
+    Whatever cannot be read in one pass is that. To look for it first would take longer than the pass.
+    """
+    commas = body.count(b",")
+    if commas > _MOST_COMMAS_AT_ONCE:
         return None
-    if not body.isascii():
-        _check_utf8(body)
-    return _peek_chat(body)
+    is_long = commas > _MOST_COMMAS_OF_ANY or len(body) > _MOST_BYTES_OF_ANY
+    try:
+        if not body.isascii():
+            _check_utf8(body)
+        if not (is_long and is_marked(body)) and (chat := _peek_chat(body)) is not None:
+            return chat
+        return None if is_long else _peek_any(_ENVELOPE.decode(body), body, told_apart=True)
+    except (Unreadable, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _peek_chat(body: Body) -> Peek | None:
@@ -198,7 +205,7 @@ def _peek_chat(body: Body) -> Peek | None:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None  # another kind of request, or not one at all
     model = chat.model
-    if not 0 < len(model) <= _NAME_CHARACTERS:
+    if not 0 < len(model) <= NAME_CHARACTERS:
         check_model(model)
     copied = len(body) <= COPIED_BYTES  # so long as they are small, copies cost less than views
     turns: list[Buffer] = list(map(bytes if copied else memoryview, chat.messages))
@@ -352,13 +359,6 @@ def as_json(string: bytes) -> bytes:
     return string
 
 
-def _json_trouble(exc: Exception) -> str:
-    """Say where, never what: the position is kept, the content is not quoted."""
-    if isinstance(exc, UnicodeDecodeError):
-        return "a string is not UTF-8"
-    return str(exc).removeprefix("JSON is malformed: ").lower()
-
-
 def _check_utf8(body: Body) -> None:
     """Refuse what is not UTF-8, a slice at a time: decoding it whole could take four times its size."""
     decoder = codecs.getincrementaldecoder("utf-8")()
@@ -389,11 +389,3 @@ def _model_name(raw: msgspec.Raw | msgspec.UnsetType) -> str:
         raise bad("'model' must be a string.") from None
     check_model(model)
     return model
-
-
-def check_model(model: str) -> None:
-    """Refuse what cannot be the name of a model. Raises GatewayError (400)."""
-    if not model:
-        raise NoModel("'model' must not be empty.")
-    if len(model) > _NAME_CHARACTERS:
-        raise bad("'model' is too long to be the name of a model.")

@@ -19,7 +19,8 @@ import msgspec
 from llmgateway.api.endpoints import Body
 from llmgateway.api.found import KNOWN, SAID, SERIES, SYSTEMS, TEXTS, Findings, Value
 from llmgateway.api.multipart import Span
-from llmgateway.api.peek import STEP_BYTES, Peek, as_json, bad
+from llmgateway.api.peek import STEP_BYTES, Peek, as_json
+from llmgateway.api.unreadable import bad
 from llmgateway.errors import GatewayError
 
 _DENSE_STEP_BYTES: Final = 4 * 1024  # of what is no string and no plain turn: each bracket takes its time

@@ -9,7 +9,8 @@ import zlib
 from collections.abc import Iterator
 from typing import Final
 
-from llmgateway.api.peek import STEP_BYTES, bad
+from llmgateway.api.peek import STEP_BYTES
+from llmgateway.api.unreadable import bad
 from llmgateway.errors import GatewayError
 
 if sys.version_info >= (3, 14):

@@ -23,8 +23,9 @@ import msgspec
 from llmgateway.access.keys import Caller, key_protocols, without_keys
 from llmgateway.api.endpoints import Body, Endpoint
 from llmgateway.api.multipart import form_with_model, peek_multipart
-from llmgateway.api.peek import NoModel, Peek, bad, check_model, peek_json
+from llmgateway.api.peek import Peek, peek_json
 from llmgateway.api.rename import name_in, with_model
+from llmgateway.api.unreadable import NoModel, bad, check_model
 from llmgateway.books.entry import Entry
 from llmgateway.config.settings import Config
 from llmgateway.errors import INVALID_REQUEST, GatewayError

@@ -21,9 +21,10 @@ import msgspec
 from llmgateway.access.keys import Caller
 from llmgateway.api.endpoints import Body
 from llmgateway.api.multipart import FormLook, Span, around_model, first_part
-from llmgateway.api.peek import STEP_BYTES, NoModel, Peek, Unreadable, peek_long_chat
+from llmgateway.api.peek import STEP_BYTES, Peek, peek_at_once
 from llmgateway.api.skim import Skim
 from llmgateway.api.unpack import Unpacker
+from llmgateway.api.unreadable import NoModel, Unreadable
 from llmgateway.books.entry import Entry
 from llmgateway.config.settings import Config
 from llmgateway.errors import INVALID_REQUEST, GatewayError
@@ -123,10 +124,13 @@ class Freight:
         if body is None:
             body = await client.body.read(self._max_bytes, hold, _WRITTEN_BYTES)
         hold.grow_to(len(body))
-        if kind == "json" and not (client.body.ended and _is_light(body)):
-            if client.body.ended and len(body) <= _WRITTEN_BYTES and (chat := peek_long_chat(body)):
-                return Load(body, chat)
+        if kind == "json" and not client.body.ended:
             return await self._skim(client, body, hold)
+        if kind == "json" and len(body) > AT_ONCE_BYTES:
+            if len(body) <= _WRITTEN_BYTES and (seen := peek_at_once(body)):
+                return Load(body, seen)
+            if not _is_light(body):
+                return await self._skim(client, body, hold)
         while not client.body.ended:
             assert isinstance(body, bytearray)
             await self._add_to(body, client, hold)
@@ -291,9 +295,7 @@ async def _in_steps(work: Iterator[None]) -> None:
 
 
 def _is_light(body: Body) -> bool:
-    """Tell whether a body that is here can be looked at in one go."""
-    if len(body) <= AT_ONCE_BYTES:
-        return True
+    """Tell whether a body that is odd or wrong can be looked at in one go."""
     if len(body) > _WHOLE_BYTES or body.count(b",") > _MOST_COMMAS or body.count(rb"\u") > _MOST_ESCAPES:
         return False
     return b"NaN" not in body and b"Infinity" not in body  # each of which `peek` mends with another look

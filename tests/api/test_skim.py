@@ -7,14 +7,14 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llmgateway.api.peek import STEP_BYTES, Peek, peek_json, peek_long_chat
+from llmgateway.api.peek import STEP_BYTES, Peek, peek_at_once, peek_json
 from llmgateway.api.skim import Skim
 from llmgateway.errors import GatewayError
 from llmgateway.traffic.affinity import thread_of
@@ -110,14 +110,7 @@ def test_a_body_says_the_same_however_it_is_read(body: bytes, data: st.DataObjec
     cuts = range(1, len(body)) if data is None else data.draw(places)
     expected = outcome(peek_json, body)
     assert outcome(skimmed, body, *cuts) == expected
-    assert is_another_kind(body) or outcome(peek_long_chat, body) == expected
-
-
-def is_another_kind(body: bytes) -> bool:
-    try:
-        return peek_long_chat(body) is None
-    except GatewayError:
-        return False
+    assert peek_at_once(body) is None or outcome(peek_at_once, body) == expected
 
 
 @pytest.mark.parametrize("size", [100, 1_100])
@@ -128,21 +121,50 @@ def test_a_long_chat_is_read_at_once_and_says_the_same(count: int, size: int) ->
     ]
     members = {"model": "m", "stream": True, "messages": [{"role": "system", "content": "Be brief."}, *turns]}
     body = json.dumps(members, ensure_ascii=False).encode()
-    assert outcome(peek_long_chat, body) == outcome(peek_json, body) == outcome(skimmed, body)
+    assert outcome(peek_at_once, body) == outcome(peek_json, body) == outcome(skimmed, body)
+
+
+LONG: Final = b"a" * 300_000
 
 
 @pytest.mark.parametrize(
-    "chat",
+    "body",
     [
         b'{"model":"m","messages":[%b1]}' % (b"1," * 30_000),
-        b'{"model":"m","messages":[{"role":"user","content":"a","cache_control":{}}]}',
-        b'{"model":"m","input":"a"}',
+        b'{"model":"m","input":[%b1]}' % (b"1," * 10_000),
+        b'{"model":"m","messages":[{"role":"user","content":"%b","cache_control":{}}]}' % LONG,
+        b'{"model":"m","input":"%b"}' % LONG,
         b'{"model":"m","messages":[],"n":NaN}',
+        b'{"model":"","messages":[]}',
+        b'{"messages":[]}',
+        b'{"model":"m",',
     ],
-    ids=["many turns", "marks", "another dialect", "to be mended"],
-)  # fmt: skip
-def test_what_may_take_long_is_not_read_at_once(chat: bytes) -> None:
-    assert peek_long_chat(chat) is None
+    ids=[
+        "turns",
+        "turns of any",
+        "marks",
+        "another dialect",
+        "to be mended",
+        "no name",
+        "no model",
+        "cut off",
+    ],
+)
+def test_what_may_take_long_or_is_wrong_is_not_read_at_once(body: bytes) -> None:
+    assert peek_at_once(body) is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"m","messages":[{"role":"user","content":"a","cache_control":{}}]}',
+        b'{"model":"m","input":"a","instructions":"b"}',
+        b'{"model":"m","prompt":"a","stream":true}',
+        b'{"model":"m","system":"a","messages":[1]}',
+    ],
+)
+def test_what_is_short_is_read_at_once_whatever_its_dialect(body: bytes) -> None:
+    assert peek_at_once(body) == peek_json(body)
 
 
 @pytest.mark.parametrize("text", [b"so it goes, ", rb"said \"so\", ", rb"C:\\so\\", rb"\\\""])

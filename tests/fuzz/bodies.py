@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from llmgateway.api.multipart import form_with_model, peek_multipart
-from llmgateway.api.peek import NoModel, Peek, as_json, peek_json
+from llmgateway.api.peek import Peek, as_json, peek_json
 from llmgateway.api.rename import with_model
 from llmgateway.api.skim import Skim
+from llmgateway.api.unreadable import NoModel
 from llmgateway.errors import GatewayError
 from tests.fuzz.target import Choices, Target, behind, lengthened, pieces, words
 

@@ -201,6 +201,17 @@ async def test_the_default_model_is_that_of_bodies_that_name_none(
     await eventually(lambda: line and line[-1]["model"] == 'm "1"' and line[-1]["bytes_in"] == len(body))
 
 
+@pytest.mark.parametrize("size", [40_000, 300_000, 2_000_000])
+@pytest.mark.parametrize("model", [{}, {"model": ""}, {"model": None}], ids=["none", "empty", "null"])
+async def test_the_default_model_is_that_of_long_bodies_that_name_none(
+    gateway_for: GatewayFor, provider: FakeProvider, model: dict[str, Any], size: int
+) -> None:
+    gateway = await gateway_for(provider, server={"default_model": "m"})
+    body = {**model, "messages": [{"role": "user", "content": "a" * size}]}
+    assert (await ask(gateway.port, asking(OPENAI, body))).status == 200
+    assert json.loads(provider.requests[0].body) == {**body, "model": "m"}
+
+
 async def test_the_default_model_is_that_of_forms_that_name_none(
     gateway_for: GatewayFor, provider: FakeProvider
 ) -> None:

@@ -121,8 +121,9 @@ _NO_LIMIT: Final = 10**9  # tokens: so many, or more, limit nothing
 _MOST_DIGITS: Final = 20  # of a number that is worth a look
 _MOST_COMMAS: Final = 200_000  # in a body whose turns are told apart: each takes about 400 bytes for a moment
 _MOST_COMMAS_AT_ONCE: Final = 24_000  # in a chat: each may stand for a turn, and takes its time
-_MOST_COMMAS_OF_ANY: Final = 8_000  # in a body of any dialect, or with cache marks, which take longer
-_MOST_BYTES_OF_ANY: Final = 256 * 1024
+MOST_COMMAS_OF_ANY: Final = 8_000
+"""In a body that is looked at in one go, of any dialect, or odd: these take longer than a chat."""
+MOST_BYTES_OF_ANY: Final = 256 * 1024
 _SURROGATE: Final = re.compile(  # a pair of halves, or one
     rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(\\u[dD][c-fC-F][0-9a-fA-F]{2})|[89a-fA-F][0-9a-fA-F]{2})"
 )
@@ -187,7 +188,7 @@ def peek_at_once(body: Body) -> Peek | None:
     commas = body.count(b",")
     if commas > _MOST_COMMAS_AT_ONCE:
         return None
-    is_long = commas > _MOST_COMMAS_OF_ANY or len(body) > _MOST_BYTES_OF_ANY
+    is_long = commas > MOST_COMMAS_OF_ANY or len(body) > MOST_BYTES_OF_ANY
     try:
         if not body.isascii():
             _check_utf8(body)

@@ -18,6 +18,7 @@ import aiohttp
 from llmgateway.access.keys import KeyRing
 from llmgateway.cli.table import align, printable
 from llmgateway.cli.together import Seen, add_up
+from llmgateway.config.addresses import in_url
 from llmgateway.config.settings import Config
 
 PERIOD_S: Final = 1.0
@@ -64,8 +65,7 @@ def _find_own(config: Config, key: str | None) -> RunningGateway:
         return RunningGateway(f"{scheme}://localhost{server.base_path}", key, certificate, server.listen)
     if server.port == 0:
         raise NoStatus("The config lets the gateway choose its port (0), so tell where it is with --url.")
-    host = _ANYWHERE.get(server.host[0], server.host[0])
-    place = f"[{host}]" if ":" in host else host
+    place = in_url(_ANYWHERE.get(server.host[0], server.host[0]))
     return RunningGateway(f"{scheme}://{place}:{server.port}{server.base_path}", key, certificate)
 
 

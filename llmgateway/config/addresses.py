@@ -59,8 +59,7 @@ class RedisAddress:
     @property
     def place(self) -> str:
         """Where it is, without who we are."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'rediss' if self.tls else 'redis'}://{host}:{self.port}/{self.number}"
+        return f"{'rediss' if self.tls else 'redis'}://{in_url(self.host)}:{self.port}/{self.number}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +75,12 @@ class ProxyAddress:
     @property
     def place(self) -> str:
         """Where it is, without who we are."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}"
+        return f"{self.scheme}://{in_url(self.host)}:{self.port}"
+
+
+def in_url(host: str) -> str:
+    """Write a host as it stands in a URL: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
 
 
 def host(text: str) -> str:

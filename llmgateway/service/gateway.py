@@ -23,6 +23,7 @@ from llmgateway.books.ledger import Ledger
 from llmgateway.books.metrics import Metrics
 from llmgateway.books.totals import used_today
 from llmgateway.books.traces import Traces
+from llmgateway.config.addresses import in_url
 from llmgateway.config.settings import Config, TlsConfig
 from llmgateway.fleet.breaker import RetryBudget
 from llmgateway.fleet.fleet import Fleet
@@ -168,9 +169,8 @@ class Gateway:
         server = self.config.server
         if server.listen is not None:
             return f"unix:{server.listen}"
-        host = f"[{server.host[0]}]" if ":" in server.host[0] else server.host[0]
         scheme = "http" if self._certificate is None else "https"
-        return f"{scheme}://{host}:{self.port}{server.base_path}"
+        return f"{scheme}://{in_url(server.host[0])}:{self.port}{server.base_path}"
 
     async def __aenter__(self) -> "Gateway":
         """Listen and start to look at the providers. Raises CannotListen if the address can't be had."""

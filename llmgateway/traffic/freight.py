@@ -21,7 +21,7 @@ import msgspec
 from llmgateway.access.keys import Caller
 from llmgateway.api.endpoints import Body
 from llmgateway.api.multipart import FormLook, Span, around_model, first_part
-from llmgateway.api.peek import STEP_BYTES, Peek, peek_at_once
+from llmgateway.api.peek import MOST_BYTES_OF_ANY, MOST_COMMAS_OF_ANY, STEP_BYTES, Peek, peek_at_once
 from llmgateway.api.skim import Skim
 from llmgateway.api.unpack import Unpacker
 from llmgateway.api.unreadable import NoModel, Unreadable
@@ -38,8 +38,6 @@ from llmgateway.traffic.proxy import Proxy
 
 AT_ONCE_BYTES: Final = 32 * 1024
 """A body that is at hand and has no more than that is looked at without further ado."""
-_WHOLE_BYTES: Final = 256 * 1024  # of a body that is looked at in one go, if it is no thicket
-_MOST_COMMAS: Final = 8_000
 _MOST_ESCAPES: Final = 4_000
 _WRITTEN_BYTES: Final = 1 << 20  # of a body that is written in one go, and looked at so if it is a chat
 SPOOLED_BYTES: Final = 8_000_000
@@ -296,6 +294,10 @@ async def _in_steps(work: Iterator[None]) -> None:
 
 def _is_light(body: Body) -> bool:
     """Tell whether a body that is odd or wrong can be looked at in one go."""
-    if len(body) > _WHOLE_BYTES or body.count(b",") > _MOST_COMMAS or body.count(rb"\u") > _MOST_ESCAPES:
+    if (
+        len(body) > MOST_BYTES_OF_ANY
+        or body.count(b",") > MOST_COMMAS_OF_ANY
+        or body.count(rb"\u") > _MOST_ESCAPES
+    ):
         return False
     return b"NaN" not in body and b"Infinity" not in body  # each of which `peek` mends with another look

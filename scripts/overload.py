@@ -99,13 +99,20 @@ class Tally:
 
     lasted_s: float = 0.0
     asked: int = 0
-    times_s: dict[str, list[float]] = field(default_factory=dict)
+    times_s: dict[str, list[float]] = field(default_factory=lambda: {"200": [], "shed": []})
 
     def count(self, ending: str) -> int:
-        return len(self.times_s.get(ending, ()))
+        return len(self.times_s[ending])
+
+    def others(self) -> str:
+        """Say what became of those that were neither answered nor shed."""
+        told = {ending: len(times_s) for ending, times_s in self.times_s.items()}
+        told["never ended"] = self.asked - sum(told.values())
+        del told["200"], told["shed"]
+        return ", ".join(f"{count:,} {ending}" for ending, count in told.items() if count) or "0"
 
     def slowest_ms(self, ending: str) -> str:
-        times_s = self.times_s.get(ending)
+        times_s = self.times_s[ending]
         return f"{max(times_s) * 1000:.0f} ms" if times_s else "-"
 
 
@@ -237,7 +244,7 @@ def prompt_after_s(port: int) -> float:
     while in_a_row < PROMPT_IN_A_ROW:
         tally = Flood(port, keep=False, rate=1 / PROMPT_S).last(PROMPT_S * 1.5)
         in_a_row += 1
-        if tally.count("200") != tally.asked or max(tally.times_s["200"]) > PROMPT_S:
+        if tally.count("200") != tally.asked or max(tally.times_s["200"], default=math.inf) > PROMPT_S:
             since, in_a_row = time.perf_counter(), 0
     return since - began
 
@@ -253,14 +260,13 @@ def row(port: int, pool: ProcessPoolExecutor, *, keep: bool, seconds: float) -> 
     tally = Flood(port, keep=keep, rate=carried * TIMES).last(seconds)
     prompt_s = prompt_after_s(port)
     looks = looking.result()
-    told = tally.count("200") + tally.count("shed")
     return [
         "kept" if keep else "a new one each",
         f"{carried:,.0f}",
         f"{tally.asked / tally.lasted_s:,.0f}",
         f"{tally.count('200') / tally.lasted_s:,.0f}, {tally.slowest_ms('200')}",
         f"{tally.count('shed') / tally.lasted_s:,.0f}, {tally.slowest_ms('shed')}",
-        f"{tally.asked - told:,}",
+        tally.others(),
         *(f"{ms:.0f}, {most_ms:.0f} ms" for ms, most_ms in map(looks.slow_ms, PAGES)),
         f"{looks.lag_s * 1000:.0f} ms",
         f"{prompt_s:.1f} s",
@@ -273,7 +279,7 @@ HEAD: Final = (
     "offered",
     "answered, slowest",
     "told 503 with `Retry-After`, slowest",
-    "told nothing",
+    "anything else",
     *(f"{name}: 95 %, slowest" for name in PAGES),
     "most lag",
     "prompt again after",

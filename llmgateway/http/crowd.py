@@ -43,6 +43,11 @@ class Crowd:
         self._told_at: dict[str, float] = {}
         self.bound(None, ())
 
+    @property
+    def room(self) -> int:
+        """How many more may come."""
+        return self._most - self._in_all
+
     def bound(self, most_of_one: int | None, trusted: Sequence[Network]) -> None:
         """Let so many in from an address, from now on, but for trusted proxies; None is a share of all."""
         self._most_of_one = max(LEAST_OF_ONE, self._most // SHARE) if most_of_one is None else most_of_one

@@ -5,17 +5,23 @@ for those that are let in. Rules:
 
 - Only a request that is here as a whole, and plainly nothing but itself, is refused here. Everything else
   goes the ordinary way, and is served there, or refused.
+- A connection on which such a request waits, of which nothing has been made, ends with the refusal, as to
+  make something of it is most of what a refusal costs.
+- Where nobody is refused, such a request can wait, as all there is to do is behind others of its kind.
 - A new connection stands here only while it is refused. It counts in the crowd like any other.
 """
 
 import asyncio
 import re
+import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, Protocol, cast
 
 from llmgateway.http.crowd import Crowd
 
 LOOK_AGAIN_S: Final = 2.0
+MOST_TO_LOOK_AT: Final = 65_536
 _PLAIN: Final = re.compile(rb"POST ([!-~]+) HTTP/1\.1\r\n")
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d{1,9})\r\n")
 _SPECIAL: Final = (
@@ -30,19 +36,31 @@ class Pressure(Protocol):
     rush: bool
     """True while there are more than can be served."""
 
+    def arriving(self, many: int) -> None:
+        """Learn how many requests wait on connections that are not begun."""
+        raise NotImplementedError
+
 
 class Calm:
     """Where fewer come."""
 
     rush = False
 
+    def arriving(self, many: int) -> None:
+        """Know that they are few."""
+
 
 class Doorstep:
-    """Where requests are refused. `shed` gives the answer to one for a target, or None if it is let in."""
+    """Where requests are refused.
+
+    `can_wait` knows the targets for which that is so, and `shed` gives the answer to a request for one of
+    them, or None if it is let in.
+    """
 
     def __init__(
         self,
         pressure: Pressure,
+        can_wait: Callable[[str], bool],
         shed: Callable[[str], bytes | None],
         crowd: Crowd,
         look_again_s: float = LOOK_AGAIN_S,
@@ -52,12 +70,38 @@ class Doorstep:
         """How long a new connection may stand here, unless it asks, and is refused."""
         self.crowd = crowd
         self.standing: set[Newcomer] = set()
+        self._can_wait = can_wait
+        self._here = memoryview(bytearray(MOST_TO_LOOK_AT))
         self._shed = shed
 
     def answer_to(self, data: bytes) -> bytes | None:
         """Refuse what came first on a connection, or behind an answer; None if that is let in."""
-        target = target_of(data) if self.pressure.rush else None
+        target = self._target_of(data) if self.pressure.rush else None
         return None if target is None else self._shed(target)
+
+    def _target_of(self, data: bytes) -> str | None:
+        """Give the target of a request that may be refused here; None if it may not."""
+        target = target_of(data)
+        return target if target is not None and self._can_wait(target) else None
+
+    def can_wait(self, one: socket.socket) -> str | None:
+        """Look at what is here of a connection of which nothing was made; gives its target if it can wait."""
+        one.setblocking(False)
+        try:
+            size = one.recv_into(self._here, flags=socket.MSG_PEEK)
+        except OSError:  # nothing has come yet; or it has left
+            return None
+        return self._target_of(bytes(self._here[:size]))
+
+    def refuses(self, one: socket.socket, target: str) -> bool:
+        """Refuse such a connection, with its request, and close it; tells whether it was, or is let in."""
+        answer = self._shed(target)
+        if answer is None:
+            return False
+        with one, suppress(OSError):  # it may have left
+            one.recv_into(self._here)  # what is not read when it is closed would take the answer away
+            one.send(answer.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
+        return True
 
     def meet(self, let_in: Callable[[], asyncio.Protocol]) -> asyncio.Protocol:
         """Make the protocol of a new connection: the one that serves it, unless there is a rush."""

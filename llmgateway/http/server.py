@@ -375,7 +375,7 @@ class ClientServer(web.Server):
         )
         self.turnstile = Turnstile(answer, crowd, is_vital)
         self.crowd = crowd
-        self.doorstep = doorstep or Doorstep(Calm(), lambda target: None, crowd)
+        self.doorstep = doorstep or Doorstep(Calm(), lambda target: False, lambda target: None, crowd)
         self.min_rate = MIN_RATE
         """How many bytes of a request's body have to come in a second, while it is waited for."""
         self.date_line = Dates().line

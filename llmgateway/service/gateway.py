@@ -145,7 +145,7 @@ class Gateway:
         )
         self._patience = patience or Patience()
         self._crowd = Crowd(most_connections, clock)
-        self._doorstep = Doorstep(self._pressure, self._app.shed, self._crowd)
+        self._doorstep = Doorstep(self._pressure, self._app.can_wait, self._app.shed, self._crowd)
         self._server = ClientServer(
             self._app.handle, self._patience, self._crowd, self._app.answers_always, self._doorstep
         )
@@ -213,7 +213,8 @@ class Gateway:
             tls = {"ssl": self._certificate.context, "ssl_handshake_timeout": self._patience.head_s}
         make: MakeProtocol = partial(self._doorstep.meet, self._server)
         if not isinstance(loop, asyncio.BaseEventLoop):  # asyncio's own accepts all by itself
-            arrivals = Arrivals(make, one, partial(loop.connect_accepted_socket, **tls))
+            connect = partial(loop.connect_accepted_socket, **tls)
+            arrivals = Arrivals(one, self._doorstep, self._server, connect, legible=not tls)
             self._stack.callback(arrivals.close)
             self._arrivals.append(arrivals)
             make = arrivals
@@ -306,7 +307,7 @@ class Gateway:
         self.condition.leaving = True
         if self.config.server.reuse_port:  # the system would go on sending us clients, as it asks nobody
             for arrivals in self._arrivals:
-                arrivals.take_in()
+                arrivals.take_in(BACKLOG)
             for listener in self._listeners:
                 listener.close()
 

@@ -162,8 +162,12 @@ class App:
         """Tell whether a request is one that is answered also when there is no room for others."""
         return (self._targets.get(client.raw_path) or self._find(client.raw_path))[0] in _VITAL
 
+    def can_wait(self, target: str) -> bool:
+        """Tell whether a request is one of those that wait for a turn, and are shed in a rush."""
+        return isinstance((self._targets.get(target) or self._find(target))[1], Forward)
+
     def shed(self, target: str) -> bytes | None:
-        """Turn a request away of which nothing else was read; gives the answer, if it is one to be shed."""
+        """Turn a request away of which nothing else was read; gives the answer, or None if it is let in."""
         route = (self._targets.get(target) or self._find(target))[1]
         if not isinstance(route, Forward) or self._pressure.lets_in():
             return None

@@ -35,6 +35,11 @@ class Intake:
         self._line: deque[tuple[asyncio.Future[None], float]] = deque()
 
     @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return len(self._line)
+
+    @property
     def full(self) -> bool:
         """True while nobody else may wait."""
         return len(self._line) >= MOST_WAITING

@@ -19,7 +19,7 @@ from typing import Final
 
 from llmgateway.errors import OVERLOADED, GatewayError
 from llmgateway.log import Events
-from llmgateway.web.intake import Intake
+from llmgateway.web.intake import MOST_WAITING, Intake
 
 events = Events("app")
 
@@ -37,6 +37,8 @@ LEAST: Final = 4
 """So many are let in between two looks, whatever there is to do."""
 OVER: Final = 2
 """So many times what is let in may begin: it may have been let in before the last look."""
+MOST_ARRIVING: Final = 2 * MOST_WAITING
+"""Requests on connections that are not begun, with those that wait for a turn."""
 CALM_S: Final = 5.0
 SMOOTH: Final = 0.2
 RETRY_S: Final = 2
@@ -87,6 +89,11 @@ class Pressure:
             raise self.refusal()
         return self.intake.turn()
 
+    def arriving(self, many: int) -> None:
+        """Learn how many requests wait on connections that are not begun."""
+        if not self.rush and many + self.intake.waiting >= MOST_ARRIVING:
+            self._rush_from(self._clock())
+
     def lets_in(self) -> bool:
         """Tell whether one more may be let in before the next look, which counts it."""
         self._left -= 1
@@ -124,22 +131,27 @@ class Pressure:
         self._quota, self._left = LEAST, 0
         self._calm_since = now
         events.warning("too many requests: they are turned away while others are late", lag_s=self.lag_s)
+        if self._timer is not None:
+            self._look_later()
 
     @contextmanager
     def watching(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
         """Look at a loop from time to time."""
-        self._look_later(loop)
+        self._loop = loop
+        self._look_later()
         try:
             yield
         finally:
             if self._timer is not None:
                 self._timer.cancel()
 
-    def _look_later(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _look_later(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         self._due = self._clock() + (LOOK_CLOSELY_EVERY_S if self.rush else LOOK_EVERY_S)
-        self._timer = loop.call_at(self._due, self._look_at, loop)
+        self._timer = self._loop.call_at(self._due, self._look_at)
 
-    def _look_at(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _look_at(self) -> None:
         now = self._clock()
         self.look(max(0.0, now - self._due), now=now)
-        self._look_later(loop)
+        self._look_later()

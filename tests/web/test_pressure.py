@@ -16,6 +16,7 @@ from llmgateway.web.pressure import (
     CALM_S,
     LEAST,
     LOOKS,
+    MOST_ARRIVING,
     TARGET_S,
     Pressure,
 )
@@ -76,6 +77,16 @@ async def test_more_than_come_at_once_by_themselves_are_a_rush_at_once() -> None
     with pytest.raises(GatewayError):
         pressure.begin()
     assert pressure.rush and pressure.sheds and not pressure.let_in() and pressure.shed == 1
+
+
+async def test_those_that_wait_on_connections_count_with_those_that_wait_for_a_turn() -> None:
+    pressure = Looked()
+    for _ in range(AT_A_TURN + 9):
+        pressure.begin()
+    pressure.arriving(MOST_ARRIVING - 10)
+    before = pressure.rush
+    pressure.arriving(MOST_ARRIVING - 9)
+    assert not before and pressure.rush and pressure.sheds and not pressure.shed
 
 
 async def test_those_that_wait_to_be_begun_make_the_gateway_late() -> None:
@@ -160,6 +171,7 @@ def in_a_rush(gateway: Gateway) -> Pressure:
     pressure = gateway._pressure
     assert pressure._timer is not None
     pressure._timer.cancel()
+    pressure._timer = None
     for _ in range(LOOKS):
         pressure.look(1.0, now=asyncio.get_running_loop().time() + BEHIND_FOR_S)
     assert pressure.rush
@@ -188,7 +200,7 @@ async def test_new_requests_are_turned_away_and_everything_else_is_answered(
             assert (await answer(gateway, request("GET", target))).status == 200, target
         metrics = (await answer(gateway, request("GET", "/metrics"))).body
         assert b"\ngateway_requests_shed_total 2.0\n" in metrics
-        pressure._look_later(asyncio.get_running_loop())
+        pressure._look_later()
 
         async def served() -> bool:
             await client.send(chat())

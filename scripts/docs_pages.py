@@ -44,7 +44,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Let links lead where the site has what they name."""
     if page.file.generated_by is None:  # in docs/
-        return markdown.replace("](../README.md", "](index.md").replace("](../", "](")
+        up = "../" * page.file.src_uri.count("/")
+        return markdown.replace(f"]({up}../README.md", f"]({up}index.md").replace(f"]({up}../", f"]({up}")
     return IN_DOCS.sub(r"\1", markdown).replace("](README.md", "](index.md")
 
 

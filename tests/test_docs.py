@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "contrib/README.md")
 PAGES = {name: (ROOT / name).read_text("utf-8") for name in NAMES} | {
-    f"docs/{each.name}": each.read_text("utf-8") for each in sorted((ROOT / "docs").glob("*.md"))
+    str(each.relative_to(ROOT)): each.read_text("utf-8") for each in sorted((ROOT / "docs").rglob("*.md"))
 }
 
 
@@ -87,7 +87,9 @@ def test_every_config_is_one(text: str) -> None:
 
 ELSEWHERE: Final = {
     r"scripts/test\b": "runs all this",
-    r"(OLLAMA_HOST=\S+ )?(llama-server|ollama) ": "an LLM server, on another machine",
+    r"(OLLAMA_HOST=\S+ )?(llama-server|ollama|lms) ": "an LLM server, on another machine",
+    r"(OMP_NUM_THREADS=4 )?(vllm|transformers|infinity_emb|faster-whisper-server) ": "scripts/servers runs it",
+    r"python -m llama_cpp\.server ": "an LLM server that was run by hand",
     r"docker ": "wants Docker; tests/test_contrib.py reads the files",
     r"(systemctl|journalctl|sudo|chown|cp|cat|PYTHON=\S+ sh) ": "changes the system",
     r"(caddy|promtool|haproxy|envoy) ": "the tests of contrib/ run it, where it is to be had",

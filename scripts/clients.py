@@ -1,4 +1,4 @@
-"""Run real clients through a real gateway, as docs/clients.md says, and write down what came of it.
+"""Run real clients through a real gateway, as docs/clients says, and write down what came of it.
 
 The gateway is a process of its own. Behind it is llama.cpp with tiny models, made here, and for the API of
 Ollama, which llama.cpp lacks, a scripted server. Each client is a user: the request log tells what it asked.
@@ -24,7 +24,7 @@ from typing import Any, Final
 import yaml
 from clients_install import CACHE, NotRun, installed
 from clients_kinds import CLIENTS, EMBEDS, LONG, OF_OLLAMA, TINY, Client
-from clients_page import PAGE, table, with_table
+from clients_page import table, written
 from clients_trial import Seen, Trial
 
 from tests.fake_provider import FakeProvider
@@ -100,7 +100,7 @@ async def gateway_before(clients: Sequence[Client]) -> AsyncIterator[tuple[Progr
 # --- what came of it ------------------------------------------------------------------------------
 
 
-async def result_of(client: Client, *, address: str, page: str, upgrade: bool) -> Result:
+async def result_of(client: Client, *, address: str, upgrade: bool) -> Result:
     """Install one client, and try it."""
     try:
         programs, version = await installed(client, upgrade=upgrade)
@@ -108,12 +108,12 @@ async def result_of(client: Client, *, address: str, page: str, upgrade: bool) -
             raise NotRun("node is not installed")
     except NotRun as exc:
         return Result(client, why=str(exc))
-    seen = await Trial(client, programs, page, address, key_of(client)).seen()
+    seen = await Trial(client, programs, address, key_of(client)).seen()
     return Result(client, version, seen)
 
 
 async def results_of(
-    clients: Sequence[Client], page: str, *, upgrade: bool
+    clients: Sequence[Client], *, upgrade: bool
 ) -> tuple[list[Result], dict[str, list[Any]]]:
     """Try all of them; gives what came of it, and by user what the request log says."""
     gate = asyncio.Semaphore(AT_ONCE)
@@ -121,9 +121,7 @@ async def results_of(
 
         async def one(client: Client) -> Result:
             async with gate:
-                result = await result_of(
-                    client, address=f"http://127.0.0.1:{program.port}", page=page, upgrade=upgrade
-                )
+                result = await result_of(client, address=f"http://127.0.0.1:{program.port}", upgrade=upgrade)
                 print(f"{client.name}: {result.why or 'run'}", file=sys.stderr)
                 return result
 
@@ -137,17 +135,17 @@ async def results_of(
 
 
 def cells(result: Result, asked: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Give a row of the table."""
+    """Give what the table says of it, after its name."""
     client = result.client
     if result.seen is None:
-        return (client.name, f"not run: {result.why}", *[""] * (len(COLUMNS) + 2))
+        return (f"not run: {result.why}", *[""] * (len(COLUMNS) + 2))
     failed = dict(result.seen.failed)
     if client.arguments and "stream" not in failed and any(line["stream"] for line in asked):
         failed["stream"] = failed["chat"]  # all that it does
     tried = ("-" if name not in failed else "FAILED" if failed[name] else "yes" for name in COLUMNS)
     paths = sorted({line["endpoint"] for line in asked if line["status"] == 200})
     refused = result.seen.refused or "FAILED"
-    return client.name, result.version, *tried, refused, ", ".join(f"`{path}`" for path in paths)
+    return result.version, *tried, refused, ", ".join(f"`{path}`" for path in paths)
 
 
 def failures(result: Result, asked: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -174,13 +172,13 @@ def main() -> int:
     options = parser.parse_args()
     names = [name.lower() for name in options.names]
     wanted = [each for each in CLIENTS if not names or any(name in each.name.lower() for name in names)]
-    page = PAGE.read_text()
-    results, asked = asyncio.run(results_of(wanted, page, upgrade=options.upgrade))
-    told = table(cells(each, asked[each.client.slug]) for each in results)
+    results, asked = asyncio.run(results_of(wanted, upgrade=options.upgrade))
+    came = [(each.client, cells(each, asked[each.client.slug])) for each in results]
     if options.names:
-        print(told)
+        print(table(came))
     else:
-        PAGE.write_text(with_table(page, told))
+        for page, text in written(came).items():
+            page.write_text(text)
     found = [line for each in results for line in failures(each, asked[each.client.slug])]
     print(*found, sep="\n", file=sys.stderr)
     return 1 if found else 0

@@ -1,7 +1,7 @@
 """The clients that scripts/clients runs, and with what each is tried.
 
-A new client is a section of docs/clients.md with its settings, and a row here. A library has a program in
-scripts/clients_programs as well; a command is run by the last line of its section, without a terminal.
+A new client is a page in docs/clients with its settings, and a row here. A library has a program in
+scripts/clients_programs as well; a command is run by the last line of its page's blocks, without a terminal.
 """
 
 from collections.abc import Mapping
@@ -21,16 +21,16 @@ class Client:
     """One program that somebody might put in front of the gateway."""
 
     name: str
-    """The heading of its section in docs/clients.md."""
+    """The title of its page."""
     packages: tuple[str, ...]
     """The first is the client, and tells the version."""
     npm: bool = False
     """Packages of npm, not of PyPI."""
     program: str = ""
-    """A file in scripts/clients_programs; the section's settings are a module beside it."""
+    """A file in scripts/clients_programs; the page's settings are a module beside it."""
     tries: tuple[str, ...] = ()
     arguments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """What each try adds to the command of the section, where there is no program."""
+    """What each try adds to the command of the page, where there is no program."""
     model: str = TINY
     embeddings: str = EMBEDS
     quick: bool = False
@@ -38,7 +38,7 @@ class Client:
 
     @property
     def slug(self) -> str:
-        """Its name in paths, and as a user of the gateway."""
+        """Its name in paths, that of its page among them, and as a user of the gateway."""
         return self.name.lower().replace(",", "").replace(" ", "-")
 
 

@@ -1,6 +1,7 @@
-"""docs/clients.md: what it says of each client is what scripts/clients runs; what came of that is its table.
+"""docs/clients: what the page of a client says is what scripts/clients runs; what came of that is its table.
 
-Fenced blocks are taken word for word, but for four words that stand for somebody's own.
+Fenced blocks are taken word for word, but for four words that stand for somebody's own. The index has a table
+of all clients, and the page of each client has its row of that, upright.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
-PAGE: Final = Path(__file__).resolve().parent.parent / "docs" / "clients.md"
+from clients_kinds import Client
+
+PAGES: Final = Path(__file__).resolve().parent.parent / "docs" / "clients"
+INDEX: Final = PAGES / "index.md"
 ADDRESS: Final = "http://192.168.1.10:8900"
 KEY: Final = "sk-your-key"
 MODEL: Final = "qwen3-8b"
@@ -21,14 +25,16 @@ HEADING: Final = (
     "client", "version", "list of models", "chat", "stream", "tools", "embeddings", "wrong key", "asks at",
 )  # fmt: skip
 
-_SECTION: Final = re.compile(r"^## (.+?)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 _BLOCK: Final = re.compile(r'^```(\w+)(?: title="(.+?)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 _TABLE: Final = re.compile(r"(<!-- The table .*?-->\n).*?(<!-- end of the table -->)", re.DOTALL)
+
+Came: TypeAlias = tuple[Client, Sequence[str]]
+"""A client, and its cells below HEADING without its name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the page says of one client."""
+    """What the page of a client says."""
 
     module: str = ""
     """A piece of the language that the client is for."""
@@ -38,16 +44,17 @@ class Settings:
     command: Sequence[str] = ()
 
 
-def settings_of(page: str, own: Mapping[str, str]) -> dict[str, Settings]:
-    """Give what stands on the page, with words of one's own in the place of its own, by the headings."""
+def page_of(client: Client) -> Path:
+    return PAGES / f"{client.slug}.md"
+
+
+def settings_of(client: Client, own: Mapping[str, str]) -> Settings:
+    """Give what stands on a client's page, with words of one's own in the place of its own."""
+    page = page_of(client).read_text()
     for its, ours in own.items():
         page = page.replace(its, ours)
-    return {name: _settings(_BLOCK.findall(text)) for name, text in _SECTION.findall(page)}
-
-
-def _settings(blocks: Iterable[tuple[str, str, str]]) -> Settings:
     module, files, environ, command = "", dict[str, str](), dict[str, str](), list[str]()
-    for language, title, text in blocks:
+    for language, title, text in _BLOCK.findall(page):
         if title:
             files[title.removeprefix("~/")] = text
         elif language == "sh":
@@ -62,14 +69,24 @@ def _settings(blocks: Iterable[tuple[str, str, str]]) -> Settings:
     return Settings(module, files, environ, command)
 
 
-def row(cells: Iterable[str]) -> str:
+def table(came: Iterable[Came]) -> str:
+    """Give the table of the index; names lead to the pages."""
+    return _table(HEADING, *((f"[{client.name}]({client.slug}.md)", *cells) for client, cells in came))
+
+
+def _table(heading: Sequence[str], *rows: Sequence[str]) -> str:
+    return _row(heading) + f"|{'---|' * len(heading)}\n" + "".join(map(_row, rows))
+
+
+def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
-def table(rows: Iterable[Sequence[str]]) -> str:
-    return row(HEADING) + f"|{'---|' * len(HEADING)}\n" + "".join(map(row, rows))
+def written(came: Sequence[Came]) -> dict[Path, str]:
+    """Give the texts of the index and of the clients' pages, with new tables in the place of theirs."""
+    tables = {page_of(client): _table(*zip(HEADING[1:], cells, strict=True)) for client, cells in came}
+    return {page: _with(page.read_text(), told) for page, told in {INDEX: table(came), **tables}.items()}
 
 
-def with_table(page: str, told: str) -> str:
-    """Put a table, and what is said below it, in the place of the one that was there."""
+def _with(page: str, told: str) -> str:
     return _TABLE.sub(lambda found: f"{found[1]}\n{told}\n{found[2]}", page)

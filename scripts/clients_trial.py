@@ -1,4 +1,4 @@
-"""Runs one client as docs/clients.md says, in a home of its own, with everything and with a wrong key."""
+"""Runs one client as its page says, in a home of its own, with everything and with a wrong key."""
 
 from __future__ import annotations
 
@@ -43,13 +43,12 @@ class Trial:
 
     client: Client
     programs: Path
-    page: str
     address: str
     key: str
 
     def settings(self, key: str) -> Settings:
         own = {ADDRESS: self.address, KEY: key, MODEL: self.client.model, EMBEDDINGS: self.client.embeddings}
-        return settings_of(self.page, own)[self.client.name]
+        return settings_of(self.client, own)
 
     async def seen(self) -> Seen:
         """Try everything."""

@@ -1,4 +1,4 @@
-"""scripts/clients: it takes what docs/clients.md says for its settings, and tells what came of a client."""
+"""scripts/clients: it takes its settings from the pages in docs/clients, and tells what came of a client."""
 
 from __future__ import annotations
 
@@ -47,10 +47,15 @@ def named(name: str) -> Any:
     return next(each for each in kinds.CLIENTS if each.name == name)
 
 
-def test_every_client_has_its_settings_on_the_page() -> None:
-    told = page.settings_of(page.PAGE.read_text(), OWN)
+def rows_of(text: str) -> list[list[str]]:
+    """The cells of the table of a page, without the line below the heading."""
+    return [line.split(" | ") for line in re.findall(r"^\| (.*) \|$", text, re.MULTILINE)]
+
+
+def test_every_client_has_its_settings_on_its_page() -> None:
     for client in kinds.CLIENTS:
-        settings = told[client.name]
+        assert page.page_of(client).read_text().startswith(f"# {client.name}\n")
+        settings = page.settings_of(client, OWN)
         assert bool(settings.module) == bool(client.program), client.name
         assert bool(settings.command) == bool(client.arguments), client.name
         everything = repr(settings)
@@ -58,9 +63,31 @@ def test_every_client_has_its_settings_on_the_page() -> None:
         assert not any(its in everything for its in OWN), client.name
 
 
-def test_the_table_of_the_page_has_a_row_for_each_client() -> None:
-    rows = re.findall(r"^\| (.+?) \|", page.PAGE.read_text(), re.MULTILINE)
-    assert rows == [page.HEADING[0], *(client.name for client in kinds.CLIENTS)]
+def test_the_page_of_each_client_says_what_its_row_of_the_index_says() -> None:
+    heading, *rows = rows_of(page.INDEX.read_text())
+    assert heading == [*page.HEADING]
+    assert [name for name, *_ in rows] == [f"[{each.name}]({each.slug}.md)" for each in kinds.CLIENTS]
+    for client, (_, *cells) in zip(kinds.CLIENTS, rows, strict=True):
+        told = rows_of(page.page_of(client).read_text())
+        assert told == [[*each] for each in zip(page.HEADING[1:], cells, strict=True)], client.name
+
+
+def test_what_came_of_a_client_is_written_into_the_index_and_onto_its_page() -> None:
+    _, *rows = rows_of(page.INDEX.read_text())
+    before = [(client, cells) for client, (_, *cells) in zip(kinds.CLIENTS, rows, strict=True)]
+    assert all(path.read_text() == text for path, text in page.written(before).items())
+    written = page.written([(client, ["9.9", *cells[1:]]) for client, cells in before])
+    assert written.pop(page.INDEX).count(" | 9.9 | ") == len(kinds.CLIENTS)
+    assert [*written] == [page.page_of(client) for client in kinds.CLIENTS]
+    assert all("| version | 9.9 |" in text for text in written.values())
+
+
+def test_every_page_is_linked_from_the_index_and_is_in_the_nav() -> None:
+    pages = {each.name for each in page.PAGES.glob("*.md")}
+    linked = set(re.findall(r"\]\(([\w-]+\.md)\)", page.INDEX.read_text()))
+    assert linked == pages - {page.INDEX.name}
+    nav = (SCRIPTS.parent / "mkdocs.yml").read_text()
+    assert set(re.findall(r"^      - .*?\bclients/(.+)$", nav, re.MULTILINE)) == pages
 
 
 @pytest.mark.parametrize("client", [each for each in kinds.CLIENTS if each.quick], ids=lambda each: each.slug)
@@ -77,7 +104,7 @@ async def test_a_client_does_all_that_the_table_says_of_it(
     )
     entries = {"llama": llama_server.entry, "embeds": llama_embeddings.entry}
     gateway = await gateway_for(provider, providers=entries, **ON)
-    seen = await trial.Trial(client, HERE, page.PAGE.read_text(), gateway.url, KEY).seen()
+    seen = await trial.Trial(client, HERE, gateway.url, KEY).seen()
     assert seen.failed == dict.fromkeys(client.tries, "")
     assert seen.refused.endswith("Error")
 
@@ -85,9 +112,9 @@ async def test_a_client_does_all_that_the_table_says_of_it(
 async def test_a_client_that_gets_no_answer_is_told_with_its_own_words(gateway_for: GatewayFor) -> None:
     gateway = await gateway_for()
     client = named("OpenAI, Python")
-    seen = await trial.Trial(client, HERE, page.PAGE.read_text(), gateway.url, KEY).seen()
+    seen = await trial.Trial(client, HERE, gateway.url, KEY).seen()
     result = clients.Result(client, "1.0", seen)
-    assert clients.cells(result, [])[2:8] == (*["FAILED"] * 5, "AuthenticationError")
+    assert clients.cells(result, [])[1:7] == (*["FAILED"] * 5, "AuthenticationError")
     told = clients.failures(result, [])
     assert any(line.startswith("OpenAI, Python: chat: NotFoundError: ") for line in told)
     assert told[-1] == "OpenAI, Python: it has asked nothing"
@@ -100,7 +127,7 @@ def test_what_a_client_asked_in_vain_is_told_though_it_went_on() -> None:
     refused = {**A_LINE, "endpoint": "/v1/responses", "status": 404, "outcome": "refused"}
     assert clients.failures(result, [A_LINE, refused]) == ["Codex: /v1/responses: 404 refused"]
     assert clients.cells(result, [A_LINE, refused]) == (
-        *("Codex", "1.0", "-", "yes", "yes", "-", "-"),
+        *("1.0", "-", "yes", "yes", "-", "-"),
         *("Invalid API key.", "`/v1/chat/completions`"),
     )
 
@@ -108,4 +135,4 @@ def test_what_a_client_asked_in_vain_is_told_though_it_went_on() -> None:
 def test_one_that_cannot_be_had_is_not_run_and_no_failure() -> None:
     result = clients.Result(named("Codex"), why="npm is not installed")
     assert clients.failures(result, []) == []
-    assert clients.cells(result, [])[:2] == ("Codex", "not run: npm is not installed")
+    assert clients.cells(result, [])[0] == "not run: npm is not installed"

@@ -1,7 +1,7 @@
 """Runs what a client is tried with, and says of each what came: one line of JSON, in a place of its own.
 
-Each program beside this one imports its client from `settings`, which is what docs/clients.md says, word for
-word.
+Each program beside this one imports its client from `settings`, which is what its page in docs/clients says,
+word for word.
 """
 
 import json

@@ -88,7 +88,7 @@ def test_every_config_is_one(text: str) -> None:
 ELSEWHERE: Final = {
     r"scripts/test\b": "runs all this",
     r"(OLLAMA_HOST=\S+ )?(llama-server|ollama|lms) ": "an LLM server, on another machine",
-    r"(OMP_NUM_THREADS=4 )?(vllm|transformers|infinity_emb|faster-whisper-server) ": "scripts/servers runs it",
+    r"(OMP_NUM_THREADS=4 )?(vllm|transformers|infinity_emb|faster-whisper-server) ": "run by scripts/servers",
     r"python -m llama_cpp\.server ": "an LLM server that was run by hand",
     r"docker ": "wants Docker; tests/test_contrib.py reads the files",
     r"(systemctl|journalctl|sudo|chown|cp|cat|PYTHON=\S+ sh) ": "changes the system",

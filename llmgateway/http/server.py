@@ -233,7 +233,8 @@ class ClientConnection(RequestHandler):
         """Refuse what came, if that is a request of which nothing has to be made; tells whether it was."""
         waiter = self._waiter
         idle = waiter is not None and not waiter.done() and self._head_timer is None and not self._paused
-        answer = self.server.doorstep.answer_to(data) if idle and not self._is_spare else None
+        let_in = self._is_spare or not self._request_count  # for the first request
+        answer = self.server.doorstep.answer_to(data) if idle and not let_in else None
         if answer is not None and self.transport is not None:
             self.transport.write(answer)
             self._next_keepalive_close_time = self.now() + self.patience.keep_alive_s

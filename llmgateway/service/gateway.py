@@ -7,7 +7,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -300,6 +300,11 @@ class Gateway:
         loop = asyncio.get_running_loop()
         end = loop.time() + self.config.server.drain_timeout
         self._app.drain()
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(end):
+                for arrivals in self._arrivals:  # so that they are told, and not reset
+                    arrivals.take_in_all()
+                    await arrivals.all_begun()
         in_time = await self._app.quiet(self.config.server.drain_timeout)
         return in_time and await self._server.delivered(max(0.0, end - loop.time()))
 
@@ -307,7 +312,7 @@ class Gateway:
         self.condition.leaving = True
         if self.config.server.reuse_port:  # the system would go on sending us clients, as it asks nobody
             for arrivals in self._arrivals:
-                arrivals.take_in(BACKLOG)
+                arrivals.take_in_all()
             for listener in self._listeners:
                 listener.close()
 

@@ -64,6 +64,7 @@ class Pressure:
         self.shed = 0
         """How many were."""
         self._clock = clock
+        self._arriving_s = 0.0
         self._behind = 0
         self._behind_since = -math.inf
         self._quota = self._left = LEAST
@@ -89,8 +90,9 @@ class Pressure:
             raise self.refusal()
         return self.intake.turn()
 
-    def arriving(self, many: int) -> None:
-        """Learn how many requests wait on connections that are not begun."""
+    def arriving(self, many: int, late_s: float) -> None:
+        """Learn how many requests wait on connections that are not begun, and for how long the first has."""
+        self._arriving_s = max(self._arriving_s, late_s)
         if not self.rush and many + self.intake.waiting >= MOST_ARRIVING:
             self._rush_from(self._clock())
 
@@ -101,7 +103,8 @@ class Pressure:
 
     def look(self, late_s: float, *, now: float) -> None:
         """Learn how late the loop is."""
-        late_s = max(late_s, self.intake.late_s(now))
+        late_s = max(late_s, self.intake.late_s(now), self._arriving_s)
+        self._arriving_s = 0.0
         self.lag_s += SMOOTH * (late_s - self.lag_s)
         if self.rush:
             self._look_closely(late_s, now)
@@ -144,6 +147,7 @@ class Pressure:
         finally:
             if self._timer is not None:
                 self._timer.cancel()
+                self._timer = None
 
     def _look_later(self) -> None:
         if self._timer is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
 
@@ -21,9 +22,12 @@ from llmgateway.http.arrivals import (
 )
 from llmgateway.http.crowd import Crowd
 from llmgateway.http.doorstep import Doorstep
+from tests.conftest import GatewayFor
+from tests.fake_provider import FakeProvider
 from tests.journey import eventually
-from tests.raw_client import request
+from tests.raw_client import chat, request
 
+Connected = tuple[asyncio.BaseTransport, object]
 CHAT = "/v1/chat/completions"
 ASKING = request("POST", CHAT, "Content-Length: 2") + b"{}"
 LOOKING = request("GET", "/healthz")
@@ -48,15 +52,16 @@ class Place:
     def __init__(self, stack: ExitStack) -> None:
         self.rush = False
         self.lets_in = 0
-        self.most_arriving = 0
+        self.most_arriving, self.late_s = 0, -1.0
         self.crowd = Crowd(10_000, lambda: 0.0)
         self.doorstep = Doorstep(self, CHAT.__eq__, self._shed, self.crowd)
         self.came: list[bytes] = []
         self._stack = stack
         self.listening = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=4_096))
 
-    def arriving(self, many: int) -> None:
+    def arriving(self, many: int, late_s: float) -> None:
         self.most_arriving = max(many, self.most_arriving)
+        self.late_s = late_s
 
     def _shed(self, target: str) -> bytes | None:
         self.lets_in -= 1
@@ -72,9 +77,10 @@ class Place:
         client.sendall(sends)
         return client
 
-    async def _noted(self, make: Callable[[], asyncio.Protocol], one: socket.socket) -> None:
+    async def _noted(self, make: Callable[[], asyncio.Protocol], one: socket.socket) -> Connected:
         with one:
             self.came.append(one.recv(4) if make is Counted else b"met " + one.recv(4))
+        return asyncio.BaseTransport(), None
 
 
 @pytest.fixture
@@ -112,6 +118,85 @@ async def test_whoever_can_wait_is_begun_behind_those_who_cannot(place: Place) -
     assert place.came == [b"met GET ", *[b"met POST"] * 2 * LATER_AT_ONCE]
 
 
+@pytest.mark.parametrize(
+    "asking",
+    [
+        ASKING[:-1],
+        ASKING.replace(b"HTTP/1.1", b"HTTP/1.0"),
+        request("POST", CHAT, "Content-Length: 2", "Connection: close") + b"{}",
+        request("POST", CHAT, "Content-Length: 2", "X-Request-Id: mine") + b"{}",
+        request("POST", CHAT, "Transfer-Encoding: chunked"),
+        request("POST", CHAT, "Content-Length: 90000") + b"x" * 90_000,
+    ],
+    ids=["unfinished", "HTTP 1.0", "closing", "with an id", "chunked", "long"],
+)
+async def test_what_is_special_about_a_request_lets_it_wait_no_less(place: Place, asking: bytes) -> None:
+    for _ in range(LATER_AT_ONCE):
+        place.client(asking)
+    place.client(LOOKING)
+    arrivals = place.arrivals()
+    arrivals.take_in()
+    await arrivals.all_begun()
+    assert place.came == [b"met GET ", *[b"met POST"] * LATER_AT_ONCE]
+
+
+async def test_how_long_they_have_stood_by_is_told(place: Place) -> None:
+    for _ in range(2 * LATER_AT_ONCE):
+        place.client(ASKING)
+    arrivals = place.arrivals()
+    asyncio.get_running_loop().call_soon(time.sleep, 0.005)
+    arrivals.take_in()
+    await arrivals.all_begun()
+    assert place.late_s > 0.0
+
+
+async def test_who_has_too_many_connections_is_told_so_and_is_not_let_in_for_others(place: Place) -> None:
+    place.rush, place.lets_in = True, 1
+    place.crowd.bound(0, ())
+    clients = [place.client(ASKING) for _ in range(BEGUN_IN_A_RUSH + 1)]
+    arrivals = place.arrivals()
+    arrivals.take_in()
+    assert place.lets_in == 1 and place.crowd.refused == 1
+    told = clients[-1].recv(4_096)
+    assert told.startswith(b"HTTP/1.1 503 ") and b"too many connections from this address" in told
+    await arrivals.all_begun()
+
+
+async def test_a_turn_that_fails_is_not_the_last_one(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.client(ASKING)
+    arrivals = place.arrivals()
+    with monkeypatch.context() as patch:
+        patch.setattr(place, "arriving", place.arrivals)  # which takes something else
+        with pytest.raises(TypeError):
+            arrivals.take_in()
+    await arrivals.all_begun()
+    assert place.came == [b"met POST"]
+
+
+async def test_those_that_are_half_made_at_the_end_are_ended(place: Place) -> None:
+    Counted.there = 0
+    clients = [place.client(LOOKING) for _ in range(BEGUN_AT_ONCE)]
+    arrivals = place.arrivals(asyncio.get_running_loop().connect_accepted_socket)
+    arrivals.take_in()
+    await asyncio.sleep(0)  # they have begun, and are not connected
+    arrivals.close()
+    await arrivals.all_begun()
+    await eventually(lambda: not Counted.there)
+    assert len(clients) == BEGUN_AT_ONCE and not place.crowd.expected
+
+
+async def test_all_of_those_that_wait_can_be_taken_in_however_little_room_there_is(place: Place) -> None:
+    for _ in range(10_000):
+        place.crowd.enter("")
+    for _ in range(ACCEPTED_AT_ONCE + 1):
+        place.client(LOOKING)
+    arrivals = place.arrivals()
+    arrivals.take_in_all()
+    assert place.crowd.expected == ACCEPTED_AT_ONCE + 1
+    await arrivals.all_begun()
+    assert len(place.came) == ACCEPTED_AT_ONCE + 1
+
+
 async def test_in_a_rush_most_are_told_so_and_closed_without_anything_being_made_of_them(
     place: Place,
 ) -> None:
@@ -120,8 +205,8 @@ async def test_in_a_rush_most_are_told_so_and_closed_without_anything_being_made
     arrivals = place.arrivals()
     arrivals.take_in()
     assert not arrivals.standing_by
-    await eventually(lambda: not arrivals._connecting)
-    assert place.came == [b"met POST"] * BEGUN_IN_A_RUSH
+    await arrivals.all_begun()
+    assert place.came == [b"met POST"] * BEGUN_IN_A_RUSH and not place.crowd.expected
     told = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
     for client in clients[BEGUN_IN_A_RUSH:]:
         assert client.recv(1_024) == told and not client.recv(1)
@@ -179,21 +264,22 @@ async def test_no_more_stand_by_than_there_is_room_for(place: Place, room: int, 
 
 
 async def test_those_that_are_not_connected_yet_are_given_up_at_the_end(place: Place) -> None:
-    async def never(make: object, one: socket.socket) -> None:
+    async def never(make: object, one: socket.socket) -> Connected:
         with one:
             await asyncio.Event().wait()
+        raise AssertionError
 
     clients = [place.client() for _ in range(BEGUN_AT_ONCE + 1)]
-    arrivals = place.arrivals(never)
+    arrivals = place.arrivals(never, legible=False)
     arrivals()
     assert len(arrivals._connecting) == BEGUN_AT_ONCE and arrivals.standing_by == 1
     arrivals.close()
     await eventually(lambda: not arrivals._connecting)
-    assert not any(client.recv(1) for client in clients)
+    assert not any(client.recv(1) for client in clients) and not place.crowd.expected
 
 
 async def test_a_connection_that_fails_is_nothing_to_tell_of(place: Place) -> None:
-    async def failing(make: object, one: socket.socket) -> None:
+    async def failing(make: object, one: socket.socket) -> Connected:
         with one:
             raise ConnectionResetError
 
@@ -204,3 +290,21 @@ async def test_a_connection_that_fails_is_nothing_to_tell_of(place: Place) -> No
     arrivals()
     await eventually(lambda: not arrivals._connecting)
     assert not said
+
+
+async def test_those_that_wait_when_a_gateway_leaves_its_port_to_others_are_told(
+    gateway_for: GatewayFor, provider: FakeProvider
+) -> None:
+    gateway = await gateway_for(provider, server={"reuse_port": True})
+    with ExitStack() as stack:
+        address = ("127.0.0.1", gateway.port)
+        clients = [
+            stack.enter_context(socket.create_connection(address)) for _ in range(ACCEPTED_AT_ONCE + 1)
+        ]
+        for client in clients:
+            client.sendall(chat())
+            client.setblocking(False)
+        await gateway.drain()
+        loop = asyncio.get_running_loop()
+        told = [await loop.sock_recv(client, 13) for client in clients]
+    assert told == [b"HTTP/1.1 503 "] * len(clients)

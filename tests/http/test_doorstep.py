@@ -52,6 +52,12 @@ def test_a_request_that_is_here_as_a_whole_is_known_by_its_target() -> None:
         post("Content-Length: 2", "Expect: 100-continue"),
         post("Content-Length: 2", "Upgrade: websocket"),
         post("Content-Length: 2", "Connection: close"),
+        post("Content-Length: 2", "Connection:close"),
+        post("Content-Length: 2", "Connection: TE, close"),
+        post("Content-Length: 2\r\n 3"),
+        post("Content-Length: 2", "A: b\rContent-Length: 3"),
+        post("Content-Length: 2", "A: b\nTransfer-Encoding: chunked"),
+        post("Content-Length: 2").replace(CHAT.encode(), CHAT.encode() + b"x" * 2_000),
         post("Content-Length: 2", "Origin: https://chat.example"),
         post("Content-Length: 2", "X-Request-Id: mine"),
     ],
@@ -71,7 +77,7 @@ class Door:
         self.doorstep = Doorstep(self, CHAT.__eq__, self._shed, self.crowd, look_again_s)
         self.server = ClientServer(_greet, Patience(), self.crowd, doorstep=self.doorstep)
 
-    def arriving(self, many: int) -> None:
+    def arriving(self, many: int, late_s: float) -> None:
         raise AssertionError("nobody arrives here but by the listener")
 
     def _shed(self, target: str) -> bytes:
@@ -120,6 +126,18 @@ async def test_a_request_that_comes_in_pieces_is_let_in_with_all_of_them(nothing
         assert (await client.response()).status == 200
 
 
+async def test_whoever_was_let_in_is_not_refused_what_it_was_let_in_for(nothing_leaks: None) -> None:
+    async with Door().open() as door:
+        door.rush = False
+        async with RawClient(door.port) as client:
+            await eventually(lambda: door.server.connections)
+            connection = cast(ClientConnection, door.server.connections[0])
+            await eventually(lambda: connection._waiter is not None)  # where Python is 3.12 or newer: at once
+            door.rush = True
+            assert await status(client, PLAIN) == 200 and not door.shed
+            assert await status(client, PLAIN) == 503
+
+
 async def test_a_connection_that_was_taken_in_before_is_refused_as_well_and_goes_on(
     nothing_leaks: None,
 ) -> None:
@@ -150,6 +168,12 @@ async def test_who_stands_there_for_long_without_asking_is_taken_in(nothing_leak
     async with Door(look_again_s=0.01).open() as door, RawClient(door.port):
         await eventually(lambda: door.server.connections)
         assert not door.doorstep.standing
+
+
+async def test_those_that_came_at_once_are_not_taken_in_at_once() -> None:
+    doorstep = Door().doorstep
+    assert len({doorstep.patience_s() for _ in range(200)}) == 200
+    assert all(LOOK_AGAIN_S <= doorstep.patience_s() < 2 * LOOK_AGAIN_S for _ in range(1_000))
 
 
 async def test_whoever_stands_there_counts_in_the_crowd_once_and_leaves_it_once(nothing_leaks: None) -> None:

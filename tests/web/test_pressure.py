@@ -83,9 +83,9 @@ async def test_those_that_wait_on_connections_count_with_those_that_wait_for_a_t
     pressure = Looked()
     for _ in range(AT_A_TURN + 9):
         pressure.begin()
-    pressure.arriving(MOST_ARRIVING - 10)
+    pressure.arriving(MOST_ARRIVING - 10, 0.0)
     before = pressure.rush
-    pressure.arriving(MOST_ARRIVING - 9)
+    pressure.arriving(MOST_ARRIVING - 9, 0.0)
     assert not before and pressure.rush and pressure.sheds and not pressure.shed
 
 
@@ -95,6 +95,21 @@ async def test_those_that_wait_to_be_begun_make_the_gateway_late() -> None:
         pressure.begin()
     pressure.look(0.0, now=1.0)
     assert pressure.lag_s > 0.0
+
+
+async def test_those_that_wait_on_connections_make_the_gateway_late() -> None:
+    pressure = Looked()
+    for number in range(LOOKS + 1):
+        pressure.arriving(1, BEHIND_S)
+        pressure.look(0.0, now=number * BEHIND_FOR_S)
+    assert pressure.rush
+    pressure = Looked()
+    pressure.arriving(1, 30.0)
+    pressure.look(0.0, now=0.0)
+    assert pressure.lag_s
+    before = pressure.lag_s
+    pressure.look(0.0, now=BEHIND_FOR_S)
+    assert pressure.lag_s < before, "they wait no more"
 
 
 async def test_in_a_rush_more_are_let_in_until_the_gateway_is_late_and_some_always() -> None:
@@ -157,7 +172,8 @@ async def test_the_lag_of_a_loop_is_measured() -> None:
         while not pressure.lag_s:
             loop.call_soon(time.sleep, 0.3)
             await asyncio.sleep(0.01)
-    assert pressure._timer is not None and pressure._timer.cancelled()
+    pressure.arriving(MOST_ARRIVING, 0.0)
+    assert pressure.rush and pressure._timer is None, "nobody looks any more"
 
 
 async def answer(gateway: Gateway, message: bytes) -> Response:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
+from contextlib import ExitStack
 
 import pytest
 
@@ -256,3 +258,23 @@ async def test_requests_wait_their_turn_and_are_all_answered(
     gateway = await gateway_for(provider)
     answers = await asyncio.gather(*(answer(gateway, chat()) for _ in range(10 * AT_A_TURN)))
     assert [each.status for each in answers] == [200] * 10 * AT_A_TURN
+
+
+async def test_every_request_that_comes_at_once_in_a_rush_is_counted_once_and_some_are_let_in(
+    gateway_for: GatewayFor, provider: FakeProvider
+) -> None:
+    gateway = await gateway_for(provider)
+    pressure = in_a_rush(gateway)
+    pressure.look(0.0, now=asyncio.get_running_loop().time())
+    before = pressure._left
+    loop = asyncio.get_running_loop()
+    with ExitStack() as stack:
+        address = ("127.0.0.1", gateway.port)
+        clients = [stack.enter_context(socket.create_connection(address)) for _ in range(40)]
+        for client in clients:
+            client.sendall(chat())
+            client.setblocking(False)
+        told = [await loop.sock_recv(client, 12) for client in clients]
+    assert set(told) == {b"HTTP/1.1 200", b"HTTP/1.1 503"}
+    assert before - pressure._left == len(clients)
+    assert pressure.shed == told.count(b"HTTP/1.1 503") and len(provider.calls) == told.count(b"HTTP/1.1 200")

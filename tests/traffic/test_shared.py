@@ -82,13 +82,16 @@ async def test_it_counts_as_is_counted_in_memory(link: Link, seed: int) -> None:
 async def test_never_more_than_so_many_in_any_window(redis: RedisServer) -> None:
     moments_ms: list[int] = []
     leases = count()
+    # In one, as on a busy machine the key may be gone before it is asked for.
+    and_when = f"local function admit() {ADMIT} end return {{admit(), redis.call('LINDEX', KEYS[1], -1)}}"
 
     async def is_let_in() -> bool:
-        told = await redis.command("EVAL", ADMIT, 1, "k", next(leases), 1000, "requests", 3, 400, 1, 1000)
+        command = ("EVAL", and_when, 1, "k", next(leases), 1000, "requests", 3, 400, 1, 1000)
+        told, when = await redis.command(*command)
         admitted, (reading,) = answered(told)
         if admitted:
             assert reading.used <= 3 and 0.39 < reading.whole_in_s <= 0.4
-            moments_ms.append(int(await redis.command("LINDEX", "k", -1)))
+            moments_ms.append(int(when))
         else:
             assert reading.used == 3 and 0 < reading.opens_in_s <= 0.4
         return len(moments_ms) == 9

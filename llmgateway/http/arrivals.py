@@ -28,6 +28,8 @@ REFUSED_AT_ONCE: Final = 128
 """Each of these is a few milliseconds' work."""
 STANDING_BY_ALWAYS: Final = 64
 """So many are accepted where there is room for nobody, as they have to be told."""
+BACKLOG: Final = 4_096
+"""So many may wait with the system."""
 
 MakeProtocol = Callable[[], asyncio.Protocol]
 Connect = Callable[[MakeProtocol, socket.socket], Coroutine[Any, Any, tuple[asyncio.BaseTransport, object]]]
@@ -72,7 +74,6 @@ class Arrivals:
         self._later: deque[Arrival] = deque()
         self._next_turn: asyncio.Handle | None = None
         self._connecting: set[asyncio.Task[tuple[asyncio.BaseTransport, object]]] = set()
-        self._accepted = self._settled = 0
         self._closed = False
 
     def __call__(self) -> asyncio.Protocol:
@@ -93,30 +94,27 @@ class Arrivals:
             self._begin_some()
 
     def take_in_all(self) -> None:
-        """Accept all that wait, so that none of them is lost where nobody listens any more."""
-        while self._accept(ACCEPTED_AT_ONCE) == ACCEPTED_AT_ONCE:
-            pass
-        if self._next_turn is None:
+        """Accept all that wait, and begin with all, so that none is lost where nobody listens any more."""
+        self._accept(BACKLOG)
+        while self.standing_by:
             self._begin_some()
 
-    def _accept(self, most: int) -> int:
+    def _accept(self, most: int) -> None:
         now = self._loop.time()
-        for number in range(most):
+        for _ in range(most):
             try:
                 one, address = self._listening.accept()
-            except (
-                OSError
-            ):  # there are no more; or something is wrong, which the listener will find, and tell
-                return number
-            self._accepted += 1
+            except OSError:  # there are no more; or something is wrong: the listener will find it, and tell
+                break
             self._doorstep.crowd.expected += 1
             can_wait = self._legible and self._doorstep.can_wait(one)
             (self._later if can_wait else self._soon).append(Arrival(one, address, now))
-        return most
 
     def _begin_some(self) -> None:
         pressure, later = self._doorstep.pressure, self._later
-        self._next_turn = None
+        if self._next_turn is not None:
+            self._next_turn.cancel()
+            self._next_turn = None
         try:
             if later:
                 pressure.arriving(len(later), self._loop.time() - later[0].at)
@@ -135,7 +133,7 @@ class Arrivals:
         verdict = self._doorstep.verdict(arrival.socket, arrival.address)
         if verdict is Verdict.REFUSED:
             arrival.socket.close()
-            self._settle(1)
+            self._doorstep.crowd.expected -= 1
         else:
             self._begin(arrival, self._make if verdict is Verdict.LET_IN else self._meet)
 
@@ -148,24 +146,16 @@ class Arrivals:
         self, one: socket.socket, task: asyncio.Task[tuple[asyncio.BaseTransport, object]]
     ) -> None:
         self._connecting.discard(task)
-        self._settle(1)
+        self._doorstep.crowd.expected -= 1
         if task.cancelled() or task.exception():  # it has left, or its handshake failed: nothing to tell of
             one.close()
         elif self._closed:
             task.result()[0].close()
 
-    def _settle(self, many: int) -> None:
-        self._settled += many
-        self._doorstep.crowd.expected -= many
-
-    async def all_begun(self) -> None:
-        """Wait until as many are begun, or refused, as are accepted now."""
-        wanted = self._accepted
-        while self._settled < wanted:
-            if self._connecting:
-                await asyncio.wait(self._connecting)
-            else:
-                await asyncio.sleep(0)
+    async def all_connected(self) -> None:
+        """Wait for those that are begun now; a handshake is not waited for."""
+        if self._legible and self._connecting:
+            await asyncio.wait(self._connecting)
 
     def close(self) -> None:
         """Give up those that are not connected yet."""
@@ -174,11 +164,9 @@ class Arrivals:
             self._next_turn.cancel()
         for one, *_ in (*self._soon, *self._later):
             one.close()
-        self._settle(self.standing_by)
+        self._doorstep.crowd.expected -= self.standing_by
         self._soon.clear()
         self._later.clear()
-        if (
-            not self._legible
-        ):  # what is no handshake is connected in the next turn, and would be left half made
+        if not self._legible:  # all else is connected in the next turn, and would be left half made
             for task in self._connecting:
                 task.cancel()

@@ -24,10 +24,13 @@ from llmgateway.http.client import plain_error
 from llmgateway.http.crowd import Crowd
 
 LOOK_AGAIN_S: Final = 2.0
+SPREAD: Final = 256
+"""So many that came at once are looked at again at different times."""
 MOST_TO_LOOK_AT: Final = 65_536
+"""A request of that length is not refused here."""
 MOST_OF_A_LINE: Final = 2_048
 READS: Final = 4
-SPREAD: Final = 256
+"""So often what has come is taken in before the answer."""
 _LINE: Final = re.compile(rb"POST ([!-~]{1,2000}) HTTP/1\.[01]\r\n")
 _PLAIN: Final = re.compile(rb"POST ([!-~]{1,2000}) HTTP/1\.1\r\n")
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d{1,9})\r\n")
@@ -47,7 +50,6 @@ class Pressure(Protocol):
 
     def arriving(self, many: int, late_s: float) -> None:
         """Learn how many requests wait on connections that are not begun, and for how long the first has."""
-        raise NotImplementedError
 
 
 class Calm:
@@ -124,7 +126,7 @@ class Doorstep:
         target = self._target_of(bytes(self._here[:size])) if size < MOST_TO_LOOK_AT else None
         if target is None:
             return Verdict.UNCLEAR
-        excess = self.crowd.excess(self.crowd.name(address[0] if isinstance(address, tuple) else ""))
+        excess = self.crowd.excess(self.name_of(address))
         answer = plain_error(self.crowd.refusal(excess)) if excess else self._closing(target)
         if answer is None:
             return Verdict.LET_IN
@@ -134,6 +136,10 @@ class Doorstep:
                     break
             one.send(answer)
         return Verdict.REFUSED
+
+    def name_of(self, peer: object) -> str:
+        """Give the name under which a connection counts in the crowd, by its peer as sockets tell it."""
+        return self.crowd.name(peer[0] if isinstance(peer, tuple) else "")
 
     def _closing(self, target: str) -> bytes | None:
         answer = self._shed(target)
@@ -182,11 +188,9 @@ class Newcomer(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for a request, for a little while."""
         self.transport = cast(asyncio.Transport, transport)
-        peer = transport.get_extra_info("peername")
-        crowd = self._doorstep.crowd
-        self._name = crowd.name(peer[0] if isinstance(peer, tuple) else "")
+        self._name = self._doorstep.name_of(transport.get_extra_info("peername"))
         self._doorstep.standing.add(self)
-        excess = crowd.enter(self._name)
+        excess = self._doorstep.crowd.enter(self._name)
         self._look_later()
         if excess:  # it is told so in there
             self._enter(b"")

@@ -32,7 +32,7 @@ from llmgateway.fleet.names import LookUp, look_up
 from llmgateway.fleet.rota import Rota
 from llmgateway.fleet.upstream import Upstream
 from llmgateway.fleet.wake import Alarm
-from llmgateway.http.arrivals import Arrivals, MakeProtocol
+from llmgateway.http.arrivals import BACKLOG, Arrivals, MakeProtocol
 from llmgateway.http.body import Patience
 from llmgateway.http.crowd import Crowd
 from llmgateway.http.doorstep import Doorstep
@@ -57,7 +57,6 @@ from llmgateway.web.visitors import Visitors
 
 events = Events("gateway")
 
-BACKLOG: Final = 4096
 MOST_CONNECTIONS: Final = 100_000  # of clients at once; fewer where the system grants fewer open files
 BOOKING_PAUSE_S: Final = 0.05
 LAST_WORDS_S: Final = 1.0  # for handlers that were cut off to write what they have to say
@@ -304,8 +303,8 @@ class Gateway:
             async with asyncio.timeout_at(end):
                 for arrivals in self._arrivals:  # so that they are told, and not reset
                     arrivals.take_in_all()
-                    await arrivals.all_begun()
-        in_time = await self._app.quiet(self.config.server.drain_timeout)
+                    await arrivals.all_connected()
+        in_time = await self._app.quiet(max(0.0, end - loop.time()))
         return in_time and await self._server.delivered(max(0.0, end - loop.time()))
 
     def _leave(self) -> None:

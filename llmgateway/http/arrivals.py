@@ -21,11 +21,11 @@ from llmgateway.http.doorstep import Doorstep, Verdict
 
 ACCEPTED_AT_ONCE: Final = 256
 BEGUN_AT_ONCE: Final = 64
-LATER_AT_ONCE: Final = 32
+LATER_AT_ONCE: Final = 8
 """Of those that can wait, so many are begun in a turn as well, while none are refused."""
-BEGUN_IN_A_RUSH: Final = 16
-REFUSED_AT_ONCE: Final = 128
-"""Each of these is a few milliseconds' work."""
+BEGUN_IN_A_RUSH: Final = 4
+REFUSED_AT_ONCE: Final = 32
+"""Each of these is a millisecond's work; with what comes by itself a turn takes some times as long."""
 STANDING_BY_ALWAYS: Final = 64
 """So many are accepted where there is room for nobody, as they have to be told."""
 BACKLOG: Final = 4_096

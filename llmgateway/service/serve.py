@@ -22,7 +22,7 @@ from llmgateway.config.load import Loaded, build
 from llmgateway.config.settings import Config
 from llmgateway.fleet.search import find_servers, first_model
 from llmgateway.service.demo import MODEL, demo_provider
-from llmgateway.service.files import Shortage, most_connections, raise_open_files
+from llmgateway.service.files import Shortage, make_space, most_connections, raise_open_files
 from llmgateway.service.gateway import MOST_CONNECTIONS, Gateway
 from llmgateway.service.reload import Reloader
 
@@ -76,6 +76,7 @@ async def serve(
     """
     _set_log(config)
     files = raise_open_files()
+    make_space(files)
     most = min(MOST_CONNECTIONS, most_connections(files))
     events.info("open files are limited", limit=files, connections=most)
     loop = asyncio.get_running_loop()

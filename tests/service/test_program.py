@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from llmgateway.fleet.search import WELL_KNOWN
+from llmgateway.service.files import SPACIOUS
 from tests.conftest import ProgramFor
 from tests.exchange import Script
 from tests.fake_provider import FakeProvider
@@ -375,6 +376,15 @@ async def test_it_may_open_as_many_files_as_the_system_lets_it(
     limits = Path(f"/proc/{program.pid}/limits").read_text()
     found = re.search(r"Max open files +(\d+) +(\d+)", limits)
     assert found is not None and found[1] == found[2] == said[1]
+
+
+async def test_the_system_has_a_place_for_many_files_before_they_are_needed(
+    program_for: ProgramFor, provider: FakeProvider
+) -> None:
+    program = await program_for(provider)
+    said = await program.says(r"open files are limited limit=(\d+)")
+    table = re.search(r"FDSize:\s+(\d+)", Path(f"/proc/{program.pid}/status").read_text())
+    assert table is not None and int(table[1]) >= min(int(said[1]), SPACIOUS)
 
 
 async def test_a_crowd_that_would_take_all_files_keeps_nobody_from_asking_how_it_is(

@@ -46,7 +46,7 @@ PARTS: Final = (
     ),
     (
         "server side: reading the request, writing the answer",
-        ("http/server", "http/heartbeat", "http/crowd", "- RequestHandler"),
+        ("http/server", "http/downstream", "http/lobby", "http/heartbeat", "http/crowd", "- RequestHandler"),
     ),
     ("the exchange with the provider", ("http/client", "http/exchange", "fleet/upstream")),
     ("connections of both sides: heads and frames", ("http/",)),

@@ -16,8 +16,8 @@ from typing import Any
 
 import gateway
 from llmgateway.fleet.upstream import Pool
+from llmgateway.http.downstream import ClientConnection
 from llmgateway.http.room import Room
-from llmgateway.http.server import ClientConnection
 from llmgateway.service.gateway import Gateway
 
 _MOST_TYPES = 400

@@ -54,7 +54,7 @@ PURE_MODULES: Final = frozenset(
 )
 OUTSIDE_PURE: Final = frozenset({"asyncio", "aiohttp", "socket", "ssl", "uvloop"})
 WITH_AIOHTTP: Final = frozenset(
-    {"http.server", "http.client", "http.body", "cli.terminal", "service.demo", "web.live"}
+    {"http.downstream", "http.server", "http.client", "http.body", "cli.terminal", "service.demo", "web.live"}
 )
 
 MUTABLE_LITERALS: Final = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)

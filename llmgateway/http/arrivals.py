@@ -4,28 +4,29 @@ uvloop accepts one connection in each turn of its loop. Where turns are long, or
 with the system until it has no room for more, and then for seconds. So whenever one is accepted, those that
 wait behind it are as well. To accept one costs little; to begin to serve it costs more. Rules:
 
-- Of many only some are begun in a turn, and those last that the doorstep says can wait; but the one that
-  uvloop has accepted is begun in any case.
-- In a rush most of these are refused before anything is made of them, and closed. A few are begun, and
-  refused where they stand, as to refuse a client that keeps its connection costs less in the long run.
+- Of many only some are begun in a turn: those first that ask for what cannot wait. What can wait goes to the
+  lobby. Of those that have said nothing yet the oldest ones are begun. The one that uvloop has accepted is
+  begun in any case.
+- Who says something in the meantime is looked at again, all of them at the cost of one call of the system.
+- Of those that are refused in the lobby nothing is made, and they are closed.
 """
 
 import asyncio
+import select
 import socket
 from collections import deque
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, Final, NamedTuple
+from itertools import islice
+from typing import Any, Final
 
-from llmgateway.http.doorstep import Doorstep, Verdict
+from llmgateway.http.doorstep import Doorstep, Sight, Verdict
 
 ACCEPTED_AT_ONCE: Final = 256
+"""Two milliseconds' work."""
 BEGUN_AT_ONCE: Final = 64
-LATER_AT_ONCE: Final = 8
-"""Of those that can wait, so many are begun in a turn as well, while none are refused."""
-BEGUN_IN_A_RUSH: Final = 4
-REFUSED_AT_ONCE: Final = 32
-"""Each of these is a millisecond's work; with what comes by itself a turn takes some times as long."""
+SILENT_AT_ONCE: Final = 8
+"""Of those that have said nothing, so many are begun in a turn as well."""
 STANDING_BY_ALWAYS: Final = 64
 """So many are accepted where there is room for nobody, as they have to be told."""
 BACKLOG: Final = 4_096
@@ -36,21 +37,36 @@ Connect = Callable[[MakeProtocol, socket.socket], Coroutine[Any, Any, tuple[asyn
 """Begins to serve a connection that was accepted, as `connect_accepted_socket` of a loop does."""
 
 
-class Arrival(NamedTuple):
-    """A connection that is accepted, and not begun."""
+class Arrival:
+    """A connection that is accepted, and not begun. `at` is when, by the loop's clock."""
 
-    socket: socket.socket
-    address: object
-    """The peer's, as sockets tell it."""
-    at: float
-    """When, by the loop's clock."""
+    __slots__ = ("_arrivals", "address", "at", "socket")
+
+    def __init__(self, arrivals: "Arrivals", one: socket.socket, address: object, at: float) -> None:
+        self._arrivals = arrivals
+        self.socket = one
+        self.address = address
+        """The peer's, as sockets tell it."""
+        self.at = at
+
+    def begin(self) -> None:
+        """Begin to serve it."""
+        self._arrivals.begin(self)
+
+    def refuse(self) -> None:
+        """Refuse what it asks, unless it is let in after all."""
+        self._arrivals.refuse(self)
+
+    def give_up(self) -> None:
+        """Close it."""
+        self._arrivals.drop(self)
 
 
 class Arrivals:
     """Makes the protocol of a connection that a listener has accepted, and accepts others itself.
 
-    `make` makes the one that serves it. Where nothing can be read yet, as in TLS, connections are not
-    `legible`.
+    `make` makes the one that serves it, `let_in` one whose first request has waited. Where nothing can be
+    read yet, as in TLS, connections are not `legible`.
     """
 
     def __init__(
@@ -58,6 +74,7 @@ class Arrivals:
         listening: socket.socket,
         doorstep: Doorstep,
         make: MakeProtocol,
+        let_in: MakeProtocol,
         connect: Connect,
         *,
         legible: bool = True,
@@ -65,13 +82,16 @@ class Arrivals:
         listening.setblocking(False)
         self._listening = listening
         self._doorstep = doorstep
-        self._make = make
-        self._meet = partial(doorstep.meet, make)
+        self._let_in = let_in
+        self._meet = partial(doorstep.meet, make, let_in)
+        self._meet_again = partial(doorstep.meet, let_in, let_in)
         self._connect = connect
         self._legible = legible
         self._loop = asyncio.get_running_loop()
         self._soon: deque[Arrival] = deque()
-        self._later: deque[Arrival] = deque()
+        self._silent = Silent() if legible and hasattr(select, "epoll") else None
+        if self._silent is not None:
+            self._loop.add_reader(self._silent.epoll, self._hear)
         self._next_turn: asyncio.Handle | None = None
         self._connecting: set[asyncio.Task[tuple[asyncio.BaseTransport, object]]] = set()
         self._closed = False
@@ -83,13 +103,13 @@ class Arrivals:
 
     @property
     def standing_by(self) -> int:
-        """How many are accepted, and not begun."""
-        return len(self._soon) + len(self._later)
+        """How many are accepted, and neither begun nor in the lobby."""
+        return len(self._soon) + (len(self._silent) if self._silent is not None else 0)
 
     def take_in(self) -> None:
         """Accept of those that wait as many as there is room for, and begin with some."""
-        room = max(STANDING_BY_ALWAYS - self.standing_by, self._doorstep.crowd.room)
-        self._accept(min(ACCEPTED_AT_ONCE, room))
+        crowd = self._doorstep.crowd
+        self._accept(min(ACCEPTED_AT_ONCE, max(STANDING_BY_ALWAYS - crowd.expected, crowd.room)))
         if self._next_turn is None:
             self._begin_some()
 
@@ -98,6 +118,7 @@ class Arrivals:
         self._accept(BACKLOG)
         while self.standing_by:
             self._begin_some()
+        self._doorstep.lobby.begin_all()
 
     def _accept(self, most: int) -> None:
         now = self._loop.time()
@@ -107,40 +128,64 @@ class Arrivals:
             except OSError:  # there are no more; or something is wrong: the listener will find it, and tell
                 break
             self._doorstep.crowd.expected += 1
-            can_wait = self._legible and self._doorstep.can_wait(one)
-            (self._later if can_wait else self._soon).append(Arrival(one, address, now))
+            one.setblocking(False)
+            self._sort(Arrival(self, one, address, now))
+
+    def _sort(self, arrival: Arrival) -> None:
+        """Have one wait where it belongs, by what it has said."""
+        sight = self._doorstep.sight(arrival.socket) if self._legible else Sight.OTHER
+        if sight is Sight.GONE:
+            self.drop(arrival)
+        elif sight is Sight.CAN_WAIT:
+            self._doorstep.lobby.add(arrival)
+        elif sight is Sight.SILENT and self._silent is not None:
+            self._silent.add(arrival)
+        else:
+            self._soon.append(arrival)
+
+    def _hear(self) -> None:
+        """Look again at those that have said something."""
+        assert self._silent is not None
+        for arrival in self._silent.no_longer(ACCEPTED_AT_ONCE):
+            self._sort(arrival)
+        if self._soon and self._next_turn is None:
+            self._begin_some()
 
     def _begin_some(self) -> None:
-        pressure, later = self._doorstep.pressure, self._later
         if self._next_turn is not None:
             self._next_turn.cancel()
             self._next_turn = None
         try:
-            if later:
-                pressure.arriving(len(later), self._loop.time() - later[0].at)
             for _ in range(min(BEGUN_AT_ONCE, len(self._soon))):
                 self._begin(self._soon.popleft(), self._meet)
-            for _ in range(min(BEGUN_IN_A_RUSH if pressure.rush else LATER_AT_ONCE, len(later))):
-                self._begin(later.popleft(), self._meet)
-            for _ in range(min(REFUSED_AT_ONCE, len(later)) if pressure.rush else 0):
-                self._refuse(later.popleft())
+            if self._silent is not None:
+                for arrival in self._silent.oldest(SILENT_AT_ONCE):
+                    self._begin(arrival, self._meet)
         finally:
             if self.standing_by:
                 self._next_turn = self._loop.call_soon(self._begin_some)
 
-    def _refuse(self, arrival: Arrival) -> None:
-        """Refuse what a connection asks, unless it is let in after all."""
+    def refuse(self, arrival: Arrival) -> None:
+        """Refuse what a connection asks that has waited, unless it is let in after all."""
         verdict = self._doorstep.verdict(arrival.socket, arrival.address)
         if verdict is Verdict.REFUSED:
-            arrival.socket.close()
-            self._doorstep.crowd.expected -= 1
+            self.drop(arrival)
         else:
-            self._begin(arrival, self._make if verdict is Verdict.LET_IN else self._meet)
+            self._begin(arrival, self._let_in if verdict is Verdict.LET_IN else self._meet_again)
+
+    def begin(self, arrival: Arrival) -> None:
+        """Begin to serve a connection that has waited."""
+        self._begin(arrival, self._meet_again)
 
     def _begin(self, arrival: Arrival, make: MakeProtocol) -> None:
         task = asyncio.ensure_future(self._connect(make, arrival.socket))
         self._connecting.add(task)
         task.add_done_callback(partial(self._connected, arrival.socket))
+
+    def drop(self, arrival: Arrival) -> None:
+        """Close a connection that was not begun."""
+        arrival.socket.close()
+        self._doorstep.crowd.expected -= 1
 
     def _connected(
         self, one: socket.socket, task: asyncio.Task[tuple[asyncio.BaseTransport, object]]
@@ -159,14 +204,50 @@ class Arrivals:
 
     def close(self) -> None:
         """Give up those that are not connected yet."""
+        if self._closed:
+            return
         self._closed = True
         if self._next_turn is not None:
             self._next_turn.cancel()
-        for one, *_ in (*self._soon, *self._later):
-            one.close()
-        self._doorstep.crowd.expected -= self.standing_by
+        self._doorstep.lobby.clear()
+        for arrival in self._soon:
+            self.drop(arrival)
         self._soon.clear()
-        self._later.clear()
+        if self._silent is not None:
+            self._loop.remove_reader(self._silent.epoll)
+            for arrival in self._silent.oldest(len(self._silent)):
+                self.drop(arrival)
+            self._silent.epoll.close()
         if not self._legible:  # all else is connected in the next turn, and would be left half made
             for task in self._connecting:
                 task.cancel()
+
+
+class Silent:
+    """Those that have said nothing yet, heard through one descriptor. Linux only."""
+
+    def __init__(self) -> None:
+        self.epoll = select.epoll()
+        """Readable when one of them has said something, or has left."""
+        self._them: dict[int, Arrival] = {}
+
+    def __len__(self) -> int:
+        return len(self._them)
+
+    def add(self, arrival: Arrival) -> None:
+        """Listen to one."""
+        number = arrival.socket.fileno()
+        self._them[number] = arrival
+        self.epoll.register(number, select.EPOLLIN)
+
+    def no_longer(self, most: int) -> list[Arrival]:
+        """Take out those that have said something, up to so many."""
+        return [self._take(number) for number, _ in self.epoll.poll(0, most)]
+
+    def oldest(self, most: int) -> list[Arrival]:
+        """Take out those that have been here for longest, up to so many."""
+        return [self._take(number) for number in list(islice(self._them, most))]
+
+    def _take(self, number: int) -> Arrival:
+        self.epoll.unregister(number)
+        return self._them.pop(number)

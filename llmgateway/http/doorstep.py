@@ -7,7 +7,7 @@ for those that are let in. Rules:
   goes the ordinary way, and is served there, or refused.
 - A connection on which such a request waits, of which nothing has been made, ends with the refusal, as to
   make something of it is most of what a refusal costs.
-- Where nobody is refused, what asks for the same can wait: it would be behind others of its kind.
+- Where nobody is refused, what asks for the same can wait (see lobby).
 - Who has too many connections is told so, and is not let in in the place of somebody else.
 - A new connection stands here only while it is refused. It counts in the crowd like any other.
 """
@@ -18,10 +18,11 @@ import re
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final, Protocol, cast
+from typing import Final, cast
 
 from llmgateway.http.client import plain_error
 from llmgateway.http.crowd import Crowd
+from llmgateway.http.lobby import MOST_HELD, Connection, Lobby, Pressure
 
 LOOK_AGAIN_S: Final = 2.0
 SPREAD: Final = 256
@@ -42,23 +43,16 @@ _SPECIAL: Final = (
 )
 
 
-class Pressure(Protocol):
-    """Whoever knows how many come."""
+class Sight(enum.Enum):
+    """What a connection is seen to ask, of which nothing has been made."""
 
-    rush: bool
-    """True while there are more than can be served."""
-
-    def arriving(self, many: int, late_s: float) -> None:
-        """Learn how many requests wait on connections that are not begun, and for how long the first has."""
-
-
-class Calm:
-    """Where fewer come."""
-
-    rush = False
-
-    def arriving(self, many: int, late_s: float) -> None:
-        """Know that they are few."""
+    SILENT = enum.auto()
+    """Nothing yet."""
+    GONE = enum.auto()
+    """Nothing: it has left."""
+    CAN_WAIT = enum.auto()
+    """A thing that can wait."""
+    OTHER = enum.auto()
 
 
 class Verdict(enum.Enum):
@@ -88,6 +82,7 @@ class Doorstep:
         look_again_s: float = LOOK_AGAIN_S,
     ) -> None:
         self.pressure = pressure
+        self.lobby = Lobby(pressure)
         self.look_again_s = look_again_s
         """How long a new connection may stand here at least, unless it asks, and is refused."""
         self.crowd = crowd
@@ -107,14 +102,32 @@ class Doorstep:
         target = target_of(data)
         return target if target is not None and self._can_wait(target) else None
 
-    def can_wait(self, one: socket.socket) -> bool:
-        """Tell by its first line whether what has come on a connection of which nothing was made can wait."""
-        one.setblocking(False)
+    def stops(self, connection: Connection, data: bytes, now: float) -> bool:
+        """Refuse what came first behind an answer, or have it wait in the lobby; tells whether it did."""
+        if self.pressure.rush:
+            return connection.refuse(data)
+        if self.lobby.lets_pass() or len(data) > MOST_HELD or not self.can_wait(data):
+            return False
+        self.lobby.hold(connection, data, now)
+        return True
+
+    def sight(self, one: socket.socket) -> Sight:
+        """Look at what has come on a connection of which nothing was made."""
         try:
             size = one.recv_into(self._here, MOST_OF_A_LINE, socket.MSG_PEEK)
-        except OSError:  # nothing has come yet; or it has left
-            return False
-        line = _LINE.match(self._here, 0, size)
+        except BlockingIOError:
+            return Sight.SILENT
+        except OSError:
+            return Sight.GONE
+        if not size:
+            return Sight.GONE
+        return Sight.CAN_WAIT if self._waits(_LINE.match(self._here, 0, size)) else Sight.OTHER
+
+    def can_wait(self, data: bytes) -> bool:
+        """Tell by its first line whether what comes first on a connection, or behind an answer, can wait."""
+        return self._waits(_LINE.match(data))
+
+    def _waits(self, line: re.Match[bytes] | None) -> bool:
         return line is not None and self._can_wait(line[1].decode())
 
     def verdict(self, one: socket.socket, address: object) -> Verdict:
@@ -145,9 +158,11 @@ class Doorstep:
         answer = self._shed(target)
         return answer and answer.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
 
-    def meet(self, let_in: Callable[[], asyncio.Protocol]) -> asyncio.Protocol:
-        """Make the protocol of a new connection: the one that serves it, unless there is a rush."""
-        return Newcomer(self, let_in) if self.pressure.rush else let_in()
+    def meet(
+        self, make: Callable[[], asyncio.Protocol], let_in: Callable[[], asyncio.Protocol]
+    ) -> asyncio.Protocol:
+        """Make the protocol of a new connection: the one that serves it, unless it has to be let in first."""
+        return Newcomer(self, let_in) if self.pressure.rush else make()
 
     def patience_s(self) -> float:
         """Tell for how long the next one may stand here; those that came at once are let in one by one."""
@@ -155,7 +170,8 @@ class Doorstep:
         return self.look_again_s * (1 + self._looks / SPREAD)
 
     def clear(self) -> None:
-        """Send away who still stands here."""
+        """Send away who still stands here, or waits."""
+        self.lobby.clear()
         for newcomer in tuple(self.standing):
             newcomer.transport.abort()
 

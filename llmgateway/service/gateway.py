@@ -210,10 +210,13 @@ class Gateway:
         tls: dict[str, Any] = {}
         if self._certificate is not None:
             tls = {"ssl": self._certificate.context, "ssl_handshake_timeout": self._patience.head_s}
-        make: MakeProtocol = partial(self._doorstep.meet, self._server)
+        makes = self._server, self._server.let_in
+        make: MakeProtocol = partial(self._doorstep.meet, *makes)
         if not isinstance(loop, asyncio.BaseEventLoop):  # asyncio's own accepts all by itself
             connect = partial(loop.connect_accepted_socket, **tls)
-            arrivals = Arrivals(one, self._doorstep, self._server, connect, legible=not tls)
+            arrivals = Arrivals(
+                one, self._doorstep, self._server, self._server.let_in, connect, legible=not tls
+            )
             self._stack.callback(arrivals.close)
             self._arrivals.append(arrivals)
             make = arrivals
@@ -301,7 +304,8 @@ class Gateway:
         self._app.drain()
         with suppress(TimeoutError):
             async with asyncio.timeout_at(end):
-                for arrivals in self._arrivals:  # so that they are told, and not reset
+                self._doorstep.lobby.begin_all()  # so that they are told, and not reset
+                for arrivals in self._arrivals:
                     arrivals.take_in_all()
                     await arrivals.all_connected()
         in_time = await self._app.quiet(max(0.0, end - loop.time()))

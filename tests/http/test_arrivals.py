@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -13,15 +14,15 @@ import pytest
 from llmgateway.http.arrivals import (
     ACCEPTED_AT_ONCE,
     BEGUN_AT_ONCE,
-    BEGUN_IN_A_RUSH,
-    LATER_AT_ONCE,
-    REFUSED_AT_ONCE,
+    SILENT_AT_ONCE,
     STANDING_BY_ALWAYS,
     Arrivals,
     Connect,
 )
 from llmgateway.http.crowd import Crowd
 from llmgateway.http.doorstep import Doorstep
+from llmgateway.http.lobby import BEGUN_AT_ONCE as OF_THE_LOBBY
+from llmgateway.http.lobby import BEGUN_IN_A_RUSH, REFUSED_AT_ONCE
 from tests.conftest import GatewayFor
 from tests.fake_provider import FakeProvider
 from tests.journey import eventually
@@ -46,8 +47,24 @@ class Counted(asyncio.Protocol):
         Counted.there -= 1
 
 
+class LetIn(Counted):
+    """One that has waited."""
+
+
+def first_of(one: socket.socket) -> bytes:
+    """The first bytes that have come; nothing if none have."""
+    try:
+        return one.recv(4)
+    except BlockingIOError:
+        return b""
+
+
 class Place:
-    """Somewhere to arrive; `came` are those that were begun, by the first bytes that they had sent."""
+    """Somewhere to arrive; `came` are those that were begun, by the first bytes that they had sent.
+
+    Before these stands how each has come in: `in` if its first request has waited, `met` if it was met at the
+    doorstep in a rush.
+    """
 
     def __init__(self, stack: ExitStack) -> None:
         self.rush = False
@@ -68,9 +85,17 @@ class Place:
         return None if self.lets_in >= 0 else REFUSED
 
     def arrivals(self, connect: Connect | None = None, *, legible: bool = True) -> Arrivals:
-        arrivals = Arrivals(self.listening, self.doorstep, Counted, connect or self._noted, legible=legible)
+        arrivals = Arrivals(
+            self.listening, self.doorstep, Counted, LetIn, connect or self._noted, legible=legible
+        )
         self._stack.callback(arrivals.close)
         return arrivals
+
+    async def all_in(self, arrivals: Arrivals) -> None:
+        """Wait until nobody waits any more."""
+        await eventually(
+            lambda: not arrivals.standing_by and not self.doorstep.lobby and not arrivals._connecting
+        )
 
     def client(self, sends: bytes = b"") -> socket.socket:
         client = self._stack.enter_context(socket.create_connection(self.listening.getsockname()))
@@ -79,7 +104,9 @@ class Place:
 
     async def _noted(self, make: Callable[[], asyncio.Protocol], one: socket.socket) -> Connected:
         with one:
-            self.came.append(one.recv(4) if make is Counted else b"met " + one.recv(4))
+            made = make()
+            how = b"in " if isinstance(made, LetIn) else b"" if isinstance(made, Counted) else b"met "
+            self.came.append(how + first_of(one))
         return asyncio.BaseTransport(), None
 
 
@@ -91,7 +118,7 @@ async def place(nothing_leaks: None) -> AsyncIterator[Place]:
 
 async def test_those_that_wait_behind_one_are_accepted_with_it(place: Place) -> None:
     Counted.there = 0
-    clients = [place.client() for _ in range(ACCEPTED_AT_ONCE)]
+    clients = [place.client(LOOKING) for _ in range(ACCEPTED_AT_ONCE)]
     arrivals = place.arrivals(asyncio.get_running_loop().connect_accepted_socket)
     arrivals()  # as a listener that has accepted one calls it
     assert arrivals.standing_by == ACCEPTED_AT_ONCE - BEGUN_AT_ONCE
@@ -107,15 +134,16 @@ async def test_where_nobody_waits_nobody_is_waited_for(place: Place) -> None:
 
 
 async def test_whoever_can_wait_is_begun_behind_those_who_cannot(place: Place) -> None:
-    for _ in range(2 * LATER_AT_ONCE):
+    for _ in range(2 * OF_THE_LOBBY):
         place.client(ASKING)
+    place.client()
     place.client(LOOKING)
-    place.client()  # nothing is known of it
     arrivals = place.arrivals()
     arrivals.take_in()
-    assert place.most_arriving == 2 * LATER_AT_ONCE and arrivals.standing_by == LATER_AT_ONCE
-    await eventually(lambda: not arrivals.standing_by and not arrivals._connecting)
-    assert place.came == [b"met GET ", *[b"met POST"] * 2 * LATER_AT_ONCE]
+    assert len(place.doorstep.lobby) == 2 * OF_THE_LOBBY and not arrivals.standing_by
+    await place.all_in(arrivals)
+    assert place.came == [b"GET ", b"", *[b"in POST"] * 2 * OF_THE_LOBBY]
+    assert place.most_arriving == 2 * OF_THE_LOBBY
 
 
 @pytest.mark.parametrize(
@@ -131,22 +159,22 @@ async def test_whoever_can_wait_is_begun_behind_those_who_cannot(place: Place) -
     ids=["unfinished", "HTTP 1.0", "closing", "with an id", "chunked", "long"],
 )
 async def test_what_is_special_about_a_request_lets_it_wait_no_less(place: Place, asking: bytes) -> None:
-    for _ in range(LATER_AT_ONCE):
+    for _ in range(3):
         place.client(asking)
     place.client(LOOKING)
     arrivals = place.arrivals()
     arrivals.take_in()
-    await eventually(lambda: not arrivals.standing_by and not arrivals._connecting)
-    assert place.came == [b"met GET ", *[b"met POST"] * LATER_AT_ONCE]
+    await place.all_in(arrivals)
+    assert place.came == [b"GET ", *[b"in POST"] * 3]
 
 
 async def test_how_long_they_have_stood_by_is_told(place: Place) -> None:
-    for _ in range(3 * LATER_AT_ONCE):
+    for _ in range(3 * OF_THE_LOBBY):
         place.client(ASKING)
     arrivals = place.arrivals()
     asyncio.get_running_loop().call_soon(time.sleep, 0.005)
     arrivals.take_in()
-    await eventually(lambda: not arrivals.standing_by and not arrivals._connecting)
+    await place.all_in(arrivals)
     assert place.late_s > 0.0
 
 
@@ -156,21 +184,62 @@ async def test_who_has_too_many_connections_is_told_so_and_is_not_let_in_for_oth
     clients = [place.client(ASKING) for _ in range(BEGUN_IN_A_RUSH + 1)]
     arrivals = place.arrivals()
     arrivals.take_in()
+    await place.all_in(arrivals)
     assert place.lets_in == 1 and place.crowd.refused == 1
     told = clients[-1].recv(4_096)
     assert told.startswith(b"HTTP/1.1 503 ") and b"too many connections from this address" in told
-    await eventually(lambda: not arrivals.standing_by and not arrivals._connecting)
+    await place.all_in(arrivals)
 
 
-async def test_a_turn_that_fails_is_not_the_last_one(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    place.client(ASKING)
+async def test_of_those_that_have_said_nothing_the_oldest_are_begun(place: Place) -> None:
+    clients = [place.client() for _ in range(SILENT_AT_ONCE + 1)]
     arrivals = place.arrivals()
-    with monkeypatch.context() as patch:
-        patch.setattr(place, "arriving", place.arrivals)  # which takes something else
-        with pytest.raises(TypeError):
-            arrivals.take_in()
-    await eventually(lambda: not arrivals.standing_by and not arrivals._connecting)
-    assert place.came == [b"met POST"]
+    arrivals.take_in()
+    assert arrivals.standing_by == 1
+    clients[0].sendall(LOOKING)
+    await place.all_in(arrivals)
+    assert place.came == [b"GET ", *[b""] * SILENT_AT_ONCE]
+
+
+async def test_who_says_something_in_the_meantime_is_begun_where_that_belongs(place: Place) -> None:
+    many = 10 * SILENT_AT_ONCE
+    clients = [place.client() for _ in range(many)]
+    arrivals = place.arrivals()
+    arrivals.take_in()
+    clients[-1].sendall(LOOKING)
+    clients[-2].sendall(ASKING)
+    clients[-3].close()
+    await place.all_in(arrivals)
+    looking, asking = place.came.index(b"GET "), place.came.index(b"in POST")
+    assert looking < 3 * SILENT_AT_ONCE and asking < 4 * SILENT_AT_ONCE
+    assert place.came.count(b"") == many - 3 and len(place.came) == many - 1
+    assert not place.crowd.expected
+
+
+async def test_in_a_rush_who_says_something_in_the_meantime_is_refused(place: Place) -> None:
+    place.rush = True
+    clients = [place.client() for _ in range(10 * SILENT_AT_ONCE)]
+    arrivals = place.arrivals()
+    arrivals.take_in()
+    asking = clients[-BEGUN_IN_A_RUSH - 1 :]
+    for client in asking:
+        client.sendall(ASKING)
+    await place.all_in(arrivals)
+    assert place.came.count(b"met POST") == BEGUN_IN_A_RUSH
+    assert place.came.count(b"met ") == len(clients) - len(asking) and place.lets_in == -1
+
+
+async def test_where_the_system_has_no_epoll_those_that_say_nothing_are_like_others(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(select, "epoll", raising=False)
+    for _ in range(BEGUN_AT_ONCE + 1):
+        place.client()
+    arrivals = place.arrivals()
+    arrivals.take_in()
+    assert arrivals.standing_by == 1
+    await place.all_in(arrivals)
+    assert len(place.came) == BEGUN_AT_ONCE + 1
 
 
 async def test_those_that_are_half_made_at_the_end_are_ended(place: Place) -> None:
@@ -204,8 +273,7 @@ async def test_in_a_rush_most_are_told_so_and_closed_without_anything_being_made
     clients = [place.client(ASKING) for _ in range(BEGUN_IN_A_RUSH + REFUSED_AT_ONCE)]
     arrivals = place.arrivals()
     arrivals.take_in()
-    assert not arrivals.standing_by
-    await eventually(lambda: not arrivals._connecting)
+    await place.all_in(arrivals)
     assert place.came == [b"met POST"] * BEGUN_IN_A_RUSH and not place.crowd.expected
     told = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
     for client in clients[BEGUN_IN_A_RUSH:]:
@@ -218,19 +286,19 @@ async def test_whoever_is_let_in_in_a_rush_is_counted_once(place: Place) -> None
         place.client(ASKING)
     arrivals = place.arrivals()
     arrivals.take_in()
-    await eventually(lambda: not arrivals._connecting)
-    assert place.came[BEGUN_IN_A_RUSH:] == [b"POST"] * 3
+    await place.all_in(arrivals)
+    assert place.came[BEGUN_IN_A_RUSH:] == [b"in POST"] * 3
     assert place.lets_in == 3 - REFUSED_AT_ONCE
 
 
 async def test_those_who_waited_before_a_rush_are_refused_as_well(place: Place) -> None:
-    for _ in range(LATER_AT_ONCE + BEGUN_IN_A_RUSH + 9):
+    for _ in range(BEGUN_IN_A_RUSH + 9):
         place.client(ASKING)
     arrivals = place.arrivals()
     arrivals.take_in()
     place.rush = True
-    await eventually(lambda: not arrivals.standing_by and not arrivals._connecting)
-    assert len(place.came) == LATER_AT_ONCE + BEGUN_IN_A_RUSH and place.lets_in == -9
+    await place.all_in(arrivals)
+    assert len(place.came) == BEGUN_IN_A_RUSH and place.lets_in == -9
 
 
 async def test_who_left_in_the_meantime_is_nothing_to_tell_of(place: Place) -> None:
@@ -239,8 +307,8 @@ async def test_who_left_in_the_meantime_is_nothing_to_tell_of(place: Place) -> N
         place.client(ASKING).close()
     arrivals = place.arrivals()
     arrivals.take_in()
-    assert place.lets_in == -1 and not arrivals.standing_by
-    await eventually(lambda: not arrivals._connecting)
+    await place.all_in(arrivals)
+    assert place.lets_in == -1
 
 
 async def test_where_nothing_can_be_read_yet_nobody_is_looked_at(place: Place) -> None:
@@ -259,8 +327,8 @@ async def test_no_more_stand_by_than_there_is_room_for(place: Place, room: int, 
         place.client(ASKING)
     arrivals = place.arrivals()
     arrivals.take_in()
-    assert arrivals.standing_by == most - LATER_AT_ONCE
-    await eventually(lambda: not arrivals.standing_by and not arrivals._connecting)
+    assert place.crowd.expected == len(place.doorstep.lobby) == most
+    await place.all_in(arrivals)
 
 
 async def test_who_is_slow_with_a_handshake_is_not_waited_for(place: Place) -> None:

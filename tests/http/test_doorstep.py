@@ -14,7 +14,8 @@ from llmgateway.http.body import Patience
 from llmgateway.http.client import Client
 from llmgateway.http.crowd import Crowd
 from llmgateway.http.doorstep import LOOK_AGAIN_S, Doorstep, target_of
-from llmgateway.http.server import ClientConnection, ClientServer
+from llmgateway.http.downstream import ClientConnection
+from llmgateway.http.server import ClientServer
 from tests.journey import eventually
 from tests.raw_client import Ending, RawClient, request
 
@@ -85,9 +86,10 @@ class Door:
         return REFUSED
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[Door]:
-        meet = partial(self.doorstep.meet, self.server)
-        listener = await asyncio.get_running_loop().create_server(meet, "127.0.0.1", 0)
+    async def open(self, *, let_in: bool = False) -> AsyncIterator[Door]:
+        meet = partial(self.doorstep.meet, self.server, self.server.let_in)
+        make = self.server.let_in if let_in else meet
+        listener = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
         self.port = listener.sockets[0].getsockname()[1]
         try:
             yield self
@@ -127,15 +129,24 @@ async def test_a_request_that_comes_in_pieces_is_let_in_with_all_of_them(nothing
 
 
 async def test_whoever_was_let_in_is_not_refused_what_it_was_let_in_for(nothing_leaks: None) -> None:
+    async with Door().open(let_in=True) as door, RawClient(door.port) as client:
+        await eventually(lambda: door.server.connections)
+        connection = cast(ClientConnection, door.server.connections[0])
+        await eventually(lambda: connection._waiter is not None)  # where Python is 3.12 or newer: at once
+        assert await status(client, PLAIN) == 200 and not door.shed
+        assert await status(client, PLAIN) == 503
+
+
+async def test_whoever_came_before_and_has_not_asked_is_refused_as_well(nothing_leaks: None) -> None:
     async with Door().open() as door:
         door.rush = False
         async with RawClient(door.port) as client:
             await eventually(lambda: door.server.connections)
             connection = cast(ClientConnection, door.server.connections[0])
-            await eventually(lambda: connection._waiter is not None)  # where Python is 3.12 or newer: at once
+            await eventually(lambda: connection._waiter is not None)
             door.rush = True
-            assert await status(client, PLAIN) == 200 and not door.shed
-            assert await status(client, PLAIN) == 503
+            assert [await status(client, PLAIN) for _ in range(2)] == [503] * 2
+            assert await status(client, request("GET", "/healthz")) == 200
 
 
 async def test_a_connection_that_was_taken_in_before_is_refused_as_well_and_goes_on(

@@ -1,6 +1,6 @@
 """The way back to a client, and what we rely on of aiohttp without its promise, over real sockets.
 
-When a new aiohttp release fails here, `llmgateway/http/server.py` is what has to follow it.
+When a new aiohttp release fails here, `llmgateway/http/downstream.py` is what has to follow it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from llmgateway.errors import UPSTREAM_ERROR, GatewayError
 from llmgateway.http.body import Patience
 from llmgateway.http.client import Client
 from llmgateway.http.crowd import Crowd
+from llmgateway.http.downstream import ClientConnection
 from llmgateway.http.headers import AnswerHead, answer_head
-from llmgateway.http.server import ClientConnection, ClientServer
+from llmgateway.http.server import ClientServer
 from tests.guard import HANG_S
 from tests.journey import KEY, eventually
 from tests.raw_client import Ending, RawClient, Response, request

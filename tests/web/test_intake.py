@@ -53,10 +53,10 @@ async def test_who_comes_later_waits_behind_those_that_wait() -> None:
 
 
 async def test_nobody_waits_where_few_come_in_each_turn() -> None:
-    intake, now = Intake(asyncio.get_running_loop(), lambda: now), 0.0
+    intake = Intake(asyncio.get_running_loop(), lambda: 0.0)
     for _ in range(3):
         assert [begin(intake) for _ in range(AT_A_TURN)] == [None] * AT_A_TURN
-        now += 0.001
+        await one_turn()
 
 
 async def test_a_turn_that_took_long_for_other_reasons_lets_more_begin() -> None:
@@ -87,14 +87,13 @@ async def test_a_client_that_has_left_takes_nobodys_turn() -> None:
 async def test_where_all_are_to_wait_the_first_does_and_later_none_who_is_not_too_many() -> None:
     crowded = Crowded(waiting=0)
     crowded.intake.have_all_wait(True)
-    crowded.now += 1.0
+    await one_turn()
     turn = begin(crowded.intake)
     assert turn is not None
     await turn
-    crowded.now += 1.0
+    await one_turn()
     assert not crowded.intake.begins()
     crowded.intake.have_all_wait(False)
-    crowded.now += 1.0
     assert crowded.intake.begins()
 
 

@@ -2,8 +2,9 @@
 
 First some clients ask again as soon as they have their answer: what they get is what the gateway carries.
 Then requests come at three times that rate, whatever becomes of those before them. Both happen on connections
-that are kept, and on a new one for each request. Meanwhile somebody else asks for the gateway's own pages ten
-times a second, on a new connection each time. At the end the time is taken until answers are prompt again.
+that are kept, on a new one for each request, and on new ones from afar, on which nothing comes at first.
+Meanwhile somebody else asks for the gateway's own pages ten times a second, on a new connection each
+time, from as far. At the end the time is taken until answers are prompt again.
 
 The gateway has a CPU to itself; the fake provider and all who ask share the others.
 """
@@ -15,6 +16,7 @@ import select
 import socket
 import tempfile
 import time
+from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -31,6 +33,8 @@ CARRIED_FOR_S: Final = 5.0
 MOST_CONNECTIONS: Final = 6_000
 LAST_ANSWERS_S: Final = 30.0
 TICK_S: Final = 0.002
+FAR_S: Final = 0.02
+"""How long it takes a connection from afar until something comes on it."""
 LOOK_EVERY_S: Final = 0.1
 LOOK_LIMIT_S: Final = 30.0
 PROMPT_S: Final = 0.1
@@ -59,6 +63,7 @@ class Client:
             self.socket.connect(("127.0.0.1", port))
         self.asked_at = 0.0
         self.unfinished = False
+        self.is_far = False
 
     def ask(self) -> None:
         self.asked_at, self.received, self.unsent = time.perf_counter(), b"", CHAT
@@ -119,10 +124,12 @@ class Tally:
 class Flood:
     """Clients that ask at a rate, whatever becomes of it; without one, some that ask again when answered."""
 
-    def __init__(self, port: int, *, keep: bool, rate: float = 0.0) -> None:
+    def __init__(self, port: int, *, keep: bool, rate: float = 0.0, far_s: float = 0.0) -> None:
         self.port = port
         self.keep = keep
         self.rate = rate
+        self.far_s = far_s
+        self._from_afar: deque[Client] = deque()
         self.tally = Tally()
         self._poll = select.epoll()
         self._waiting: dict[int, Client] = {}
@@ -151,12 +158,16 @@ class Flood:
         elif len(self._waiting) < MOST_CONNECTIONS:
             client = Client(self.port)
             self._poll.register(client.socket, select.EPOLLIN)
+            client.is_far = self.far_s > 0.0
         else:
             return
         self.tally.asked += 1
         self._waiting[client.socket.fileno()] = client
         client.ask()
-        self._write(client)
+        if client.is_far:
+            self._from_afar.append(client)
+        else:
+            self._write(client)
 
     def _write(self, client: Client) -> None:
         try:
@@ -170,7 +181,15 @@ class Flood:
                     client.socket, select.EPOLLIN if whole else select.EPOLLIN | select.EPOLLOUT
                 )
 
+    def _send_from_afar(self) -> None:
+        while self._from_afar and time.perf_counter() >= self._from_afar[0].asked_at + self.far_s:
+            client = self._from_afar.popleft()
+            client.is_far = False
+            if client.socket.fileno() in self._waiting:  # it was not closed in the meantime
+                self._write(client)
+
     def _hear(self) -> None:
+        self._send_from_afar()
         for number, event in self._poll.poll(TICK_S):
             client = self._waiting.get(number)
             if client is None:
@@ -211,13 +230,13 @@ class Looks:
         return times_s[int(len(times_s) * 0.95)] * 1000, times_s[-1] * 1000
 
 
-def look(port: int, seconds: float) -> Looks:
+def look(port: int, seconds: float, far_s: float) -> Looks:
     """Ask for the pages, again and again."""
     looks = Looks({name: [] for name in PAGES})
     end = time.perf_counter() + seconds
     while (began := time.perf_counter()) < end:
         for name, message in PAGES.items():
-            took_s, answer = fetch(port, message)
+            took_s, answer = fetch(port, message, far_s)
             looks.times_s[name].append(took_s)
             if found := _LAG.search(answer):
                 looks.lag_s = max(looks.lag_s, float(found[1]))
@@ -225,15 +244,16 @@ def look(port: int, seconds: float) -> Looks:
     return looks
 
 
-def fetch(port: int, message: bytes) -> tuple[float, bytes]:
-    """Ask on a new connection; it took for ever if there is no good answer."""
+def fetch(port: int, message: bytes, far_s: float) -> tuple[float, bytes]:
+    """Ask on a new connection; it took for ever if there is no good answer. To be far away does not count."""
     began = time.perf_counter()
     answer = b""
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), LOOK_LIMIT_S) as one:
+        time.sleep(far_s)
         one.sendall(message)
         while piece := one.recv(262_144):
             answer += piece
-    took_s = time.perf_counter() - began
+    took_s = time.perf_counter() - began - far_s
     return (took_s if answer.startswith(b"HTTP/1.1 20") else math.inf), answer
 
 
@@ -252,16 +272,18 @@ def prompt_after_s(port: int) -> float:
 # --- the table ---------------------------------------------------------------------------------------
 
 
-def row(port: int, pool: ProcessPoolExecutor, *, keep: bool, seconds: float) -> list[str]:
+def row(
+    port: int, pool: ProcessPoolExecutor, name: str, *, keep: bool, far_s: float, seconds: float
+) -> list[str]:
     """Flood a gateway; gives its row of the table."""
     before = Flood(port, keep=keep).last(CARRIED_FOR_S)
     carried = before.count("200") / before.lasted_s
-    looking = pool.submit(look, port, seconds)
-    tally = Flood(port, keep=keep, rate=carried * TIMES).last(seconds)
+    looking = pool.submit(look, port, seconds, far_s)
+    tally = Flood(port, keep=keep, rate=carried * TIMES, far_s=far_s).last(seconds)
     prompt_s = prompt_after_s(port)
     looks = looking.result()
     return [
-        "kept" if keep else "a new one each",
+        name,
         f"{carried:,.0f}",
         f"{tally.asked / tally.lasted_s:,.0f}",
         f"{tally.count('200') / tally.lasted_s:,.0f}, {tally.slowest_ms('200')}",
@@ -273,6 +295,11 @@ def row(port: int, pool: ProcessPoolExecutor, *, keep: bool, seconds: float) -> 
     ]
 
 
+ROWS: Final = (
+    ("kept", True, 0.0),
+    ("a new one each", False, 0.0),
+    ("a new one each, from afar", False, FAR_S),
+)
 HEAD: Final = (
     "connections",
     "carried a second",
@@ -294,18 +321,16 @@ def main() -> None:
     raise_open_files()
     cpus = divide_cpus()
     print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}")
-    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
+        folder = Path(place)
         stack.enter_context(on(cpus.others))
         pool = stack.enter_context(ProcessPoolExecutor(1))
         pool.submit(time.sleep, 0).result()
         provider = stack.enter_context(started(DIRECT, folder, cpus))
-        for keep in (True, False):
+        for name, keep, far_s in ROWS:
             with started(GATEWAY, folder, cpus, provider.port) as gateway:
-                print(
-                    f"| {' | '.join(row(gateway.port, pool, keep=keep, seconds=arguments.seconds))} |",
-                    flush=True,
-                )
+                cells = row(gateway.port, pool, name, keep=keep, far_s=far_s, seconds=arguments.seconds)
+                print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ LEAST: Final = 4
 OVER: Final = 2
 """So many times what is let in may begin: it may have been let in before the last look."""
 MOST_ARRIVING: Final = 2 * MOST_WAITING
-"""Requests on connections that are not begun, with those that wait for a turn."""
+"""Requests that wait unread, with those that wait for a turn."""
 CALM_S: Final = 5.0
 SMOOTH: Final = 0.2
 RETRY_S: Final = 2
@@ -91,7 +91,7 @@ class Pressure:
         return self.intake.turn()
 
     def arriving(self, many: int, late_s: float) -> None:
-        """Learn how many requests wait on connections that are not begun, and for how long the first has."""
+        """Learn how many requests wait unread, and for how long the first has."""
         self._arriving_s = max(self._arriving_s, late_s)
         if not self.rush and many + self.intake.waiting >= MOST_ARRIVING:
             self._rush_from(self._clock())

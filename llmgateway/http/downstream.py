@@ -271,7 +271,9 @@ class ClientConnection(RequestHandler):
 
     def _process_keepalive(self) -> None:
         self._keepalive_handle = None
-        if self._head_timer is None and self.held is None:  # else a head has begun, or waits
+        if self.held is not None:  # it asks
+            self._next_keepalive_close_time = self.now() + self.patience.keep_alive_s
+        if self._head_timer is None:  # else a head has begun, which has a clock of its own
             super()._process_keepalive()
 
     def _watch_deafness(self) -> None:

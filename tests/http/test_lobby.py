@@ -182,6 +182,7 @@ async def test_a_connection_is_not_idle_while_something_of_it_waits(room: Room) 
         here.doorstep.lobby.hold(connection, asking(1), 0.0)
         connection._next_keepalive_close_time = 0.0
         connection._process_keepalive()
+        assert connection._keepalive_handle is not None  # it is looked at later
         await eventually(lambda: here.heard == ["0001"] and connection._is_idle)
         connection._next_keepalive_close_time = 0.0
         connection._process_keepalive()

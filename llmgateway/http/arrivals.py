@@ -21,6 +21,9 @@ from itertools import islice
 from typing import Any, Final
 
 from llmgateway.http.doorstep import Doorstep, Sight, Verdict
+from llmgateway.log import Events
+
+events = Events("downstream")
 
 ACCEPTED_AT_ONCE: Final = 256
 """Two milliseconds' work."""
@@ -38,7 +41,7 @@ Connect = Callable[[MakeProtocol, socket.socket], Coroutine[Any, Any, tuple[asyn
 
 
 class Arrival:
-    """A connection that is accepted, and not begun. `at` is when, by the loop's clock."""
+    """A connection that is accepted, and not begun, since `at`; or since something has come on it."""
 
     __slots__ = ("_arrivals", "address", "at", "socket")
 
@@ -98,7 +101,10 @@ class Arrivals:
 
     def __call__(self) -> asyncio.Protocol:
         """Make it."""
-        self.take_in()
+        try:
+            self.take_in()
+        except Exception:  # uvloop would listen no more
+            events.exception("accepting connections failed")
         return self._meet()
 
     @property
@@ -114,11 +120,13 @@ class Arrivals:
             self._begin_some()
 
     def take_in_all(self) -> None:
-        """Accept all that wait, and begin with all, so that none is lost where nobody listens any more."""
+        """Accept all that wait, so that none is lost where nobody listens any more.
+
+        All are begun but those in the lobby.
+        """
         self._accept(BACKLOG)
         while self.standing_by:
             self._begin_some()
-        self._doorstep.lobby.begin_all()
 
     def _accept(self, most: int) -> None:
         now = self._loop.time()
@@ -138,15 +146,15 @@ class Arrivals:
             self.drop(arrival)
         elif sight is Sight.CAN_WAIT:
             self._doorstep.lobby.add(arrival)
-        elif sight is Sight.SILENT and self._silent is not None:
-            self._silent.add(arrival)
-        else:
+        elif sight is not Sight.SILENT or self._silent is None or not self._silent.add(arrival):
             self._soon.append(arrival)
 
     def _hear(self) -> None:
         """Look again at those that have said something."""
         assert self._silent is not None
+        now = self._loop.time()
         for arrival in self._silent.no_longer(ACCEPTED_AT_ONCE):
+            arrival.at = now
             self._sort(arrival)
         if self._soon and self._next_turn is None:
             self._begin_some()
@@ -234,11 +242,15 @@ class Silent:
     def __len__(self) -> int:
         return len(self._them)
 
-    def add(self, arrival: Arrival) -> None:
-        """Listen to one."""
+    def add(self, arrival: Arrival) -> bool:
+        """Listen to one; tells whether the system lets us."""
         number = arrival.socket.fileno()
+        try:
+            self.epoll.register(number, select.EPOLLIN)
+        except OSError:  # there is a bound on them
+            return False
         self._them[number] = arrival
-        self.epoll.register(number, select.EPOLLIN)
+        return True
 
     def no_longer(self, most: int) -> list[Arrival]:
         """Take out those that have said something, up to so many."""

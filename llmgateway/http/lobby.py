@@ -4,7 +4,8 @@ To understand a request costs several times what it costs to put it here, and to
 as much again. So a thousand that come in one turn of the event loop do not make that turn a long one, and
 what cannot wait, such as the gateway's own pages, is behind a few of them, and not behind all. Rules:
 
-- Whoever comes first begins first, a few in a turn; nobody waits while no more than these come.
+- Whoever comes first begins first, a few in a turn. On connections that are begun nobody waits while no more
+  than these come.
 - In a rush most are refused where they stand. A few are begun, and refused in there, as to refuse a client
   that keeps its connection costs less in the long run.
 - What is long does not wait, so that little is held here.
@@ -89,8 +90,9 @@ class Held:
     def begin(self) -> None:
         """Have it heard."""
         if self._connection.held is self:
+            data, self._data = self._data, b""
             self._connection.held = None
-            self._connection.hear(self._data)
+            self._connection.hear(data)
 
     def refuse(self) -> None:
         """Refuse it, unless it is let in."""
@@ -101,6 +103,21 @@ class Held:
 
     def give_up(self) -> None:
         """Leave it to its connection, which ends."""
+
+
+class Mark:
+    """One that serves nobody, and tells when it is its turn."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.at = loop.time()
+        self.reached: asyncio.Future[None] = loop.create_future()
+
+    def begin(self) -> None:
+        """Tell so, unless nobody wants to know any more."""
+        if not self.reached.done():
+            self.reached.set_result(None)
+
+    refuse = give_up = begin
 
 
 class Lobby:
@@ -157,6 +174,13 @@ class Lobby:
         """Let nobody wait any longer."""
         while self._line:
             self._line.popleft().begin()
+
+    async def all_before(self) -> None:
+        """Wait until nobody waits any more of those that do now."""
+        if self._line:
+            mark = Mark(asyncio.get_running_loop())
+            self.add(mark)
+            await mark.reached
 
     def clear(self) -> None:
         """Give up all that wait."""

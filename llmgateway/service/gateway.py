@@ -6,7 +6,7 @@ Whoever makes it gives it a config; where that comes from, and what a signal mea
 import asyncio
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -174,8 +174,8 @@ class Gateway:
     async def __aenter__(self) -> "Gateway":
         """Listen and start to look at the providers. Raises CannotListen if the address can't be had."""
         await self._listen()
-        # Steps of the end, the last one first: cut what is in flight, close its connections, write down what
-        # became of it, stop looking, stop listening.
+        # Steps of the end, the last one first: cut what is in flight, stop listening, close all connections,
+        # write down what became of them, stop looking.
         self._stack.callback(self._upstream.close)
         self._stack.enter_context(self._rota)
         self._stack.enter_context(self._pressure.watching(asyncio.get_running_loop()))
@@ -186,6 +186,7 @@ class Gateway:
         self._stack.callback(self.ledger.book)
         self._stack.push_async_callback(self._server.shutdown, LAST_WORDS_S)
         self._stack.callback(self._doorstep.clear)
+        self._stack.push_async_callback(self._stop_listening)
         self._stack.callback(self._app.cut_off)
         events.info(f"listening on {self.url}", version=__version__, providers=len(self.fleet.providers))
         return self
@@ -223,6 +224,13 @@ class Gateway:
         listener = await loop.create_server(make, sock=one, backlog=BACKLOG, **tls)
         self._stack.callback(listener.close)
         self._listeners.append(listener)
+
+    async def _stop_listening(self) -> None:
+        for arrivals in self._arrivals:
+            arrivals.close()
+        for listener in self._listeners:
+            listener.close()
+        await asyncio.sleep(0)  # by then what the loop has accepted is made
 
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
@@ -301,13 +309,13 @@ class Gateway:
             await asyncio.sleep(self.config.server.drain_delay)
         loop = asyncio.get_running_loop()
         end = loop.time() + self.config.server.drain_timeout
+        await _within(end, self._doorstep.lobby.all_before())  # who asked before the signal is served
         self._app.drain()
-        with suppress(TimeoutError):
-            async with asyncio.timeout_at(end):
-                self._doorstep.lobby.begin_all()  # so that they are told, and not reset
-                for arrivals in self._arrivals:
-                    arrivals.take_in_all()
-                    await arrivals.all_connected()
+        for arrivals in self._arrivals:  # so that they are told, and not reset
+            arrivals.take_in_all()
+        self._doorstep.lobby.begin_all()
+        for arrivals in self._arrivals:
+            await _within(end, arrivals.all_connected())
         in_time = await self._app.quiet(max(0.0, end - loop.time()))
         return in_time and await self._server.delivered(max(0.0, end - loop.time()))
 
@@ -318,6 +326,13 @@ class Gateway:
                 arrivals.take_in_all()
             for listener in self._listeners:
                 listener.close()
+
+
+async def _within(end: float, what: Awaitable[None]) -> None:
+    """Wait for something, until a time of the loop's clock at most."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout_at(end):
+            await what
 
 
 def _ledger(metrics: Metrics, journal: Journal, fleet: Fleet) -> Ledger:

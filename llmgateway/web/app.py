@@ -201,12 +201,14 @@ class App:
 
     async def _follow(self, path: str, route: Route | None, client: Client) -> None:
         """Serve a request of the API, and write down what became of it; it is only counted if it is shed."""
-        if self._pressure.sheds and isinstance(route, Forward):
+        if self._pressure.sheds and isinstance(route, Forward) and not self._condition.draining:
             raise self._pressure.refusal()
         entry = Entry(client.request_id, path, time.monotonic())
         self._running.begin(client, entry)
         try:
             route = self._open(route, client, entry)
+            if self._condition.draining:
+                raise draining()
             if isinstance(route, Forward) and not self._intake.begins():
                 await self._pressure.turn()
             if b"via" in client.head.named:
@@ -287,8 +289,6 @@ class App:
 
     def _admit(self, route: Forward | Told, client: Client) -> Caller:
         """Name the caller. Raises GatewayError."""
-        if self._condition.draining:
-            raise draining()
         if isinstance(route, Forward) and route.from_page:
             self._visitors.require_same_origin(client)
             return self._visitors.who(client, by_session=True)

@@ -2,13 +2,14 @@
 
 Rules:
 
-- A moment is nothing: only who is behind again and again, for seconds, begins to turn requests away; or who
-  has more waiting than come at once by themselves.
+- A moment is nothing, nor are many that come at once: only who is behind again and again, for seconds, begins
+  to turn requests away; or who has many waiting, and no fewer after a while.
 - That is a rush. It is looked at many times a second, and so many requests are let in between two looks that
   the gateway is not behind: half as many where it is, more by a quarter where all were taken. So what was let
   in is answered, and everything else of the gateway stays prompt.
 - Some are always let in: a gateway that is late with nothing but turning away would serve nobody.
-- The rush is over when nobody had to be turned away for a while.
+- The rush is over when the gateway was not behind for a while. Where more come than it can carry it is behind
+  again and again, as more and more are let in.
 """
 
 import asyncio
@@ -65,6 +66,7 @@ class Pressure:
         """How many were."""
         self._clock = clock
         self._arriving_s = 0.0
+        self._many, self._many_at = math.inf, -math.inf
         self._behind = 0
         self._behind_since = -math.inf
         self._quota = self._left = LEAST
@@ -93,8 +95,19 @@ class Pressure:
     def arriving(self, many: int, late_s: float) -> None:
         """Learn how many requests wait unread, and for how long the first has."""
         self._arriving_s = max(self._arriving_s, late_s)
-        if not self.rush and many + self.intake.waiting >= MOST_ARRIVING:
-            self._rush_from(self._clock())
+        now = self._clock()
+        if self._grows(many + self.intake.waiting, now) and not self.rush:
+            self._rush_from(now)
+
+    def _grows(self, waiting: int, now: float) -> bool:
+        """Tell whether many wait, and no fewer than a while ago."""
+        if waiting < MOST_ARRIVING:
+            self._many, self._many_at = math.inf, -math.inf
+            return False
+        if now - self._many_at < LOOK_EVERY_S:
+            return False
+        before, self._many, self._many_at = self._many, waiting, now
+        return waiting >= before
 
     def lets_in(self) -> bool:
         """Tell whether one more may be let in before the next look, which counts it."""
@@ -117,15 +130,13 @@ class Pressure:
 
     def _look_closely(self, late_s: float, now: float) -> None:
         if late_s > TARGET_S:
-            self._quota = max(LEAST, self._quota // 2)
-        elif self._left <= 0 or self.sheds:
-            self._quota += 1 + self._quota // 4
+            self._quota, self._calm_since = max(LEAST, self._quota // 2), now
         elif now - self._calm_since >= CALM_S:
             self.rush, self._behind, self._behind_since = False, 0, now
             self.intake.have_all_wait(False)
             events.info("requests are no longer turned away", shed=self.shed)
-        if self._left < 0 or self.sheds or late_s > TARGET_S:
-            self._calm_since = now
+        elif self._left <= 0 or self.sheds:
+            self._quota += 1 + self._quota // 4
         self.sheds, self._left, self._begun = False, self._quota, 0
 
     def _rush_from(self, now: float) -> None:

@@ -117,6 +117,21 @@ async def test_however_many_ask_at_once_all_are_answered(room: Room) -> None:
             assert len(set(here.heard)) == many
 
 
+@pytest.mark.parametrize(
+    ("rush", "in_a_turn"), [(False, BEGUN_AT_ONCE), (True, BEGUN_IN_A_RUSH + REFUSED_AT_ONCE)]
+)
+async def test_a_turn_is_short_however_many_wait(room: Room, rush: bool, in_a_turn: int) -> None:
+    many = 3 * in_a_turn
+    room.rush = rush
+    async with room.open(many) as here:
+        for name, connection in enumerate(here.idle):
+            here.doorstep.lobby.hold(connection, asking(name), 0.0)
+        for turn in (1, 2, 3):
+            await asyncio.sleep(0)
+            assert len(here.doorstep.lobby) == many - turn * in_a_turn
+        await eventually(lambda: len(here.heard) + here.refused == many)
+
+
 async def test_where_few_ask_nobody_waits(room: Room) -> None:
     async with room.open(BEGUN_AT_ONCE) as here:
         for name, client in enumerate(here.clients):
@@ -213,7 +228,7 @@ async def test_those_that_wait_when_it_is_over_are_forgotten_without_a_turn(room
         await eventually(lambda: here.heard == ["0002"])
 
 
-async def test_those_that_wait_when_a_gateway_stops_are_told(provider: FakeProvider) -> None:
+async def test_those_that_wait_when_a_gateway_stops_are_served(provider: FakeProvider) -> None:
     many = 5 * BEGUN_AT_ONCE
     loop = asyncio.get_running_loop()
     with ExitStack() as stack:
@@ -231,4 +246,4 @@ async def test_those_that_wait_when_a_gateway_stops_are_told(provider: FakeProvi
             waiting = len(gateway._doorstep.lobby)
             await gateway.drain()
         told = [await loop.sock_recv(client, 12) for client in clients]
-    assert set(told) <= {b"HTTP/1.1 200", b"HTTP/1.1 503"} and told.count(b"HTTP/1.1 503") >= waiting
+    assert set(told) <= {b"HTTP/1.1 200", b"HTTP/1.1 503"} and told.count(b"HTTP/1.1 200") >= waiting

@@ -17,6 +17,7 @@ from llmgateway.web.pressure import (
     BEHIND_S,
     CALM_S,
     LEAST,
+    LOOK_EVERY_S,
     LOOKS,
     MOST_ARRIVING,
     TARGET_S,
@@ -85,10 +86,29 @@ async def test_those_that_wait_on_connections_count_with_those_that_wait_for_a_t
     pressure = Looked()
     for _ in range(AT_A_TURN + 9):
         pressure.begin()
-    pressure.arriving(MOST_ARRIVING - 10, 0.0)
-    before = pressure.rush
-    pressure.arriving(MOST_ARRIVING - 9, 0.0)
-    assert not before and pressure.rush and pressure.sheds and not pressure.shed
+    for many, rush in ((MOST_ARRIVING - 10, False), (MOST_ARRIVING - 9, True)):
+        for pressure.now in (0.0, LOOK_EVERY_S):
+            assert not pressure.rush
+            pressure.arriving(many, 0.0)
+        assert pressure.rush == rush
+    assert pressure.sheds and not pressure.shed
+
+
+async def test_many_that_come_at_once_are_no_rush_while_they_become_fewer() -> None:
+    pressure = Looked()
+    for number in range(9):
+        pressure.now = number * LOOK_EVERY_S
+        pressure.arriving(9 * MOST_ARRIVING - number, 0.0)
+    pressure.now += LOOK_EVERY_S - 0.001
+    pressure.arriving(9 * MOST_ARRIVING, 0.0)  # it is too early to say
+    assert not pressure.rush
+    pressure.arriving(MOST_ARRIVING - 1, 0.0)
+    pressure.now = 3600.0
+    pressure.arriving(9 * MOST_ARRIVING, 0.0)  # others have come
+    assert not pressure.rush
+    pressure.now += LOOK_EVERY_S
+    pressure.arriving(9 * MOST_ARRIVING, 0.0)
+    assert pressure.rush
 
 
 async def test_those_that_wait_to_be_begun_make_the_gateway_late() -> None:
@@ -159,12 +179,24 @@ async def test_after_a_calm_while_it_takes_as_long_as_at_first() -> None:
     assert pressure.rush
 
 
-async def test_it_is_no_calm_while_while_some_are_turned_away() -> None:
+async def test_it_is_no_calm_while_it_is_late_again_and_again() -> None:
     pressure = Looked(*[BEHIND_S] * LOOKS)
-    for second in range(20):
-        pressure.look(0.0, now=LOOKS * BEHIND_FOR_S + second)
+    began = LOOKS * BEHIND_FOR_S
+    for number in range(10):
+        for late_s, part in ((0.0, 0.0), (0.0, 0.5), (TARGET_S * 2, 0.9)):
+            pressure.look(late_s, now=began + (number + part) * CALM_S)
+            assert pressure.rush
+
+
+async def test_it_is_calm_although_some_are_turned_away_if_it_is_not_late() -> None:
+    pressure = Looked(*[BEHIND_S] * LOOKS)
+    began = LOOKS * BEHIND_FOR_S
+    pressure.look(TARGET_S * 2, now=began)
+    for part in (0.1, 0.5, 0.9, 1.0):
         assert pressure.rush
         pressure.let_in()
+        pressure.look(0.0, now=began + part * CALM_S)
+    assert not pressure.rush
 
 
 async def test_the_lag_of_a_loop_is_measured() -> None:
@@ -174,8 +206,10 @@ async def test_the_lag_of_a_loop_is_measured() -> None:
         while not pressure.lag_s:
             loop.call_soon(time.sleep, 0.3)
             await asyncio.sleep(0.01)
-    pressure.arriving(MOST_ARRIVING, 0.0)
-    assert pressure.rush and pressure._timer is None, "nobody looks any more"
+    while not pressure.rush:
+        pressure.arriving(MOST_ARRIVING, 0.0)
+        await asyncio.sleep(0.01)
+    assert pressure._timer is None, "nobody looks any more"
 
 
 async def answer(gateway: Gateway, message: bytes) -> Response:

@@ -22,7 +22,7 @@ from typing import Final, cast
 
 from llmgateway.http.client import plain_error
 from llmgateway.http.crowd import Crowd
-from llmgateway.http.lobby import MOST_HELD, Connection, Lobby, Pressure
+from llmgateway.http.lobby import MOST_HELD, Lobby, OpenConnection, Pressure
 
 LOOK_AGAIN_S: Final = 2.0
 SPREAD: Final = 256
@@ -102,7 +102,7 @@ class Doorstep:
         target = target_of(data)
         return target if target is not None and self._can_wait(target) else None
 
-    def stops(self, connection: Connection, data: bytes, now: float) -> bool:
+    def stops(self, connection: OpenConnection, data: bytes, now: float) -> bool:
         """Refuse what came first behind an answer, or have it wait in the lobby; tells whether it did."""
         if self.pressure.rush:
             return connection.refuse(data)

@@ -36,7 +36,7 @@ MAX_LINE_BYTES: Final = 16 * 1024
 _OF_TLS: Final = "HTTPS traffic"  # as aiohttp names what begins like it
 
 
-class Server(Protocol):
+class Shared(Protocol):
     """What connections share."""
 
     turnstile: Turnstile
@@ -73,7 +73,7 @@ class ClientConnection(RequestHandler):
 
     def __init__(
         self,
-        manager: Server,
+        manager: Shared,
         *,
         loop: asyncio.AbstractEventLoop,
         patience: Patience,

@@ -58,7 +58,7 @@ class Waiting(Protocol):
         """Forget it: it is over."""
 
 
-class Connection(Protocol):
+class OpenConnection(Protocol):
     """A connection that is begun."""
 
     held: "Held | None"
@@ -76,7 +76,7 @@ class Held:
 
     __slots__ = ("_connection", "_data", "at")
 
-    def __init__(self, connection: Connection, data: bytes, at: float) -> None:
+    def __init__(self, connection: OpenConnection, data: bytes, at: float) -> None:
         self._connection = connection
         self._data = data
         self.at = at
@@ -140,7 +140,7 @@ class Lobby:
         self._have_a_turn()
         return True
 
-    def hold(self, connection: Connection, data: bytes, now: float) -> None:
+    def hold(self, connection: OpenConnection, data: bytes, now: float) -> None:
         """Have a connection wait with what came on it."""
         connection.held = Held(connection, data, now)
         self.add(connection.held)

@@ -215,9 +215,7 @@ class Gateway:
         make: MakeProtocol = partial(self._doorstep.meet, *makes)
         if not isinstance(loop, asyncio.BaseEventLoop):  # asyncio's own accepts all by itself
             connect = partial(loop.connect_accepted_socket, **tls)
-            arrivals = Arrivals(
-                one, self._doorstep, self._server, self._server.let_in, connect, legible=not tls
-            )
+            arrivals = Arrivals(one, self._doorstep, *makes, connect, legible=not tls)
             self._stack.callback(arrivals.close)
             self._arrivals.append(arrivals)
             make = arrivals

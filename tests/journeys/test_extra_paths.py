@@ -58,7 +58,8 @@ async def test_where_nobody_has_the_path_the_last_404_passes_on(
 async def test_where_nobody_is_there_the_error_names_the_path(
     gateway_for: GatewayFor, provider: FakeProvider
 ) -> None:
-    gateway = await gateway_for(provider, **path(method="GET"))
+    health = {"interval": "100ms", "timeout": "10m", "fall": 1}
+    gateway = await gateway_for(provider, **path(method="GET"), health=health)
     await provider.refuse()
     response = await get(gateway, VOICES)
     await eventually(lambda: not gateway.fleet.providers["rig"].online)

@@ -183,7 +183,7 @@ async def as_the_file_says(program: Program, file: File) -> None:
         assert response.status == status, (what, response.body)
 
 
-@pytest.mark.parametrize(("edits", "hang_up"), [(25, True), (2, False)], ids=["SIGHUP", "polled"])
+@pytest.mark.parametrize(("edits", "hang_up"), [(25, True), (1, False)], ids=["SIGHUP", "polled"])
 async def test_a_hundred_streams_go_on_while_the_file_is_rewritten(
     provider_for: ProviderFor, tmp_path: Path, edits: int, hang_up: bool
 ) -> None:

@@ -307,7 +307,7 @@ class Gateway:
             await asyncio.sleep(self.config.server.drain_delay)
         loop = asyncio.get_running_loop()
         end = loop.time() + self.config.server.drain_timeout
-        await _within(end, self._doorstep.lobby.all_before())  # who asked before the signal is served
+        await _within(end, self._doorstep.lobby.all_before())  # who has asked on an open connection is served
         self._app.drain()
         for arrivals in self._arrivals:  # so that they are told, and not reset
             arrivals.take_in_all()

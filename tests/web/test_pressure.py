@@ -206,9 +206,12 @@ async def test_the_lag_of_a_loop_is_measured() -> None:
         while not pressure.lag_s:
             loop.call_soon(time.sleep, 0.3)
             await asyncio.sleep(0.01)
-    while not pressure.rush:
+
+    def is_rush() -> bool:
         pressure.arriving(MOST_ARRIVING, 0.0)
-        await asyncio.sleep(0.01)
+        return pressure.rush
+
+    await eventually(is_rush)
     assert pressure._timer is None, "nobody looks any more"
 
 
